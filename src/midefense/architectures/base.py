@@ -1,0 +1,150 @@
+"""What every classifier is: a preprocessing step, named stages, and a linear head.
+
+The last stage is called `features`: its output [B, F] is the input of the head. Resizing and normalising happen
+inside, so that everything outside the network speaks of images in [0, 1].
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from midefense.types import Refused, Trace, refuse_unknown
+
+
+class Preprocess(nn.Module):
+    """Resize to `size` pixels square (bilinear, antialiased, only if different), then `(images - mean) / std`.
+
+    `mean` and `std` hold one value, or one per channel, in units of the [0, 1] image.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, *, channels: int, size: int, mean: float | Sequence[float] = 0.5, std: float | Sequence[float] = 0.5
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.size = size
+        # Not part of the weights: both stand in the configuration.
+        self.register_buffer("mean", per_channel("mean", mean, channels), persistent=False)
+        self.register_buffer("std", per_channel("std", std, channels), persistent=False)
+        if (self.std <= 0).any():
+            raise Refused(f"std: expected values above 0, got {std}; try 0.5, or 1 for no scaling")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [0, 1] to the network's own space [B, C, size, size]."""
+        if images.dim() != 4 or images.shape[1] != self.channels:
+            raise Refused(
+                f"images: expected [B, {self.channels}, H, W], got {list(images.shape)}; "
+                "try a dataset with this number of channels, or build the network with channels= of the images"
+            )
+        if images.shape[-2:] != (self.size, self.size):
+            images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
+        return (images - self.mean) / self.std
+
+
+def per_channel(name: str, values: float | Sequence[float], channels: int) -> Tensor:
+    """`values` (one, or one per channel) as a tensor [1, channels, 1, 1]."""
+    tensor = torch.as_tensor(values, dtype=torch.float32).flatten()
+    if len(tensor) not in (1, channels):
+        raise Refused(f"{name}: expected 1 or {channels} values for {channels} channels, got {len(tensor)}")
+    return tensor.expand(channels).reshape(1, channels, 1, 1).clone()
+
+
+class Classifier(nn.Module):
+    """A chain of named `stages` and a linear head `classifier`, behind `preprocess`.
+
+    `forward(images)` takes images [B, C, H, W] in [0, 1] and gives a `Trace` with logits [B, classes] and features
+    [B, F]; `taps` names the stages whose outputs are wanted beside them, from the same forward.
+    """
+
+    revision = 1
+
+    def __init__(
+        self,
+        stages: Mapping[str, nn.Module],
+        classifier: nn.Linear,
+        *,
+        channels: int,
+        size: int,
+        mean: float | Sequence[float],
+        std: float | Sequence[float],
+    ) -> None:
+        super().__init__()
+        if list(stages)[-1:] != ["features"]:
+            raise Refused(f"stages: expected the last one to be called 'features', got {list(stages)}")
+        self.preprocess = Preprocess(channels=channels, size=size, mean=mean, std=std)
+        self.stages = nn.ModuleDict(stages)
+        self.classifier = classifier
+
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """Names of the outputs that can be tapped and of the places where the network can be split."""
+        return tuple(self.stages)
+
+    @property
+    def classes(self) -> int:
+        return self.classifier.out_features
+
+    @property
+    def feature_width(self) -> int:
+        return self.classifier.in_features
+
+    @property
+    def channels(self) -> int:
+        return self.preprocess.channels
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of the images the stages see."""
+        return self.preprocess.size
+
+    def forward(self, images: Tensor, taps: Sequence[str] = ()) -> Trace:
+        """One forward. Raises `Refused` for an unknown tap or a wrong number of channels."""
+        for name in taps:
+            self._require_stage("tap", name)
+        hidden = self.preprocess(images)
+        kept = {}
+        for name, stage in self.stages.items():
+            hidden = stage(hidden)
+            if name in taps:
+                kept[name] = hidden
+        return Trace(self.classifier(hidden), hidden, kept)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features [B, F]: the flattened input of the head."""
+        hidden = self.preprocess(images)
+        for stage in self.stages.values():
+            hidden = stage(hidden)
+        return hidden
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits [B, classes] of features [B, F]."""
+        return self.classifier(features)
+
+    def split(self, cut: str) -> tuple[nn.Module, nn.Module]:
+        """The network cut behind stage `cut`: `cloud(edge(images))` equals the logits bit for bit.
+
+        Both halves share their weights with this network. Raises `Refused` for an unknown `cut`.
+        """
+        self._require_stage("cut", cut)
+        stages = list(self.stages.values())
+        behind = self.tap_names.index(cut) + 1
+        return nn.Sequential(self.preprocess, *stages[:behind]), nn.Sequential(*stages[behind:], self.classifier)
+
+    def with_head(self, classes: int) -> Classifier:
+        """A copy of this network with a fresh head for `classes` (drawn from torch's global stream)."""
+        other = copy.deepcopy(self)
+        weight = self.classifier.weight
+        other.classifier = nn.Linear(self.feature_width, classes, device=weight.device, dtype=weight.dtype)
+        return other
+
+    def _require_stage(self, what: str, name: str) -> None:
+        if name not in self.stages:
+            raise refuse_unknown(what, name, self.tap_names)

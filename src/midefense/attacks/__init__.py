@@ -1,0 +1,1 @@
+"""Attacks: composed in YAML from the parts in this package."""

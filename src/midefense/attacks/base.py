@@ -1,0 +1,240 @@
+"""What an attack is, and the engine that most are composed on.
+
+`SearchAttack` owns the ritual (access, charging, chunks, ranking, the budget); its slots hold the method:
+init -> search over latents, guided by an objective on what the target says of the views it is shown -> select.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from midefense import seeds
+from midefense.oracle import BudgetExceeded, Oracle
+from midefense.priors.base import Prior
+from midefense.types import Access, Answer, Evidence, Found, Images, Progress, Refused
+
+
+class Part:
+    """A piece of an attack. `reads` names what it takes from the target's answers (`types.Access`), `needs` what
+    it asks of the prior (`Prior.offers`); both are checked when the attack is built, before any compute."""
+
+    revision = 1
+    reads: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+
+class Attack:
+    """Prepare once per (target, prior), then recover what each fixed group of evidence points at.
+
+    Args:
+        access: what the attacker may read of the target.
+        budget: images that may be asked per target; None is unlimited.
+        group: targets per group. A group has its own seed and is the unit that is saved, resumed and distributed.
+    """
+
+    revision = 1
+    prepares = False
+    needs: tuple[str, ...] = ()
+    steps: int | None = None
+
+    def __init__(self, *, access: str, budget: int | None, group: int):
+        self.access = Access.parse(access)
+        if group < 1 or (budget is not None and budget < 1):
+            raise Refused(f"attack: expected group and budget of at least 1, got group={group}, budget={budget}")
+        self.budget, self.group = budget, group
+
+    def check(self, prior: type[Prior]) -> None:
+        """Refuse a kind of prior that lacks what the attack asks of it."""
+        if missing := sorted(set(self.needs) - prior.offers):
+            raise Refused(
+                f"this attack needs a prior that offers {', '.join(missing)}, {prior.__name__} offers "
+                f"{', '.join(sorted(prior.offers))}; choose another prior (gmi_gan has a critic) or attack/objective"
+            )
+
+    def prepare(
+        self, prior: Prior, oracle: Oracle, public: Images, rng: torch.Generator, state: dict[str, Tensor] | None
+    ) -> Iterator[Progress]:
+        """What is done once for all targets; its last state is stored and handed to `recover`."""
+        return iter(())
+
+    def preparation(self, recipe: Mapping[str, object]) -> object:
+        """The part of this attack's recipe that decides what `prepare` makes, so that attacks share it."""
+        return recipe
+
+    def recover(
+        self, state: Mapping[str, Tensor], prior: Prior, oracle: Oracle, evidence: Evidence, rng: torch.Generator
+    ) -> Iterator[Found]:
+        """Candidates for one group of evidence; every yield is worth keeping, the last of each stage counts."""
+        raise NotImplementedError
+
+
+@dataclass
+class Shot:
+    """One look at candidates: `latents` [B, ...] and their `images` [B, C, H, W]; what the target was `shown`
+    (a view of them) and its `answer`; the `labels` [B] wanted. The objective turns it into a loss per image."""
+
+    latents: Tensor
+    images: Tensor
+    shown: Tensor
+    answer: Answer
+    labels: Tensor
+    prior: Prior
+
+
+@dataclass
+class Problem:
+    """The world as the parts of one group see it. `reads` is what a look asks for, `chunk` how many images fit in
+    memory at once (None: all)."""
+
+    prior: Prior
+    oracle: Oracle
+    evidence: Evidence
+    state: Mapping[str, Tensor]
+    rng: torch.Generator
+    objective: Part
+    views: Part | None
+    reads: tuple[str, ...]
+    chunk: int | None
+    device: torch.device
+
+    def draw(self, purpose: str) -> torch.Generator:
+        """A generator for `purpose`, the same whatever was drawn before."""
+        return seeds.fork(self.rng, purpose)
+
+    def chunks(self, count: int) -> list[slice]:
+        """Rows 0..count-1 in pieces that fit in memory."""
+        width = self.chunk or max(count, 1)
+        return [slice(start, min(start + width, count)) for start in range(0, count, width)]
+
+    def look(
+        self, latents: Tensor, owners: Tensor, views: Part | None = None, draws: object = None, reads=None
+    ) -> Shot:
+        """Decode latents [B, ...], show the target a view of them and hear its answer.
+
+        `owners` int64 [B] on the CPU: the evidence row of each latent; its target is charged.
+        """
+        images = self.prior.decode(latents)
+        shown = images if views is None else views(images, draws)
+        answer = self.oracle(shown, ids=self.evidence.ids[owners], reads=self.reads if reads is None else reads)
+        labels = self.evidence.labels[owners].to(images.device, non_blocking=True)
+        return Shot(latents, images, shown, answer, labels, self.prior)
+
+
+class SearchAttack(Attack):
+    """The engine: start somewhere, search for latents of low loss, keep the best of each target.
+
+    Args:
+        init: starts; `init(problem) -> Found`.
+        objective: loss per image of a `Shot` [B].
+        search: yields `Found` after every step.
+        select: score per candidate [M], and how many to keep per target.
+        views: what the target is shown during the search (None: the image itself).
+        access, budget, group: see `Attack`.
+        chunk: images per forward, to fit memory (None: the whole group at once).
+    """
+
+    def __init__(
+        self,
+        *,
+        init: Part,
+        objective: Part,
+        search: Part,
+        select: Part,
+        views: Part | None = None,
+        access: str = "whitebox",
+        budget: int | None = None,
+        group: int = 60,
+        chunk: int | None = None,
+    ):
+        super().__init__(access=access, budget=budget, group=group)
+        if chunk is not None and chunk < 1:
+            raise Refused(f"attack.chunk: expected at least 1 image per forward or null, got {chunk}")
+        slots = {"init": init, "objective": objective, "search": search, "select": select, "views": views}
+        for slot, part in slots.items():
+            if part is not None:
+                self.access.require(part.reads, f"attack.{slot} ({type(part).__name__})")
+        self.needs = tuple({need for part in slots.values() if part is not None for need in part.needs})
+        self.init, self.objective, self.search, self.select, self.views = slots.values()
+        self.chunk = chunk
+        self.prepares = hasattr(init, "prepare")
+
+    @property
+    def steps(self) -> int | None:
+        """What `recover` yields per group, for a progress bar; None if the search cannot tell."""
+        steps = getattr(self.search, "steps", None)
+        return None if steps is None else steps + 2
+
+    def prepare(
+        self, prior: Prior, oracle: Oracle, public: Images, rng: torch.Generator, state: dict[str, Tensor] | None
+    ) -> Iterator[Progress]:
+        """Hand over to the init, the one slot that may need a pool for all targets."""
+        return self.init.prepare(prior, oracle, rng, state) if self.prepares else iter(())
+
+    def preparation(self, recipe: Mapping[str, object]) -> object:
+        """The init's recipe."""
+        return recipe["init"]
+
+    def recover(
+        self, state: Mapping[str, Tensor], prior: Prior, oracle: Oracle, evidence: Evidence, rng: torch.Generator
+    ) -> Iterator[Found]:
+        """Yields the stages initial, optimised (after every step) and selected.
+
+        Raises:
+            BudgetExceeded: passed on; what was yielded before stands.
+        """
+        reads = tuple(dict.fromkeys(r for r in self.objective.reads if r not in ("gradient", "weights")))
+        problem = Problem(
+            prior=prior,
+            oracle=oracle,
+            evidence=evidence,
+            state=state,
+            rng=rng,
+            objective=self.objective,
+            views=self.views,
+            reads=reads,
+            chunk=self.chunk,
+            device=prior.device,
+        )
+        found = self.init(problem)
+        yield found
+        for found in self.search(problem, found):  # noqa: B020 -- each step replaces what was found
+            yield found
+        yield best_of_each(found, self.select(problem, found), self.select.keep)
+
+
+def best_of_each(found: Found, scores: Tensor, keep: int | None) -> Found:
+    """The `keep` highest-scored candidates of each target (None: all), best first; ties keep their order."""
+    scores = scores.detach().cpu()
+    # a candidate that diverged is the last to be chosen
+    by_score = torch.argsort(scores.nan_to_num(nan=-torch.inf), descending=True, stable=True)
+    order = by_score[torch.argsort(found.evidence[by_score], stable=True)]
+    if keep is not None:
+        owners = found.evidence[order]
+        first = torch.searchsorted(owners, owners)  # position where each target's rows begin
+        order = order[torch.arange(len(order)) - first < keep]
+    rows = order.to(found.latents.device)
+    return Found(
+        latents=found.latents[rows].detach(),
+        loss=found.loss[rows],
+        evidence=found.evidence[order],
+        stage="selected",
+        scores=scores[order],
+    )
+
+
+def run_group(
+    attack: Attack, state: Mapping[str, Tensor], prior: Prior, oracle: Oracle, evidence: Evidence, rng: torch.Generator
+) -> Iterator[tuple[Found, str]]:
+    """`attack.recover`, ending quietly when the budget does: yields (found, "") and at last (found, why)."""
+    found = None
+    try:
+        for found in attack.recover(state, prior, oracle, evidence, rng):
+            yield found, ""
+    except BudgetExceeded as why:
+        if found is None:
+            raise Refused(f"the budget did not allow a single candidate: {why}; raise attack.budget") from why
+        yield found, str(why)

@@ -1,0 +1,99 @@
+"""Where a search starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from midefense.attacks.base import Part, Problem
+from midefense.oracle import Oracle
+from midefense.priors.base import Prior
+from midefense.types import Found, Progress, Refused, clip_images
+
+
+def _starts(latents: Tensor, targets: int, candidates: int, loss: Tensor | None = None) -> Found:
+    """`candidates` rows per target, target by target. Without a `loss` it is NaN: nothing was measured yet."""
+    owners = torch.arange(targets).repeat_interleave(candidates)
+    loss = torch.full((len(owners),), torch.nan) if loss is None else loss
+    return Found(latents, loss.to(latents.device), owners, stage="initial")
+
+
+class Random(Part):
+    """Fresh draws of the prior.
+
+    Args:
+        candidates: starts per target (GMI: 5 restarts).
+        shared: give every target the same starts, as MIBench does; otherwise each has its own.
+    """
+
+    needs = ("sample",)
+
+    def __init__(self, *, candidates: int = 5, shared: bool = False):
+        if candidates < 1:
+            raise Refused(f"attack.init.candidates: expected at least 1 start per target, got {candidates}")
+        self.candidates, self.shared = candidates, shared
+
+    def __call__(self, problem: Problem) -> Found:
+        """Starts [N * candidates, ...] on the problem's device."""
+        targets, rng = len(problem.evidence), problem.draw("init")
+        drawn = problem.prior.sample(self.candidates if self.shared else targets * self.candidates, rng)
+        latents = drawn.repeat(targets, *[1] * (drawn.ndim - 1)) if self.shared else drawn
+        return _starts(latents.to(problem.device), targets, self.candidates)
+
+
+class BestOfPool(Part):
+    """The most confident of one pool drawn for all targets (PPA, Struppek et al., ICML 2022, section 4.1).
+
+    The pool is drawn and scored once, in `prepare`; the images asked are on the shared bill.
+
+    Args:
+        size: latents in the pool (PPA: 2,000 or 5,000).
+        candidates: kept per target; a latent may serve several targets.
+        flip: score the mean over the image and its mirror image.
+        batch_size: images per forward while scoring.
+    """
+
+    reads = ("probs",)
+    needs = ("sample",)
+    aside = ("batch_size",)
+
+    def __init__(self, *, size: int = 2000, candidates: int = 200, flip: bool = True, batch_size: int = 256):
+        if not 1 <= candidates <= size or batch_size < 1:
+            raise Refused(
+                f"attack.init: expected 1 <= candidates <= size and batch_size from 1, "
+                f"got candidates={candidates}, size={size}, batch_size={batch_size}"
+            )
+        self.size, self.candidates, self.flip, self.batch_size = size, candidates, flip, batch_size
+
+    @torch.no_grad()
+    def prepare(
+        self, prior: Prior, oracle: Oracle, rng: torch.Generator, state: dict[str, Tensor] | None
+    ) -> Iterator[Progress]:
+        """Draw the pool and score it: state `pool.latents` [size, ...] and `pool.scores` [size, classes]."""
+        latents = prior.sample(self.size, rng)
+        scores = [state["pool.scores"]] if state else []
+        done = sum(map(len, scores))
+        while done < self.size:
+            images = clip_images(prior.decode(latents[done : done + self.batch_size].to(prior.device)))
+            views = [images, images.flip(3)] if self.flip else [images]
+            asked = torch.stack([oracle(view, reads=("probs",)).probs for view in views])
+            scores.append(asked.mean(0).cpu())
+            done += len(images)
+            known = torch.cat(scores)
+            yield (
+                done,
+                {"pool_confidence": float(known.amax(0).mean())},
+                lambda known=known: {
+                    "pool.latents": latents,
+                    "pool.scores": known,
+                },
+            )
+
+    def __call__(self, problem: Problem) -> Found:
+        """The `candidates` best of the pool for each target's label, best first."""
+        scores = problem.state["pool.scores"][:, problem.evidence.labels]  # [size, N]
+        best = scores.topk(self.candidates, dim=0)
+        latents = problem.state["pool.latents"][best.indices.T.flatten()].to(problem.device)
+        return _starts(latents, len(problem.evidence), self.candidates, 1 - best.values.T.flatten())

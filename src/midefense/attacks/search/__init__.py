@@ -1,0 +1,1 @@
+"""How latents are improved: each file one way of searching."""

@@ -1,0 +1,179 @@
+"""Descend the objective's gradient with any torch optimiser (GMI, PPA, MI-Face and most white-box attacks)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from midefense.attacks.base import Part, Problem
+from midefense.types import Found, Refused, refuse_unknown
+
+
+class Gradient(Part):
+    """Every candidate of a group descends at once; losses are summed, so none depends on the others.
+
+    Args:
+        optimizer: a partial torch optimiser (`_partial_: true`).
+        steps: updates.
+        reference_batch: the sum of losses is divided by it. A published learning rate that went with a batch mean
+            is kept by naming that batch here (60 in the low-resolution benchmark); then group size changes nothing.
+        box: latents are clamped to [-box, box] after each step; or a pair of bounds; None leaves them free.
+        milestones, factor: the learning rate is multiplied by `factor` at these steps.
+        keep: `last` (GMI, PPA) or `best`, the point of lowest loss on each candidate's path (MI-Face).
+        stop: when a candidate may rest; None runs all steps.
+    """
+
+    reads = ("gradient",)
+    keeps = ("last", "best")
+
+    def __init__(
+        self,
+        *,
+        optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
+        steps: int,
+        reference_batch: float = 1,
+        box: float | tuple[float, float] | None = None,
+        milestones: Sequence[int] = (),
+        factor: float = 0.1,
+        keep: str = "last",
+        stop: Rest | None = None,
+    ):
+        if keep not in self.keeps:
+            raise refuse_unknown("attack.search.keep", keep, self.keeps)
+        if steps < 0 or reference_batch <= 0:
+            raise Refused(
+                f"attack.search: expected steps from 0 and reference_batch above 0, got {steps}, {reference_batch}"
+            )
+        self.bounds = (-box, box) if isinstance(box, int | float) else box
+        if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
+            raise Refused(f"attack.search.box: expected a positive bound or an ascending pair, got {box}")
+        self.optimizer, self.steps, self.reference_batch = optimizer, steps, reference_batch
+        self.milestones, self.factor, self.keep, self.stop = frozenset(milestones), factor, keep, stop
+
+    def __call__(self, problem: Problem, found: Found) -> Iterator[Found]:
+        """Yields what was found after every step; the loss is that of the step's forward."""
+        owners = found.evidence
+        latents = found.latents.detach().clone().requires_grad_()
+        optimizer = self.optimizer([latents])
+        best = _Best(latents) if self.keep == "best" else None
+        rest = self.stop.watch(len(latents)) if self.stop else None
+        rng = problem.draw("search")
+        loss = latents.new_full((len(latents),), torch.inf)
+        for step in range(self.steps):
+            if step in self.milestones:
+                for group in optimizer.param_groups:
+                    group["lr"] *= self.factor
+            awake = rest.awake if rest else None
+            loss = self._descend(problem, latents, owners, rng, loss, awake)
+            if best:
+                best.update(latents, loss)
+            held = rest.resting(loss) if rest else None
+            self._move(latents, optimizer, held)
+            kept = best or _Last(latents, loss)
+            yield Found(kept.latents.detach(), kept.loss, owners, stage="optimised")
+            if rest and rest.all_rest(step):
+                return
+
+    def _descend(
+        self,
+        problem: Problem,
+        latents: Tensor,
+        owners: Tensor,
+        rng: torch.Generator,
+        before: Tensor,
+        awake: Tensor | None,
+    ) -> Tensor:
+        """Loss per candidate [M], that of the step `before` where a candidate is not `awake` (rows on the CPU; None is
+        all); leaves the gradient on `latents`. Who rests is not asked about, and not charged."""
+        latents.grad = None
+        draws = None
+        if problem.views is not None:
+            draws = problem.views.draw(len(latents), rng).to(latents.device, non_blocking=True)
+        loss = before.clone()
+        pieces = problem.chunks(len(latents) if awake is None else len(awake))
+        for rows in pieces if awake is None else [awake[piece] for piece in pieces]:
+            shown = None if draws is None else draws[rows]
+            shot = problem.look(latents[rows], owners[rows], problem.views, shown)
+            each = problem.objective(shot)
+            (each.sum() / self.reference_batch).backward()
+            loss[rows] = each.detach().to(loss.dtype)
+        return loss
+
+    def _move(self, latents: Tensor, optimizer: torch.optim.Optimizer, held: Tensor | None) -> None:
+        before = latents.detach().clone() if held is not None else None
+        optimizer.step()
+        with torch.no_grad():
+            if self.bounds is not None:
+                latents.clamp_(*self.bounds)
+            if held is not None:
+                latents[held] = before[held]
+
+
+class _Last:
+    def __init__(self, latents: Tensor, loss: Tensor):
+        self.latents, self.loss = latents, loss
+
+
+class _Best:
+    """The lowest loss of each candidate's path, and where it was."""
+
+    def __init__(self, latents: Tensor):
+        self.latents = latents.detach().clone()
+        self.loss = torch.full((len(latents),), float("inf"), device=latents.device)
+
+    def update(self, latents: Tensor, loss: Tensor) -> None:
+        better = loss < self.loss
+        self.loss = torch.where(better, loss, self.loss)
+        mask = better.view(-1, *[1] * (latents.ndim - 1))
+        self.latents = torch.where(mask, latents.detach(), self.latents)
+
+
+class Rest(Part):
+    """MI-Face's stop (Fredrikson et al., CCS 2015, algorithm 1): a candidate rests when its cost is low enough, or
+    not below the highest of the last `patience` costs.
+
+    Args:
+        cost: rest at this loss or below (.01 is a confidence of .99 under the `confidence` objective).
+        patience: how many past costs are compared (the paper's beta).
+        check_every: steps between two looks at who rests; looking makes the device wait, and until then resting
+            candidates are still asked about.
+    """
+
+    def __init__(self, *, cost: float = 0.01, patience: int = 100, check_every: int = 25):
+        if patience < 1 or check_every < 1:
+            raise Refused(
+                f"attack.search.stop: expected patience and check_every from 1, got {patience}, {check_every}"
+            )
+        self.cost, self.patience, self.check_every = cost, patience, check_every
+
+    def watch(self, candidates: int) -> _Watch:
+        """A fresh memory for `candidates` rows."""
+        return _Watch(self)
+
+
+class _Watch:
+    """Who rests, and the costs it is judged by. `awake` lists the rows to look at (None: all), brought up to date
+    whenever it is checked whether all rest."""
+
+    def __init__(self, rule: Rest):
+        self.rule, self.held = rule, None
+        self.awake: Tensor | None = None
+        self.past: deque[Tensor] = deque(maxlen=rule.patience)
+
+    def resting(self, loss: Tensor) -> Tensor:
+        """Which candidates rest from now on [M]."""
+        resting = loss <= self.rule.cost
+        if len(self.past) == self.rule.patience:
+            resting |= loss >= torch.stack(tuple(self.past)).amax(0)
+        self.past.append(loss)
+        self.held = resting if self.held is None else self.held | resting
+        return self.held
+
+    def all_rest(self, step: int) -> bool:
+        if (step + 1) % self.rule.check_every:
+            return False
+        self.awake = (~self.held).nonzero()[:, 0].cpu()
+        return len(self.awake) == 0

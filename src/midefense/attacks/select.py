@@ -1,0 +1,80 @@
+"""Which candidates an attack stands by. Only the target may be asked, never an evaluator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from midefense.attacks.base import Part, Problem
+from midefense.types import Found, Refused, clip_images
+
+
+class Everything(Part):
+    """No selection: every candidate counts, in the order of the starts (the low-resolution benchmark's GMI)."""
+
+    keep = None
+
+    def __call__(self, problem: Problem, found: Found) -> Tensor:
+        """The same score for all [M]."""
+        return torch.zeros(len(found))
+
+
+class LowestLoss(Part):
+    """The candidates whose loss was lowest when the search last looked.
+
+    Args:
+        keep: candidates per target.
+    """
+
+    def __init__(self, *, keep: int = 1):
+        self.keep = _at_least_one(keep)
+
+    def __call__(self, problem: Problem, found: Found) -> Tensor:
+        """Minus the loss [M]."""
+        return -found.loss
+
+
+class TargetConfidence(Part):
+    """The candidates the target is surest of, on average over views (PPA, section 4.3; GMI's best of five).
+
+    Args:
+        keep: candidates per target.
+        views: what the target is shown; None shows the image itself.
+        repeats: views per candidate (PPA: 100); without views one is enough.
+    """
+
+    reads = ("probs",)
+
+    def __init__(self, *, keep: int = 1, views: Part | None = None, repeats: int = 1):
+        self.keep = _at_least_one(keep)
+        if repeats < 1 or (views is None and repeats > 1):
+            raise Refused(
+                f"attack.select.repeats: expected 1 without views and at least 1 with them, got {repeats}; "
+                "set attack.select.views"
+            )
+        self.views, self.repeats = views, repeats
+        if views is not None:
+            self.reads = tuple(dict.fromkeys((*self.reads, *views.reads)))
+            self.needs = views.needs
+
+    @torch.no_grad()
+    def __call__(self, problem: Problem, found: Found) -> Tensor:
+        """Mean target confidence [M] in [0, 1]; asks `repeats` images per candidate."""
+        labels = problem.evidence.labels[found.evidence]
+        images = [clip_images(problem.prior.decode(found.latents[rows])) for rows in problem.chunks(len(found))]
+        rng = problem.draw("select")
+        total = torch.zeros(len(found))
+        for _ in range(self.repeats):
+            draws = None if self.views is None else self.views.draw(len(found), rng)
+            for rows, image in zip(problem.chunks(len(found)), images, strict=True):
+                shown = image if self.views is None else self.views(image, draws[rows].to(image.device))
+                ids = problem.evidence.ids[found.evidence[rows]]
+                probs = problem.oracle(shown, ids=ids, reads=("probs",)).probs.cpu()
+                total[rows] += probs.gather(1, labels[rows, None])[:, 0]
+        return total / self.repeats
+
+
+def _at_least_one(keep: int) -> int:
+    if keep < 1:
+        raise Refused(f"attack.select.keep: expected at least 1 candidate per target, got {keep}")
+    return keep

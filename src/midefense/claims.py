@@ -1,0 +1,114 @@
+"""Claims: who works on what. A claim only saves work; correctness rests on ids and renames, so at worst, on a network
+disk, something is done twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+HEARTBEAT_SECONDS = 5.0
+STALE_SECONDS = 60.0
+
+
+@contextlib.contextmanager
+def claim(path: Path) -> Iterator[bool]:
+    """Whether this process got the claim file `path`; it is kept fresh, and given back at the end."""
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "token": uuid.uuid4().hex}
+    text = json.dumps(owner)
+    if not _take(path, text):
+        yield False
+        return
+    stop = threading.Event()
+    beat = threading.Thread(target=_heartbeat, args=(path, text, stop), daemon=True, name="claim-heartbeat")
+    beat.start()
+    try:
+        yield True
+    finally:
+        stop.set()
+        beat.join()
+        if _holds(path, text):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty: work is left for the next one
+            path.parent.rmdir()
+
+
+def _take(path: Path, text: str) -> bool:
+    """Create a claim file that says `text`; one left by a dead or silent process is taken over."""
+    for _ in range(3):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(text)
+            return True
+        except FileNotFoundError:
+            continue  # another process has just cleared the folder
+        except FileExistsError:
+            if not _stale(path):
+                return False
+            _clear(path)
+    return False
+
+
+def _clear(path: Path) -> None:
+    """Remove a stale claim, one process at a time: it is judged again in turn, as another may just have taken it over.
+    (To rename it away and back would leave a moment in which a third process finds no claim.)"""
+    turn = path.with_name(f".{path.name}.turn")
+    try:
+        turn.touch(exist_ok=False)
+    except FileNotFoundError:
+        return  # another process has just cleared the folder
+    except FileExistsError:
+        if _stale(turn):  # its process was killed in these few lines
+            turn.unlink(missing_ok=True)
+        return
+    try:
+        if _stale(path):
+            path.unlink(missing_ok=True)
+    finally:
+        turn.unlink(missing_ok=True)
+
+
+def _holds(path: Path, text: str) -> bool:
+    """Whether the claim is still the one that says `text`: a claim that fell silent may have been taken over."""
+    try:
+        return path.read_text(encoding="utf-8") == text
+    except FileNotFoundError:
+        return False
+
+
+def _stale(path: Path) -> bool:
+    """Whether the owner is dead, or has been silent for too long (on another host, or killed while writing)."""
+    try:
+        silent = time.time() - path.stat().st_mtime > STALE_SECONDS
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False  # just given back
+    try:
+        owner = json.loads(text)
+    except json.JSONDecodeError:
+        return silent  # being written, or its writer was killed
+    return silent or (owner["host"] == socket.gethostname() and not _alive(owner["pid"]))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _heartbeat(path: Path, text: str, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_SECONDS):
+        with contextlib.suppress(FileNotFoundError):
+            if _holds(path, text):
+                os.utime(path)

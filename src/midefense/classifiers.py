@@ -1,0 +1,157 @@
+"""Classifiers, got or made: targets and evaluators alike."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from midefense import seeds, train
+from midefense.artefacts import Artefact, Draft
+from midefense.build import Bound
+from midefense.datasets.splits import Splits, digest
+from midefense.defenses.base import Defense
+from midefense.plan import TargetPlan, name_of, stored_target
+from midefense.session import Session
+from midefense.store import POLL_SECONDS, Work, say_waiting
+from midefense.tracking import consume
+from midefense.types import Images
+
+
+@dataclass
+class StoredTarget:
+    """A target out of the store: the deployed network and the plan that made it. It holds no image."""
+
+    artefact: Artefact
+    plan: TargetPlan
+    model: nn.Module
+
+
+@dataclass
+class Lesson:
+    """All that training one classifier takes, and the draft of what comes of it."""
+
+    plan: TargetPlan
+    architecture: Bound
+    images: Images
+    test: Images
+    draft: Draft
+
+
+def get_classifier(session: Session, plan: TargetPlan) -> Artefact:
+    """Find a classifier or train it. Ranks train together only where training is the verb that was called."""
+    lesson = _lesson(session, plan)
+    if session.plan.verb == "train_target" and session.plan.compute.ranks() > 1:
+        return _train_together(session, lesson)
+    make = functools.partial(_train, session, lesson, ranks=False)
+    return session.store.get_or_make(lesson.draft, make, session.plan.missing)
+
+
+def open_target(session: Session, artefact: Artefact) -> StoredTarget:
+    """A stored target with its network."""
+    return StoredTarget(artefact, stored_target(artefact, session.plan.allow), load_classifier(session, artefact))
+
+
+def load_classifier(session: Session, artefact: Artefact) -> nn.Module:
+    """The deployed network of a target artefact, frozen, in eval mode, on the session's device."""
+    plan = stored_target(artefact, session.plan.allow)
+    model, defense = _assembled(_blank(plan.architecture), plan)
+    deployed = defense.seal(model, None)
+    deployed.load_state_dict(artefact.tensors())
+    return deployed.to(session.device).eval().requires_grad_(False)
+
+
+def images_of(plan: TargetPlan, splits: Splits) -> tuple[Images, Images]:
+    """What a classifier is trained and tested on: the private classes, or the public ones too."""
+    if plan.train_on == "private":
+        return splits.private_train, splits.private_test
+    return splits.everything()
+
+
+def _lesson(session: Session, plan: TargetPlan) -> Lesson:
+    images, test = images_of(plan, session.splits(plan.dataset))
+    architecture = plan.architecture.given(
+        classes=len(images.names), channels=images.pixels.shape[1], size=images.pixels.shape[-1]
+    )
+    recipe = {
+        "kind": "target",
+        **{"dataset": plan.dataset.recipe(), "images": digest(images, test), "train_on": plan.train_on},
+        **{"architecture": architecture.recipe(), "defense": plan.defense.recipe()},
+        **{"recipe": plan.recipe.recipe(), "seed": plan.seed},
+    }
+    draft = Draft(
+        kind="target",
+        name=name_of(plan.names, "dataset", "architecture", "defense"),
+        recipe=recipe,
+        names=plan.names,
+        places=_places(dataset=plan.dataset, architecture=architecture, defense=plan.defense),
+        command=session.command("train_target" if plan is session.plan.target else session.plan.verb, plan.names),
+    )
+    return Lesson(plan, architecture, images, test, draft)
+
+
+def _train_together(session: Session, lesson: Lesson) -> Artefact:
+    """All ranks train one model: the first rank claims the work, saves and writes, the others follow.
+
+    While another process holds the claim the ranks meet at every poll: one long wait would outlast a collective.
+    """
+    fabric = session.plan.compute.fabric(ranks=True)
+    store, draft, leads = session.store, lesson.draft, fabric.is_global_zero
+    waiting = False
+    while not fabric.broadcast(leads and store.find(draft) is not None):
+        store.require_may_make(draft, session.plan.missing)
+        work = store.work(draft)
+        with work.claim("all") if leads else contextlib.nullcontext(False) as mine:
+            if fabric.broadcast(mine and store.find(draft) is None):
+                _train(session, lesson, work, ranks=True)
+            elif leads and not waiting:
+                say_waiting(draft)
+                waiting = True
+        time.sleep(POLL_SECONDS)
+    return store.find(draft)
+
+
+def _train(session: Session, lesson: Lesson, work: Work, ranks: bool) -> Artefact | None:
+    fabric = session.plan.compute.fabric(ranks=ranks)
+    model, defense = _assembled(lesson.architecture, lesson.plan)  # what does not fit is refused before a run opens
+    recipe = lesson.plan.recipe.build()
+    with session.run(lesson.draft, "train_target", rank=fabric.global_rank) as run:
+        model.to(fabric.device)
+        state = work.load("state")
+        fabric.barrier()  # nobody saves before everybody has read
+        progress = train.fit(model, defense, lesson.images, recipe, lesson.plan.seed, fabric, state)
+        save = (lambda step, state: work.save("state", state())) if fabric.is_global_zero else None
+        consume(progress, run, total=recipe.epochs, description=lesson.draft.name, namespace="train", save=save)
+        deployed = defense.seal(model, None)
+        if not fabric.is_global_zero:
+            return None
+        measured = train.evaluate(deployed, lesson.test, device=fabric.device)
+        top5 = {"test_accuracy_top5": measured["accuracy_top5"]} if "accuracy_top5" in measured else {}
+        metrics = {
+            **{"test_accuracy_top1": measured["accuracy"], **top5, "test_loss": measured["loss"]},
+            "train_accuracy_top1": train.evaluate(deployed, lesson.images, device=fabric.device)["accuracy"],
+            "classes": len(lesson.images.names),
+        }
+        return session.finish(run, work, deployed.state_dict(), metrics)
+
+
+def _assembled(architecture: Bound, plan: TargetPlan) -> tuple[nn.Module, Defense]:
+    """A fresh network as its defense rebuilds it, and the defense; both the same for the same seed."""
+    with seeds.isolated(plan.seed, "train", "init"):
+        model = architecture.build()
+    defense = plan.defense.build()
+    return train.assemble(model, defense, plan.seed), defense
+
+
+def _blank(architecture: Bound) -> Bound:
+    """The same network without weights to start from (a class names the arguments for it in `blank`)."""
+    return replace(architecture, arguments={**architecture.arguments, **getattr(architecture.target, "blank", {})})
+
+
+def _places(**nodes: Bound) -> dict[str, str | None]:
+    """File locations of several nodes, by path."""
+    places = {f"{name}.{path}": value for name, node in nodes.items() for path, value in node.places().items()}
+    return {path: None if value is None else str(value) for path, value in places.items()}

@@ -1,0 +1,126 @@
+"""What a dataset is, and where the attacker's public images come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from midefense.datasets.splits import Splits, follow, join, refuse_overlap
+from midefense.types import Images, Refused, refuse_unknown
+
+
+class Dataset(ABC):
+    """A source of images. Constructing is cheap (arguments are checked); `load` does the work.
+
+    A subclass sets `channels` (1 or 3) and `size` (images are size x size) and writes `read`.
+    """
+
+    revision = 1
+    places: tuple[str, ...] = ()
+    channels: int
+    size: int
+
+    @abstractmethod
+    def read(self) -> Splits:
+        """The three parts, unchecked. The order of images must not depend on the file system."""
+
+    def load(self) -> Splits:
+        """The three parts, checked by `Splits.check` (`Refused` says what is wrong)."""
+        splits = self.read()
+        splits.check()
+        expected, got = (self.channels, self.size, self.size), tuple(splits.public.pixels.shape[1:])
+        if got != expected:
+            raise Refused(f"{type(self).__name__}: expected images [C, S, S] = {expected}, got {got}")
+        return splits
+
+    def load_public(self) -> Images:
+        """The public part alone; a dataset that can read it without the private one does."""
+        return self.load().public
+
+
+class Own:
+    """The attacker owns the dataset's own public part."""
+
+    revision = 1
+
+    def public(self, splits: Splits, channels: int, size: int) -> Images:
+        """Public images uint8 [N, channels, size, size]."""
+        return splits.public
+
+
+class PublicFrom:
+    """The attacker owns another dataset's images: `part` is its public part, or `all` of it."""
+
+    revision = 1
+
+    def __init__(self, *, dataset: Dataset, part: str = "public") -> None:
+        if part not in ("public", "all"):
+            raise refuse_unknown("public.part", part, ["public", "all"])
+        self.dataset = dataset
+        self.part = part
+
+    def public(self, splits: Splits, channels: int, size: int) -> Images:
+        """Public images uint8 [N, channels, size, size] (bilinear, antialiased), beside the private ones of `splits`.
+
+        Refused where grey meets colour, and where an identity or a picture is also private. Ids count within the
+        other dataset.
+        """
+        if self.dataset.channels != channels:
+            raise Refused(
+                f"public images have {self.dataset.channels} channel(s), private images have {channels}; expected "
+                f"the same. Try public images with {channels} channel(s); image_folder converts with "
+                f"public.dataset.channels={channels} public.dataset.convert=true."
+            )
+        images = self._images()
+        images = replace(images, pixels=resize_pixels(images.pixels, size))
+        refuse_overlap([splits.private_train, splits.private_test], images)
+        return images
+
+    def _images(self) -> Images:
+        if self.part == "public":
+            return self.dataset.load_public()
+        whole = self.dataset.load()
+        return follow(join(whole.private_train, whole.private_test), whole.public)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Images [N, C, H, W] in any range, bilinear and antialiased, as float64 [N, C, size, size].
+
+    Float64, so that pixels rounded afterwards are the same on every machine.
+    """
+    return F.interpolate(images.double(), size=(size, size), mode="bilinear", antialias=True)
+
+
+def resize_pixels(pixels: Tensor, size: int, rows: int = 512) -> Tensor:
+    """Pixels uint8 [N, C, H, W] as uint8 [N, C, size, size], `rows` images at a time to bound the memory."""
+    if pixels.shape[2:] == (size, size):
+        return pixels
+    return torch.cat([resize(chunk, size).round().clamp(0, 255).to(torch.uint8) for chunk in pixels.split(rows)])
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Floats in [0, 1] as stored pixels, rounded. NaN, infinities and other ranges are refused."""
+    broken = int((~torch.isfinite(images)).sum())
+    if broken:
+        raise Refused(f"images hold {broken} NaN or infinite values; expected finite values in [0, 1]")
+    low, high = images.aminmax()
+    if low < 0 or high > 1:
+        raise Refused(f"images range from {low:.4g} to {high:.4g}; expected [0, 1]. Try dividing by the largest value.")
+    return (images * 255).round().to(torch.uint8)
+
+
+def require_positive(**numbers: int) -> None:
+    """Refuse named numbers below 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise Refused(f"dataset.{name}: expected at least 1, got {number}")
+
+
+def require_share(test_share: float) -> None:
+    """Refuse a test share outside (0, 1)."""
+    if not 0 < test_share < 1:
+        raise Refused(f"dataset.test_share: expected a share between 0 and 1, got {test_share}; try 0.2")

@@ -1,0 +1,54 @@
+"""Real handwriting that needs no download: the 8x8 digits bundled with scikit-learn (1,797 images, ten classes).
+
+The test half of UCI's Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from sklearn.datasets import load_digits
+
+from midefense.datasets.base import Dataset, require_positive, require_share, resize, to_uint8
+from midefense.datasets.splits import Splits, split_classes
+from midefense.types import Images, Refused
+
+
+class Digits(Dataset):
+    """Grey digits, enlarged to size x size. `private_classes` are private, in that order; the others are public."""
+
+    channels = 1
+
+    def __init__(
+        self,
+        *,
+        private_classes: Sequence[int] = (0, 1, 2, 3, 4),
+        size: int = 32,
+        test_share: float = 0.2,
+        split_seed: int = 42,
+    ) -> None:
+        require_positive(size=size)
+        require_share(test_share)
+        self.private_classes = list(private_classes)
+        distinct = set(self.private_classes)
+        if not (2 <= len(distinct) == len(self.private_classes) <= 9 and distinct <= set(range(10))):
+            raise Refused(
+                f"dataset.private_classes: expected 2 to 9 different digits of 0 to 9, got {self.private_classes}; "
+                "the others are public. Try [0,1,2,3,4]."
+            )
+        self.size = size
+        self.test_share = test_share
+        self.split_seed = split_seed
+
+    def read(self) -> Splits:
+        """Rows of scikit-learn's table, in its order; ids are row numbers."""
+        table = load_digits()
+        shares = torch.from_numpy(table.images)[:, None] / 16  # ink counts 0..16 per cell
+        images = Images(
+            pixels=to_uint8(resize(shares, self.size)),
+            labels=torch.from_numpy(table.target).to(torch.int64),
+            ids=torch.arange(len(table.target)),
+            names=[str(digit) for digit in range(10)],
+        )
+        return split_classes(images, self.private_classes, self.test_share, self.split_seed)

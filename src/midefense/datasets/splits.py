@@ -1,0 +1,217 @@
+"""Splits: private training and test images and public images, disjoint in identity and content, and hashed.
+
+Every recipe here is pinned: it depends on the images, their order and a seed, on nothing of the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from midefense.types import Images, Refused
+
+EVERYTHING_SEED = 42  # cuts the public images into train and test for classifiers that know all classes
+
+
+@dataclass(eq=False)
+class Splits:
+    """A dataset's three parts. Both private parts share their names (label k is `names[k]`); the public part has
+    names of its own. `ids` are unique over all three."""
+
+    private_train: Images
+    private_test: Images
+    public: Images
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the private classes, by label."""
+        return self.private_train.names
+
+    @property
+    def classes(self) -> int:
+        """Number of private classes."""
+        return len(self.class_names)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of all three parts, see `digest`."""
+        return digest(self.private_train, self.private_test, self.public)
+
+    @cached_property
+    def references_hash(self) -> str:
+        """SHA-256 of the private training part: what metrics compare with."""
+        return digest(self.private_train)
+
+    def everything(self) -> tuple[Images, Images]:
+        """Train and test images of all classes, for evaluators: private classes first, then the public ones.
+
+        The public images are cut by `stratify` with a pinned seed, at the share of the private test set. Refused if
+        a public class is too small to be cut.
+        """
+        share = len(self.private_test) / (len(self.private_train) + len(self.private_test))
+        public_train, public_test = cut(self.public, share, EVERYTHING_SEED)
+        refuse_small_classes(public_train, public_test, "public")
+        return follow(self.private_train, public_train), follow(self.private_test, public_test)
+
+    def check(self) -> None:
+        """Refuse parts that are malformed, too small to learn from, or that share an identity or a picture."""
+        parts = {"private_train": self.private_train, "private_test": self.private_test, "public": self.public}
+        for name, part in parts.items():
+            _refuse_malformed(part, name)
+        _refuse_mixed_shapes(parts)
+        if list(self.private_test.names) != list(self.private_train.names):
+            raise Refused("private_test: expected the class names of private_train, in their order, got others")
+        refuse_small_classes(self.private_train, self.private_test, "private")
+        _refuse_unused_names(self.public, "public")
+        _refuse_repeated_ids(list(parts.values()))
+        refuse_overlap([self.private_train, self.private_test], self.public)
+
+
+def digest(*parts: Images) -> str:
+    """SHA-256 (hex) over the shapes, names, pixels and labels of `parts`, in order. Ids stay out, so that the same
+    public images have the same hash beside any private ones."""
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(json.dumps([list(part.pixels.shape), list(part.names)]).encode())
+        sha.update(part.pixels.contiguous().numpy())
+        sha.update(part.labels.contiguous().numpy())
+    return sha.hexdigest()
+
+
+def stratify(labels: Tensor, test_share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows for training and for testing (both ascending): of every class, `test_share` rounded, at least one image,
+    is tested on. The draw is numpy's `RandomState`, whose stream is frozen across versions."""
+    rng = np.random.RandomState(seed)
+    order = np.argsort(labels.numpy(), kind="stable")
+    _, starts = np.unique(labels.numpy()[order], return_index=True)
+    tested = [_draw(rng, rows, test_share) for rows in np.split(order, starts[1:])]
+    test = np.zeros(len(labels), dtype=bool)
+    test[np.concatenate(tested)] = True
+    return torch.from_numpy(np.flatnonzero(~test)), torch.from_numpy(np.flatnonzero(test))
+
+
+def _draw(rng: np.random.RandomState, rows: np.ndarray, share: float) -> np.ndarray:
+    return rng.permutation(rows)[: max(1, round(share * len(rows)))]
+
+
+def cut(images: Images, test_share: float, seed: int) -> tuple[Images, Images]:
+    """`images` as a training and a test set, see `stratify`."""
+    train, test = stratify(images.labels, test_share, seed)
+    return images.take(train), images.take(test)
+
+
+def choose_classes(images: Images, classes: Sequence[int]) -> Images:
+    """The images of `classes`; label k of the result is `classes[k]`."""
+    position = torch.full((len(images.names),), -1, dtype=torch.int64)
+    position[list(classes)] = torch.arange(len(classes))
+    labels = position[images.labels]
+    names = [images.names[label] for label in classes]
+    return replace(images, labels=labels, names=names).take(labels >= 0)
+
+
+def split_classes(images: Images, private: Sequence[int], test_share: float, seed: int) -> Splits:
+    """Classes `private` become the private ones, in that order; all others are public."""
+    public = [label for label in range(len(images.names)) if label not in set(private)]
+    train, test = cut(choose_classes(images, private), test_share, seed)
+    return Splits(train, test, choose_classes(images, public))
+
+
+def join(first: Images, second: Images) -> Images:
+    """Images of the same classes, one after the other."""
+    return Images(
+        pixels=torch.cat([first.pixels, second.pixels]),
+        labels=torch.cat([first.labels, second.labels]),
+        ids=torch.cat([first.ids, second.ids]),
+        names=first.names,
+    )
+
+
+def follow(first: Images, second: Images) -> Images:
+    """Images of different classes: the labels of `second` count on after those of `first`."""
+    counted_on = replace(second, labels=second.labels + len(first.names))
+    return replace(join(first, counted_on), names=[*first.names, *second.names])
+
+
+def refuse_small_classes(train: Images, test: Images, who: str) -> None:
+    """Refuse classes with fewer than two training images or no test image."""
+    trained = torch.bincount(train.labels, minlength=len(train.names)).tolist()
+    tested = torch.bincount(test.labels, minlength=len(test.names)).tolist()
+    for name, for_train, for_test in zip(train.names, trained, tested, strict=True):
+        if for_train < 2 or for_test < 1:
+            count = for_train + for_test
+            raise Refused(
+                f"{who} class {name!r} has {count} image{'' if count == 1 else 's'} ({for_train} to train on, "
+                f"{for_test} to test on); expected at least 2 to train on and 1 to test on. Try adding images, "
+                "leaving the class out, or another test_share."
+            )
+
+
+def refuse_overlap(private: Sequence[Images], public: Images) -> None:
+    """Refuse public images that share an identity (by name, ignoring case) or a picture (by SHA-256 of its pixels)
+    with the private ones."""
+    private_names = {name.casefold() for part in private for name in part.names}
+    shared = [name for name in public.names if name.casefold() in private_names]
+    if shared:
+        shown = ", ".join(repr(name) for name in shared[:5]) + (", ..." if len(shared) > 5 else "")
+        raise Refused(
+            f"private and public images share {len(shared)} of their identities: {shown}; expected none. "
+            "Try other classes, or another dataset, as public images."
+        )
+    owners = {key: (part, row) for part in private for row, key in enumerate(_picture_hashes(part))}
+    for row, key in enumerate(_picture_hashes(public)):
+        if key in owners:
+            part, private_row = owners[key]
+            raise Refused(
+                f"the same picture is private ({_describe(part, private_row)}) and public ({_describe(public, row)}); "
+                "expected no picture in both. Try removing one of them."
+            )
+
+
+def _picture_hashes(images: Images) -> list[bytes]:
+    return [hashlib.sha256(picture).digest() for picture in images.pixels.contiguous().numpy()]
+
+
+def _describe(images: Images, row: int) -> str:
+    return f"class {images.names[int(images.labels[row])]!r}, id {int(images.ids[row])}"
+
+
+def _refuse_malformed(part: Images, name: str) -> None:
+    if part.pixels.dtype != torch.uint8 or part.pixels.ndim != 4 or not len(part):
+        shape = list(part.pixels.shape)
+        raise Refused(f"{name}: expected pixels uint8 [N, C, H, W] with N >= 1, got {part.pixels.dtype} {shape}")
+    for what, values in (("labels", part.labels), ("ids", part.ids)):
+        if values.dtype != torch.int64 or values.shape != (len(part),):
+            shape = list(values.shape)
+            raise Refused(f"{name}: expected {what} int64 [{len(part)}], one per image, got {values.dtype} {shape}")
+    low, high = int(part.labels.min()), int(part.labels.max())
+    if low < 0 or high >= len(part.names):
+        raise Refused(f"{name}: expected labels 0 to {len(part.names) - 1}, one per name, got {low} to {high}")
+    if len({text.casefold() for text in part.names}) < len(part.names):
+        raise Refused(f"{name}: expected one label per class name, got a name twice (case is ignored)")
+
+
+def _refuse_mixed_shapes(parts: dict[str, Images]) -> None:
+    shapes = {name: tuple(part.pixels.shape[1:]) for name, part in parts.items()}
+    _, height, width = shapes["private_train"]
+    if len(set(shapes.values())) > 1 or height != width:
+        raise Refused(f"expected square images [C, S, S] of one shape in all parts, got {shapes}")
+
+
+def _refuse_unused_names(part: Images, who: str) -> None:
+    counts = torch.bincount(part.labels, minlength=len(part.names)).tolist()
+    for name, count in zip(part.names, counts, strict=True):
+        if not count:
+            raise Refused(f"{who} class {name!r} has 0 images; expected labels without a gap. Try leaving it out.")
+
+
+def _refuse_repeated_ids(parts: Sequence[Images]) -> None:
+    ids = torch.cat([part.ids for part in parts])
+    if len(ids.unique()) < len(ids):
+        raise Refused(f"expected ids unique over the whole dataset, got {len(ids) - len(ids.unique())} repeated")

@@ -1,0 +1,1 @@
+"""Defenses: seven hooks, one per place where a defense can bite. One file per defense."""

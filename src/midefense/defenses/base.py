@@ -1,0 +1,168 @@
+"""The hooks of a defense, the absence of one, and several at once.
+
+A defense never calls the network: it says through `taps` what it reads of the one forward, gets a `Trace`, and gives
+loss terms back. What only one defense may do is a slot that it claims in `owns`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from midefense import seeds
+from midefense.types import Batch, Images, Refused, Trace, refuse_unknown
+
+SLOTS = ("task", "sampler", "step", "release")
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy per image [B] in float32; labels int64 [B] or soft [B, classes]."""
+    return F.cross_entropy(logits.float(), labels, reduction="none")
+
+
+class Defense(nn.Module):
+    """Seven hooks that do nothing; a defense overrides those it needs.
+
+    Class attributes: `taps`, names of the stages it reads; `owns`, the slots it claims (`task` replaces the
+    cross-entropy, `sampler` the recipe's, `step` the update rule, `release` what leaves the edge); `neutral`,
+    constructor settings at which the trained weights equal those without a defense bit for bit (None: there are
+    none); `coupled`, whether a loss term ties the images of a batch; `stochastic_when_deployed`; `sampler`, what it
+    asks of the recipe's slot of that name (None: nothing).
+    """
+
+    revision = 1
+    taps: tuple[str, ...] = ()
+    owns: tuple[str, ...] = ()
+    neutral: ClassVar[dict[str, Any] | None] = None
+    coupled = False
+    stochastic_when_deployed = False
+    sampler: str | dict[str, int] | None = None
+
+    def rebuild(self, model: nn.Module) -> nn.Module:
+        """Change the network before training and before loading weights, and look up what the defense needs of it."""
+        return model
+
+    def begin_epoch(self, model: nn.Module, epoch: int, epochs: int) -> dict[str, float]:
+        """Called before epoch `epoch` (from 0) of `epochs`, in training mode. Gives numbers to log."""
+        return {}
+
+    def transform(self, batch: Batch) -> Batch:
+        """Change the whole batch, on its device, images in [0, 1]; draws come from `batch.rng`."""
+        return batch
+
+    def losses(self, trace: Trace, batch: Batch) -> dict[str, Tensor]:
+        """Terms to add to the loss: per image [B] (weighted by `batch.weight` and averaged), or coupled scalars."""
+        return {}
+
+    def step(self, trainer: Any, batch: Batch) -> dict[str, Tensor]:
+        """One update of the weights (`midefense.train.Trainer`). Gives detached scalars to log."""
+        return trainer.step(batch)
+
+    def seal(self, model: nn.Module, public: Images | None = None) -> nn.Module:
+        """The network as deployed, called once after training."""
+        return model.eval()
+
+    def release(self, edge: nn.Module, images: Tensor, ids: Tensor, rng: torch.Generator) -> Tensor:
+        """What leaves the edge for images [B, C, H, W]: the output of `edge`, the network up to its cut."""
+        return edge(images)
+
+
+class NoDefense(Defense):
+    """Plain training: the baseline every defense is compared with."""
+
+    revision = 1
+    neutral: ClassVar[dict[str, Any] | None] = {}
+
+
+class Stack(Defense):
+    """Several defenses at once, in the order of `members` (name to defense).
+
+    `rebuild`, `transform` and `seal` chain, losses merge over one forward, and every member draws from a generator of
+    its own. Raises `Refused` if two members own one slot.
+    """
+
+    revision = 1
+
+    def __init__(self, *, members: Mapping[str, Defense]) -> None:
+        super().__init__()
+        if not members:
+            raise Refused("members: expected one or more defenses, got none; try defense=none")
+        owners = _owners(members)
+        self.members = nn.ModuleDict(members)
+        self.owns = tuple(owners)
+        self.coupled = any(member.coupled for member in members.values())
+        self.stochastic_when_deployed = any(member.stochastic_when_deployed for member in members.values())
+        self.sampler = members[owners["sampler"]].sampler if "sampler" in owners else None
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(tap for member in self.members.values() for tap in member.taps))
+
+    def rebuild(self, model: nn.Module) -> nn.Module:
+        for member in self.members.values():
+            model = member.rebuild(model)
+        return model
+
+    def begin_epoch(self, model: nn.Module, epoch: int, epochs: int) -> dict[str, float]:
+        logs = {}
+        for name, member in self.members.items():
+            logs |= _prefixed(name, member.begin_epoch(model, epoch, epochs))
+        return logs
+
+    def transform(self, batch: Batch) -> Batch:
+        for name, member in self.members.items():
+            batch = replace(member.transform(_own_draws(batch, name)), rng=batch.rng)
+        return batch
+
+    def losses(self, trace: Trace, batch: Batch) -> dict[str, Tensor]:
+        terms = {}
+        for name, member in self.members.items():
+            terms |= _prefixed(name, member.losses(trace, _own_draws(batch, name)), keep=SLOTS)
+        return terms
+
+    def step(self, trainer: Any, batch: Batch) -> dict[str, Tensor]:
+        owner = self._owner("step")
+        return trainer.step(batch) if owner is None else owner.step(trainer, batch)
+
+    def seal(self, model: nn.Module, public: Images | None = None) -> nn.Module:
+        for member in self.members.values():
+            model = member.seal(model, public)
+        return model
+
+    def release(self, edge: nn.Module, images: Tensor, ids: Tensor, rng: torch.Generator) -> Tensor:
+        owner = self._owner("release")
+        return edge(images) if owner is None else owner.release(edge, images, ids, rng)
+
+    def _owner(self, slot: str) -> Defense | None:
+        return next((member for member in self.members.values() if slot in member.owns), None)
+
+
+def _owners(members: Mapping[str, Defense]) -> dict[str, str]:
+    """The member that owns each slot; refuses two for one."""
+    owners: dict[str, str] = {}
+    for name, member in members.items():
+        for slot in member.owns:
+            if slot not in SLOTS:
+                raise refuse_unknown(f"slot of {name}", slot, SLOTS)
+            if slot in owners:
+                raise Refused(
+                    f"members: expected one owner of slot {slot!r}, got {owners[slot]!r} and {name!r}; "
+                    "try leaving one out"
+                )
+            owners[slot] = name
+    return owners
+
+
+def _own_draws(batch: Batch, name: str) -> Batch:
+    """The batch with a generator for member `name` alone, so that its draws do not move those of the others."""
+    return replace(batch, rng=seeds.fork(batch.rng, name))
+
+
+def _prefixed(name: str, values: Mapping[str, Any], keep: Iterable[str] = ()) -> dict[str, Any]:
+    """`values` under `name/...`, except those called as a slot."""
+    return {key if key in keep else f"{name}/{key}": value for key, value in values.items()}

@@ -1,0 +1,22 @@
+"""Metrics: the judge. It sees recovered images, references and evaluators, never the attack."""
+
+from midefense.metrics.accuracy import AttackAccuracy
+from midefense.metrics.base import Judged, Measured, Metric, World
+from midefense.metrics.cost import Cost
+from midefense.metrics.feature_distance import FeatureDistance
+from midefense.metrics.fid import FrechetDistance
+from midefense.metrics.kid import KernelDistance
+from midefense.metrics.utility import TargetUtility
+
+__all__ = [
+    "AttackAccuracy",
+    "Cost",
+    "FeatureDistance",
+    "FrechetDistance",
+    "Judged",
+    "KernelDistance",
+    "Measured",
+    "Metric",
+    "TargetUtility",
+    "World",
+]

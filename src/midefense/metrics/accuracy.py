@@ -1,0 +1,79 @@
+"""Attack accuracy: does an independent evaluator see the target class in the recovered images?
+
+Sources: Zhang et al., CVPR 2020 (GMI) and Struppek et al., ICML 2022 (PPA): share of images whose top-k evaluator
+classes hold the target class, and the evaluator's mean softmax probability of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
+from midefense.metrics.features import class_count, evaluator_names, judged_trace
+from midefense.types import Refused
+
+
+class AttackAccuracy(Metric):
+    """`attack_accuracy_top<k>/<evaluator>` and `target_class_confidence/<evaluator>`, each in [0, 1].
+
+    All classes of the evaluator compete, also those that are not private: what looks like a public digit is no leak.
+    `target_class_confidence/target` is the attacked target's own confidence, where it was recorded: high there and low
+    with the evaluators means that the attack fooled the target without recovering the class.
+    """
+
+    higher_leaks = True
+    aside = ("batch_size",)
+    best = {"attack_accuracy_top1": 1.0, "attack_accuracy_top5": 1.0}
+
+    def __init__(self, *, top: Sequence[int] = (1, 5), batch_size: int = 256) -> None:
+        super().__init__()
+        self.top = tuple(top)
+        self.batch_size = batch_size
+        if not self.top or min(self.top) < 1 or len(set(self.top)) < len(self.top):
+            raise Refused(f"AttackAccuracy.top: expected distinct counts of at least 1, got {list(top)}; try [1, 5]")
+
+    def rows(self, judged: Judged, world: World) -> dict[str, Tensor]:
+        kept = {}
+        labels = judged.labels.to(world.device)[:, None]
+        for name in evaluator_names(world):
+            class_count(world, name)
+            logits = judged_trace(judged, world, name, self.batch_size).logits
+            # Classes that tie with the target class count as ahead of it: a constant evaluator recognises nothing.
+            kept[f"rank/{name}"] = (logits >= logits.gather(1, labels)).sum(1)
+            kept[f"confidence/{name}"] = logits.softmax(1).gather(1, labels)[:, 0]
+        unknown = judged.images.new_full((len(labels),), float("nan"))
+        kept["confidence"] = unknown if judged.target_confidence is None else judged.target_confidence
+        return kept
+
+    def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:
+        measured = {}
+        for name in evaluator_names(world):
+            for top in self.top:
+                measured[f"attack_accuracy_top{top}/{name}"] = self._accuracy(rows, world, name, top)
+            confidence = rows[f"confidence/{name}"]
+            measured[f"target_class_confidence/{name}"] = over_classes(confidence, rows["label"], True)
+        asked = rows["confidence"].isfinite()
+        if asked.all():
+            measured["target_class_confidence/target"] = over_classes(rows["confidence"], rows["label"], True)
+        elif asked.any():
+            reason = f"the target was asked about {int(asked.sum())} of {len(asked)} images only"
+            measured["target_class_confidence/target"] = Measured.undefined(reason, len(asked), higher_leaks=True)
+        return measured
+
+    def chance(self, world: World) -> dict[str, float]:
+        counts = {name: class_count(world, name) for name in evaluator_names(world)}
+        return {
+            f"attack_accuracy_top{top}/{name}": top / classes
+            for name, classes in counts.items()
+            for top in self.top
+            if top < classes
+        }
+
+    def _accuracy(self, rows: dict[str, Tensor], world: World, name: str, top: int) -> Measured:
+        classes = class_count(world, name)
+        if top >= classes:
+            reason = f"top-{top} of the {classes} classes of evaluator {name!r} is always right"
+            return Measured.undefined(reason, len(rows["label"]), higher_leaks=True)
+        return over_classes(rows[f"rank/{name}"] <= top, rows["label"], higher_leaks=True)

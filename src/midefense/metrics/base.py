@@ -1,0 +1,210 @@
+"""What every metric shares: the images judged, the world they are judged in, and the ritual around a measurement.
+
+The base class checks the input, keeps one row per image, and sorts the rows by (label, candidate) before a metric
+sees them, so that order and batch size never matter. A metric writes only `rows` and `measure`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from midefense import seeds
+from midefense.types import Images, Refused, Trace
+
+RESAMPLES = 10_000
+INTERVAL = (0.025, 0.975)
+
+
+@dataclass
+class Judged:
+    """Images to judge: `images` float [M, C, H, W] in [0, 1]; `labels` int64 [M], the class each was recovered for;
+    `candidates` int64 [M], the rank among that class's candidates; `target_confidence` float [M], how sure the
+    attacked target itself is of the class (None if it was not asked). `traces` holds what each network answered,
+    filled on first use so that all metrics share one forward."""
+
+    images: Tensor
+    labels: Tensor
+    candidates: Tensor
+    target_confidence: Tensor | None = None
+    traces: dict[str, Trace] = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass
+class Measured:
+    """One number: `low` and `high` bound the 95 % bootstrap interval over classes (None if there is none), `n` counts
+    what was measured, `reason` says why the value is NaN or what to beware of ("" if nothing), `higher_leaks` tells
+    whether a higher value means a more successful attack (None if neither does)."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    per_class: dict[int, float] = field(default_factory=dict)
+    reason: str = ""
+    higher_leaks: bool | None = None
+
+    @classmethod
+    def undefined(cls, reason: str, n: int = 0, higher_leaks: bool | None = None) -> Measured:
+        """A number that cannot be given: NaN and the reason."""
+        return cls(value=math.nan, n=n, reason=reason, higher_leaks=higher_leaks)
+
+
+@dataclass
+class World:
+    """What a metric may know: `references`, the private training images of all classes 0..classes-1; `evaluators`,
+    classifiers by name whose first `classes` outputs are the private classes; `utility`, numbers of the target;
+    `bill`, what the attack cost. `cache` keeps what the networks say of the references, once per network."""
+
+    references: Images
+    evaluators: dict[str, nn.Module]
+    classes: int
+    utility: dict[str, float] = field(default_factory=dict)
+    bill: dict[str, float] = field(default_factory=dict)
+    device: torch.device | str = "cpu"
+    cache: dict[object, object] = field(default_factory=dict, repr=False)
+
+
+class Metric:
+    """A judge of recovered images. `update` takes any number of batches of any size, `compute` gives numbers by name.
+
+    `higher_leaks` is the direction in which the attacker wins; `best` maps the part of a name before the slash to the
+    value that exact copies of private training images get, where that is known.
+    """
+
+    revision = 1
+    kind = "privacy"
+    higher_leaks: bool | None = None
+    best: dict[str, float] = {}
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._batches: list[dict[str, Tensor]] = []
+
+    def update(self, judged: Judged, world: World) -> None:
+        """Take a batch of images; refused if it is malformed, out of range, or holds NaN."""
+        check(judged, world)
+        rows = {"label": judged.labels, "candidate": judged.candidates, **self.rows(judged, world)}
+        self._batches.append({name: row.to(world.device) for name, row in rows.items()})
+
+    def compute(self, world: World) -> dict[str, Measured]:
+        """All numbers over the images seen since `reset`, by name."""
+        return self.measure(self._sorted_rows(), world)
+
+    def chance(self, world: World) -> dict[str, float]:
+        """What blind guessing scores, for those names that have a closed form."""
+        return {}
+
+    def rows(self, judged: Judged, world: World) -> dict[str, Tensor]:
+        """What to keep of a batch: tensors [M, ...] by name, aligned with its images."""
+        raise NotImplementedError
+
+    def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:
+        """Numbers from all rows, which come sorted and with `label` and `candidate` beside the metric's own."""
+        raise NotImplementedError
+
+    def _sorted_rows(self) -> dict[str, Tensor]:
+        if not self._batches:
+            raise Refused(f"{type(self).__name__}: expected images, got none; try update(judged, world) before compute")
+        rows = {name: torch.cat([batch[name] for batch in self._batches]) for name in self._batches[0]}
+        order = row_order(rows["label"], rows["candidate"])
+        rows = {name: row[order] for name, row in rows.items()}
+        repeated = (rows["label"].diff() == 0) & (rows["candidate"].diff() == 0)
+        if repeated.any():
+            row = int(repeated.nonzero()[0])
+            raise Refused(
+                f"{type(self).__name__}: expected every (class, candidate) once, got candidate "
+                f"{int(rows['candidate'][row])} of class {int(rows['label'][row])} again; try reset() before a second "
+                f"set of images, and number candidates within their class"
+            )
+        return rows
+
+
+def row_order(labels: Tensor, candidates: Tensor) -> Tensor:
+    """The order in which metrics see rows: int64 [M] that sorts by (label, candidate)."""
+    by_candidate = torch.argsort(candidates, stable=True)
+    return by_candidate[torch.argsort(labels[by_candidate], stable=True)]
+
+
+def check(judged: Judged, world: World) -> None:
+    """Refuse images that would give a number without meaning."""
+    images, labels, candidates = judged.images, judged.labels, judged.candidates
+    channels = world.references.pixels.shape[1]
+    if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
+        raise Refused(
+            f"images: expected float [M, {channels}, H, W] as the private images, "
+            f"got {images.dtype} {list(images.shape)}"
+        )
+    if labels.shape != (len(images),) or candidates.shape != (len(images),) or len(images) == 0:
+        raise Refused(
+            f"labels and candidates: expected one each for at least one image, got {list(labels.shape)} and "
+            f"{list(candidates.shape)} for {len(images)} images"
+        )
+    unknown = sorted({int(label) for label in labels.unique()} - set(range(world.classes)))
+    if unknown:
+        raise Refused(f"labels: expected classes 0..{world.classes - 1}, got {unknown}")
+    _check_values(judged)
+
+
+def _check_values(judged: Judged) -> None:
+    broken = ~judged.images.isfinite().flatten(1).all(1)
+    if broken.any():
+        first = int(broken.nonzero()[0])
+        raise Refused(
+            f"images: expected finite pixels, got NaN or infinity in {int(broken.sum())} of {len(broken)} images, "
+            f"first in candidate {int(judged.candidates[first])} of class {int(judged.labels[first])}"
+        )
+    low, high = float(judged.images.min()), float(judged.images.max())
+    if low < 0 or high > 1:
+        raise Refused(f"images: expected pixels in [0, 1], got [{low:.4g}, {high:.4g}]; try types.clip_images")
+    confidence = judged.target_confidence
+    if confidence is not None and not (confidence.shape == judged.labels.shape and confidence.isfinite().all()):
+        raise Refused(f"target_confidence: expected {len(broken)} finite values, got {confidence}; try None")
+
+
+@functools.lru_cache(maxsize=1)
+def class_resamples(classes: int) -> np.ndarray:
+    """How often each class is drawn in each bootstrap resample: float64 [RESAMPLES, classes], always the same draw."""
+    rng = np.random.default_rng(seeds.derive("metrics", "bootstrap"))
+    return rng.multinomial(classes, np.full(classes, 1 / classes), size=RESAMPLES).astype(np.float64)
+
+
+def over_classes(values: Tensor, labels: Tensor, higher_leaks: bool | None) -> Measured:
+    """Mean of `values` [M] over images, per class, and with a bootstrap interval that resamples whole classes.
+
+    Classes, not images, are resampled: images of one class come from one attack and are not independent.
+    """
+    classes, owner, counts = np.unique(labels.cpu().numpy(), return_inverse=True, return_counts=True)
+    sums = np.bincount(owner, weights=values.double().cpu().numpy())
+    measured = Measured(
+        value=float(sums.sum() / counts.sum()),
+        n=len(values),
+        per_class={int(label): float(mean) for label, mean in zip(classes, sums / counts, strict=True)},
+        higher_leaks=higher_leaks,
+    )
+    if len(classes) == 1:
+        measured.reason = "one class only: no confidence interval over classes"
+        return measured
+    drawn = class_resamples(len(classes))
+    measured.low, measured.high = (float(q) for q in np.quantile((drawn @ sums) / (drawn @ counts), INTERVAL))
+    return measured
+
+
+def recorded(group: str, numbers: dict[str, float], expects: Sequence[str]) -> dict[str, Measured]:
+    """Numbers that were written down elsewhere, as `<group>/<name>`; an expected one that is missing is NaN."""
+    measured = {f"{group}/{name}": Measured.undefined(f"{name} was not recorded") for name in expects}
+    for name, number in numbers.items():
+        value = float(number)
+        measured[f"{group}/{name}"] = (
+            Measured(value=value, n=1) if math.isfinite(value) else Measured.undefined(f"recorded as {value}")
+        )
+    return measured

@@ -1,0 +1,152 @@
+"""What networks say of images: evaluators by their name, and the Inception network of FID as `inception`.
+
+Every network is asked in evaluation mode, without gradients and in batches, and is left in the mode it was found in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from midefense.metrics.base import Judged, World
+from midefense.types import Refused, Trace, refuse_unknown
+
+INCEPTION = "inception"
+INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
+INCEPTION_ADDRESS = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
+
+
+def judged_trace(judged: Judged, world: World, name: str, batch_size: int) -> Trace:
+    """What network `name` says of the judged images, computed once per batch of images."""
+    if name not in judged.traces:
+        batches = (batch.to(world.device) for batch in judged.images.split(batch_size))
+        judged.traces[name] = ask(network(world, name), batches, name)
+    return judged.traces[name]
+
+
+def reference_trace(world: World, name: str, batch_size: int) -> Trace:
+    """What network `name` says of all private training images, computed once per world."""
+    key = ("references", name)
+    if key not in world.cache:
+        starts = range(0, len(world.references), batch_size)
+        batches = (world.references.floats(slice(i, i + batch_size), world.device) for i in starts)
+        world.cache[key] = ask(network(world, name), batches, name)
+    return world.cache[key]
+
+
+def evaluator_names(world: World) -> list[str]:
+    """Names of the world's evaluators; refused if there is none to judge by."""
+    if not world.evaluators:
+        raise Refused("evaluators: expected at least one, got none; try evaluator=... on the command line")
+    return list(world.evaluators)
+
+
+def class_count(world: World, name: str) -> int:
+    """How many classes evaluator `name` knows; at least the private ones, which are its first."""
+    key = ("classes", name)
+    if key not in world.cache:
+        one = world.references.floats(slice(0, 1), world.device)
+        world.cache[key] = ask(network(world, name), [one], name).logits.shape[1]
+    if world.cache[key] < world.classes:
+        raise Refused(
+            f"evaluator {name!r}: expected at least the {world.classes} private classes, got {world.cache[key]}; "
+            f"try an evaluator trained on the whole private set"
+        )
+    return world.cache[key]
+
+
+def network(world: World, name: str) -> nn.Module:
+    """The network called `name`: `inception`, or one of the world's evaluators."""
+    if name != INCEPTION:
+        if name not in world.evaluators:
+            raise refuse_unknown("feature network", name, [INCEPTION, *world.evaluators])
+        return world.evaluators[name]
+    if INCEPTION not in world.cache:
+        world.cache[INCEPTION] = Inception().to(world.device)
+    return world.cache[INCEPTION]
+
+
+@torch.no_grad()
+def ask(module: nn.Module, batches: Iterable[Tensor], name: str) -> Trace:
+    """Logits [N, classes] and features [N, F], float32, of all batches; refused if any is not finite."""
+    with evaluating(module):
+        traces = [module(batch) for batch in batches]
+    logits = torch.cat([trace.logits.float() for trace in traces])
+    features = torch.cat([trace.features.float() for trace in traces])
+    broken = ~(logits.isfinite().all(1) & features.isfinite().all(1))
+    if broken.any():
+        raise Refused(
+            f"network {name!r}: expected finite answers, got NaN or infinity for {int(broken.sum())} of "
+            f"{len(broken)} images; try to retrain it"
+        )
+    return Trace(logits=logits, features=features)
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the time being; each submodule gets its own mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+class Inception(nn.Module):
+    """The Inception-v3 of FID (Heusel et al., NeurIPS 2017) as ported by pytorch-fid, features [N, 2048] of its last
+    pooling. Takes images in [0, 1], grey or RGB; resizes to 299 by bilinear interpolation and normalises inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        require_inception()
+        from pytorch_fid.inception import InceptionV3
+
+        self.blocks = InceptionV3(resize_input=True, normalize_input=True).eval()
+
+    def forward(self, images: Tensor) -> Trace:
+        features = self.blocks(images.expand(-1, 3, -1, -1))[0].flatten(1)
+        return Trace(logits=features.new_zeros(len(features), 0), features=features)
+
+
+def inception_file() -> Path:
+    """Where pytorch-fid looks for its weights before it would download them."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+
+
+def require_inception() -> None:
+    """Refuse if the Inception weights are absent (they are never downloaded) or are not what their name says."""
+    path = inception_file()
+    if not path.is_file():
+        raise Refused(
+            f"features=inception: expected the weights at {path}, got no such file; choices: put {INCEPTION_ADDRESS} "
+            f"there, or features=main for the evaluator's features"
+        )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not digest.startswith(path.stem.rsplit("-", 1)[1]):
+        raise Refused(
+            f"features=inception: expected SHA-256 as in the name of {path}, got {digest[:8]}; try {INCEPTION_ADDRESS}"
+        )
+
+
+def pin_features(arguments: dict[str, object]) -> dict[str, object]:
+    """Replace `features: auto` by the network it means here: Inception where its weights are present, else the
+    evaluator called `main`. Done when a configuration is bound, so that the choice is part of its hash."""
+    if arguments.get("features", "auto") != "auto":
+        return dict(arguments)
+    return {**arguments, "features": INCEPTION if inception_file().is_file() else "main"}
+
+
+def feature_sets(rows: dict[str, Tensor], world: World, name: str, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Private training features of the attacked classes [N, F], their labels [N], and the judged features [M, F],
+    both in float64 as sums over many images need."""
+    labels = world.references.labels.to(world.device)
+    attacked = torch.isin(labels, rows["label"])
+    private = reference_trace(world, name, batch_size).features[attacked]
+    return private.double(), labels[attacked], rows["features"].double()

@@ -1,0 +1,106 @@
+"""Kernel distance between features of private training images and of recovered images; it suits few images.
+
+Source: Binkowski et al., ICLR 2018, section 4 and equation 4: the unbiased squared maximum mean discrepancy with the
+kernel (x.y / F + 1)^3. Papers average it over random subsets; all pairs of images are used here, which is what that
+average estimates, without its draw.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from midefense.metrics.base import INTERVAL, Judged, Measured, Metric, World, class_resamples
+from midefense.metrics.features import INCEPTION, feature_sets, judged_trace, pin_features, require_inception
+
+ROWS = 1024
+
+
+class KernelDistance(Metric):
+    """`kid/<network>` over all attacked classes together; lower means closer to the private images.
+
+    0 is what two draws of one distribution get on average; exact copies get slightly less, as the estimate is unbiased.
+    `features`: `inception`, the name of an evaluator, or `auto` (see `pin`). The interval resamples whole classes, with
+    their private and recovered images together. NaN unless both sets hold at least two images.
+    """
+
+    higher_leaks = False
+    aside = ("batch_size",)
+    best = {"kid": 0.0}
+
+    def __init__(self, *, features: str = "auto", batch_size: int = 256) -> None:
+        super().__init__()
+        self.features = str(self.pin({"features": features})["features"])
+        self.batch_size = batch_size
+        if self.features == INCEPTION:
+            require_inception()
+
+    @classmethod
+    def pin(cls, arguments: dict[str, object]) -> dict[str, object]:
+        """The arguments with `features: auto` made concrete for this machine."""
+        return pin_features(arguments)
+
+    def rows(self, judged: Judged, world: World) -> dict[str, Tensor]:
+        return {"features": judged_trace(judged, world, self.features, self.batch_size).features}
+
+    def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:
+        private, private_labels, recovered = feature_sets(rows, world, self.features, self.batch_size)
+        name = f"kid/{self.features}"
+        if min(len(private), len(recovered)) < 2:
+            reason = f"{len(private)} private and {len(recovered)} recovered images: expected at least 2 of each"
+            return {name: Measured.undefined(reason, len(recovered), higher_leaks=False)}
+        return {name: kernel_distance(private, private_labels, recovered, rows["label"])}
+
+
+def kernel_distance(private: Tensor, private_labels: Tensor, recovered: Tensor, labels: Tensor) -> Measured:
+    """Unbiased squared MMD of features [N, F] and [M, F] with its bootstrap interval over classes.
+
+    Sums of the kernel per pair of classes are enough for both: a resample only weighs the classes.
+    """
+    classes = labels.unique()
+    first = one_hot(torch.searchsorted(classes, private_labels), len(classes)).double()
+    second = one_hot(torch.searchsorted(classes, labels), len(classes)).double()
+    within = [_distinct_pairs(private, first), _distinct_pairs(recovered, second)]
+    between = _class_sums(private, first, recovered, second), _pair_counts(first, second)
+
+    def distance(weights: np.ndarray) -> np.ndarray:
+        return sum(_mean(weights, *pairs) for pairs in within) - 2 * _mean(weights, *between)
+
+    measured = Measured(value=float(distance(np.ones((1, len(classes))))[0]), n=len(recovered), higher_leaks=False)
+    if len(classes) == 1:
+        measured.reason = "one class only: no confidence interval over classes"
+        return measured
+    drawn = distance(class_resamples(len(classes)))
+    # With one image per class, a resample of a single class has no pair of distinct images.
+    measured.low, measured.high = (float(q) for q in np.quantile(drawn[np.isfinite(drawn)], INTERVAL))
+    return measured
+
+
+def _class_sums(first: Tensor, first_owners: Tensor, second: Tensor, second_owners: Tensor) -> np.ndarray:
+    """Sum of the kernel over all pairs, per pair of classes [C, C]; owners are one-hot [N, C] and [M, C]."""
+    sums = first.new_zeros(first_owners.shape[1], second_owners.shape[1])
+    for features, owners in zip(first.split(ROWS), first_owners.split(ROWS), strict=True):
+        kernel = (features @ second.T / first.shape[1] + 1) ** 3
+        sums += owners.T @ kernel @ second_owners
+    return sums.cpu().numpy()
+
+
+def _pair_counts(first_owners: Tensor, second_owners: Tensor) -> np.ndarray:
+    """Number of pairs per pair of classes [C, C]."""
+    return torch.outer(first_owners.sum(0), second_owners.sum(0)).cpu().numpy()
+
+
+def _distinct_pairs(features: Tensor, owners: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel sums and counts [C, C] of the pairs within one set; no image is paired with itself."""
+    itself = (features.square().sum(1) / features.shape[1] + 1) ** 3
+    sums = _class_sums(features, owners, features, owners) - np.diag((owners.T @ itself).cpu().numpy())
+    return sums, _pair_counts(owners, owners) - np.diag(owners.sum(0).cpu().numpy())
+
+
+def _mean(weights: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean kernel [R] when class c counts weights[:, c] times, weights [R, C]; NaN where no pair is left."""
+    total = (weights @ sums * weights).sum(1)
+    pairs = (weights @ counts * weights).sum(1)
+    return np.divide(total, pairs, out=np.full_like(total, np.nan), where=pairs > 0)

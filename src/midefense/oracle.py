@@ -1,0 +1,165 @@
+"""The only door to a target. An oracle answers at one access level, counts every image it is asked, and checks
+the budget before it answers (methods card: query budgets)."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from midefense.types import Access, Answer, Refused
+
+
+class BudgetExceeded(Exception):
+    """The next answer would cost more images than a target's budget allows. Nothing was answered."""
+
+
+class Oracle:
+    """Answers questions about one deployed classifier.
+
+    White-box oracles let gradients flow through the answer. All others answer under `no_grad`, refuse images
+    that require gradients, and no attribute of theirs leads to the model.
+
+    Args:
+        model: called as `model(images)`, returns a `Trace`. It is copied, frozen and put in eval mode.
+        access: what may be read.
+        budget: images that may be asked per target; None is unlimited.
+        cut: a tap's name; `features` then means the output there instead of the head's input.
+        ids: the targets that may be charged; None admits any. With a budget, every image must name its target.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        access: Access | str,
+        budget: int | None = None,
+        cut: str | None = None,
+        ids: Iterable[int] | None = None,
+    ):
+        self.access = Access.parse(access)
+        if budget is not None and budget < 1:
+            raise Refused(f"attack.budget: expected at least 1 image per target or null, got {budget}")
+        self.budget = budget
+        self._chargeable = None if ids is None else frozenset(int(i) for i in ids)
+        self._asked: Counter[int] = Counter()
+        self._shared = 0
+        # The model lives in the closure alone: a black-box attack holds nothing it could open by mistake.
+        self._ask, self._copy_weights = _ways_in(model, self.access, cut)
+
+    def __call__(
+        self,
+        images: Tensor,
+        ids: Tensor | Sequence[int] | None = None,
+        reads: Sequence[str] = ("probs",),
+        weights: dict[str, Tensor] | None = None,
+    ) -> Answer:
+        """Answer about images [B, C, H, W]; one forward serves all of `reads`.
+
+        Args:
+            ids: the target each image is charged to (hand it over on the CPU); None charges the shared bill.
+            reads: fields of `Answer` to fill.
+            weights: parameters to use instead of the model's own (white-box; they take gradients).
+        Raises:
+            Refused: a field the access level hides, or gradients through a black box.
+            BudgetExceeded: before answering, if any target would pass its budget.
+        """
+        self.access.require([*reads, *(["weights"] if weights else [])], "this question")
+        if self.access is not Access.WHITEBOX and images.requires_grad:
+            raise Refused(
+                f"expected images without gradients at access={self.access.value}, got images that require them; "
+                "detach them, or attack with access=whitebox"
+            )
+        self._charge(images, ids)
+        return self._ask(images, tuple(reads), weights)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of the parameters and buffers (white-box only)."""
+        self.access.require(["weights"], "Oracle.weights")
+        return self._copy_weights()
+
+    @property
+    def bill(self) -> dict[int, int]:
+        """Images asked so far per target id."""
+        return dict(self._asked)
+
+    @property
+    def shared_bill(self) -> int:
+        """Images asked so far for all targets together."""
+        return self._shared
+
+    def _charge(self, images: Tensor, ids: Tensor | Sequence[int] | None) -> None:
+        if ids is None:
+            if self.budget is not None:
+                raise Refused("expected the target of every image, because the budget is per target; got ids=None")
+            self._shared += len(images)
+            return
+        # ids live on the CPU, so counting never waits for the device
+        wanted = Counter(ids.tolist() if isinstance(ids, Tensor) else ids)
+        if sum(wanted.values()) != len(images):
+            raise Refused(f"expected one id per image, got {sum(wanted.values())} ids for {len(images)} images")
+        if self._chargeable is not None and (strange := sorted(set(wanted) - self._chargeable)):
+            raise Refused(f"ids: expected targets of this group, got {strange[:3]}, to whom nothing can be charged")
+        if self.budget is not None:
+            over = {i: self._asked[i] + n for i, n in wanted.items() if self._asked[i] + n > self.budget}
+            if over:
+                target, total = next(iter(over.items()))
+                raise BudgetExceeded(
+                    f"target {target} would reach {total} images, the budget is {self.budget} per target"
+                )
+        self._asked.update(wanted)
+
+
+def _ways_in(model: nn.Module, access: Access, cut: str | None):
+    """The two closures of an oracle: ask a question, copy the weights."""
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    names = {name: None for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+
+    def ask(images: Tensor, reads: tuple[str, ...], weights: dict[str, Tensor] | None) -> Answer:
+        taps = (cut,) if cut and "features" in reads else ()
+        grad = contextlib.nullcontext() if access is Access.WHITEBOX else torch.no_grad()
+        watch = _batchnorm_inputs(model) if "batchnorm" in reads else contextlib.nullcontext()
+        with grad, watch as statistics:
+            if weights is None:
+                trace = model(images, taps=taps)
+            else:
+                if unknown := set(weights) - set(names):
+                    raise Refused(f"weights name parameters the target has not: {sorted(unknown)[:3]}")
+                trace = torch.func.functional_call(model, weights, (images,), {"taps": taps})
+        answer = Answer(batchnorm=statistics)
+        if "logits" in reads:
+            answer.logits = trace.logits
+        if "probs" in reads:
+            answer.probs = trace.logits.float().softmax(1)
+        if "labels" in reads:
+            answer.labels = trace.logits.argmax(1)
+        if "features" in reads:
+            answer.features = trace.taps[cut] if cut else trace.features
+        return answer
+
+    def copy_weights() -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    return ask, copy_weights
+
+
+@contextlib.contextmanager
+def _batchnorm_inputs(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Collect (mean, biased variance) over batch and space of the input of every BatchNorm2d, in forward order."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        flat = inputs[0].float().transpose(0, 1).flatten(1)
+        seen.append((flat.mean(1), flat.var(1, unbiased=False)))
+
+    handles = [m.register_forward_pre_hook(hook) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    if not handles:
+        raise Refused("batchnorm was asked of a target that has no BatchNorm2d; choose another objective or target")
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,91 @@
+"""Where work runs. Classifier training uses Lightning Fabric; in the other verbs ranks are plain processes that take
+groups of work and meet in the store."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import SingleDeviceStrategy
+
+from midefense.types import Refused, refuse_unknown
+
+ACCELERATORS = ("auto", "cpu", "cuda")  # not mps: losses and metrics need float64
+STRATEGIES = ("auto", "ddp")
+
+
+class Compute:
+    """The machine, as Fabric's arguments. Nothing here may change a number, so nothing here is in a recipe.
+
+    Args:
+        accelerator: `auto`, `cpu`, `cuda`.
+        devices: processes per node in `train_target.py`; under torchrun its world size counts.
+        strategy: `auto` or `ddp`.
+        num_nodes: machines.
+        threads: CPU threads per process; None leaves torch's choice.
+    """
+
+    revision = 1
+
+    def __init__(
+        self,
+        *,
+        accelerator: str = "auto",
+        devices: int = 1,
+        strategy: str = "auto",
+        num_nodes: int = 1,
+        threads: int | None = None,
+    ):
+        if accelerator not in ACCELERATORS:
+            raise refuse_unknown("compute.accelerator", accelerator, ACCELERATORS)
+        if strategy not in STRATEGIES:
+            raise refuse_unknown("compute.strategy", strategy, STRATEGIES)
+        if devices < 1 or num_nodes < 1 or (threads is not None and threads < 1):
+            raise Refused(
+                f"compute: expected devices, num_nodes and threads from 1, got {devices}, {num_nodes}, {threads}"
+            )
+        self.accelerator, self.devices, self.strategy = accelerator, devices, strategy
+        self.num_nodes, self.threads = num_nodes, threads
+
+    def prepare(self) -> None:
+        """Set this process's threads."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+
+    def device(self) -> torch.device:
+        """The device of this process: its own GPU where there is one."""
+        kind = self.accelerator
+        if kind == "auto":
+            kind = "cuda" if torch.cuda.is_available() else "cpu"
+        if kind == "cuda":
+            if not torch.cuda.is_available():
+                raise Refused("compute.accelerator: expected a CUDA device, found none; choose compute=cpu")
+            return torch.device("cuda", local_rank() % torch.cuda.device_count())
+        return torch.device(kind)
+
+    def ranks(self) -> int:
+        """Processes that train one model together."""
+        return max(world_size(), self.devices * self.num_nodes)
+
+    def fabric(self, ranks: bool) -> Fabric:
+        """A launched Fabric; with `ranks` all processes train one model together, else each is alone."""
+        if ranks:
+            devices = int(os.environ.get("LOCAL_WORLD_SIZE", self.devices))
+            fabric = Fabric(
+                accelerator=self.device().type, devices=devices, strategy=self.strategy, num_nodes=self.num_nodes
+            )
+        else:
+            fabric = Fabric(accelerator=self.device().type, strategy=SingleDeviceStrategy(device=self.device()))
+        fabric.launch()
+        return fabric
+
+
+def local_rank() -> int:
+    """This process's number on its machine (torchrun sets it)."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def world_size() -> int:
+    """Processes started together (torchrun sets it)."""
+    return int(os.environ.get("WORLD_SIZE", 1))

@@ -1,0 +1,1 @@
+"""What the attacker believes images look like."""

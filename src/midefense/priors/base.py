@@ -1,0 +1,70 @@
+"""The prior: sample latents, decode them to images, and optionally judge how real an image looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from midefense.types import Access, Images, Progress, Refused
+
+
+class Prior(nn.Module):
+    """What the attacker believes images look like.
+
+    A prior is built with hyperparameters and the image shape, learns from public images in `fit` (if it learns at
+    all), and afterwards only answers. Its state dict is what is stored.
+
+    Attributes:
+        asks: the access `fit` needs to the target, or None. A prior that asks belongs to one target.
+        learns: whether `fit` does anything; one that does not is never stored.
+        offers: what parts of an attack may ask of it: `sample`, `realism`.
+    """
+
+    revision = 1
+    asks: Access | None = None
+    learns = False
+    offers: frozenset[str] = frozenset({"sample"})
+
+    def __init__(self, *, channels: int, size: int):
+        super().__init__()
+        self.channels, self.size = channels, size
+        # a prior without weights must know its device too
+        self.register_buffer("_place", torch.empty(0), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where latents and images live."""
+        return self._place.device
+
+    def fit_steps(self, public: Images) -> int:
+        """How many steps `fit` takes on these images, for a progress bar."""
+        return 0
+
+    def fit(
+        self, public: Images, *, seed: int, oracle: object = None, state: dict[str, Tensor] | None = None
+    ) -> Iterator[Progress]:
+        """Learn from public images; yields progress and can continue from a stored `state`."""
+        return iter(())
+
+    def sample(self, count: int, rng: torch.Generator) -> Tensor:
+        """`count` latents [count, ...] on the CPU, drawn from `rng`."""
+        raise Refused(f"{type(self).__name__} cannot sample; choose another attack.init")
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [B, C, H, W], nominally in [0, 1], differentiable in `latents` [B, ...]; not clamped."""
+        raise Refused(f"{type(self).__name__} cannot decode latents")
+
+    def realism(self, images: Tensor) -> Tensor:
+        """How real each image looks [B]; higher is more real. Unbounded: log it beside the identity loss."""
+        raise Refused(f"{type(self).__name__} has no critic")
+
+    def require(self, images: Images) -> None:
+        """Refuse public images of another shape than this prior makes."""
+        expected, got = (self.channels, self.size, self.size), tuple(images.pixels.shape[1:])
+        if got != expected:
+            raise Refused(
+                f"{type(self).__name__}: expected public images [C, S, S] = {expected}, got {got}; "
+                "set dataset.size, or choose another public set"
+            )

@@ -1,0 +1,137 @@
+"""The adversarial loop that GAN priors share: Wasserstein critic with a gradient penalty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from midefense import seeds
+from midefense.types import Images, Progress
+
+
+def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
+    """(|| grad_x D(x) ||_2 - 1)^2 per image [B], at x = real + mix (fake - real), mix [B] in [0, 1].
+
+    Gulrajani et al., NeurIPS 2017, equation 3; GMI uses it unchanged.
+    """
+    between = real + mix.view(-1, 1, 1, 1) * (fake.detach() - real)
+    between.requires_grad_()
+    slope = torch.autograd.grad(critic(between).sum(), between, create_graph=True)[0]
+    return (slope.flatten(1).norm(dim=1) - 1) ** 2
+
+
+def critic_loss(critic: nn.Module, real: Tensor, fake: Tensor, mix: Tensor, penalty: float) -> Tensor:
+    """mean D(fake) - mean D(real) + penalty * mean gradient penalty; a scalar to minimise."""
+    return critic(fake).mean() - critic(real).mean() + penalty * gradient_penalty(critic, real, fake, mix).mean()
+
+
+def adversarial_fit(
+    generator: nn.Module,
+    critic: nn.Module,
+    public: Images,
+    *,
+    latent_size: int,
+    steps: int,
+    batch_size: int,
+    critic_steps: int,
+    learning_rate: float,
+    betas: tuple[float, float],
+    penalty: float,
+    unit: int,
+    seed: int,
+    state: dict[str, Tensor] | None,
+) -> Iterator[Progress]:
+    """WGAN-GP: `critic_steps` steps of the critic to one of the generator, both in train mode.
+
+    `steps` counts critic steps. Step s draws everything from a generator keyed by (seed, s), so a run that goes on
+    from a saved state draws what the uninterrupted one did. Yields every `unit` steps and at the end.
+    """
+    device = next(generator.parameters()).device
+    optimizers = {
+        "generator": torch.optim.Adam(generator.parameters(), lr=learning_rate, betas=betas),
+        "critic": torch.optim.Adam(critic.parameters(), lr=learning_rate, betas=betas),
+    }
+    networks = {"generator": generator, "critic": critic}
+    done = _load(state, networks, optimizers)
+    generator.train()
+    critic.train()
+    sums = torch.zeros(2, device=device)
+    for step in range(done, steps):
+        rng = seeds.generator(seed, "prior", "fit", step)
+        real = public.floats(torch.randint(len(public), (batch_size,), generator=rng), device)
+        latents, again = torch.randn(2, batch_size, latent_size, generator=rng).to(device)
+        mix = torch.rand(batch_size, generator=rng).to(device)
+        sums[0] += _critic_step(generator, critic, optimizers["critic"], real, latents, mix, penalty)
+        if (step + 1) % critic_steps == 0:
+            sums[1] += _generator_step(generator, critic, optimizers["generator"], again) * critic_steps
+        if (step + 1) % unit == 0 or step + 1 == steps:
+            means = (sums / (unit if (step + 1) % unit == 0 else steps % unit)).tolist()
+            sums.zero_()
+            logs = {"critic_loss": means[0], "generator_loss": means[1]}
+            yield step + 1, logs, _saver(networks, optimizers, step + 1)
+    generator.eval()
+    critic.eval()
+
+
+def _critic_step(
+    generator: nn.Module,
+    critic: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    real: Tensor,
+    latents: Tensor,
+    mix: Tensor,
+    penalty: float,
+) -> Tensor:
+    with torch.no_grad():
+        fake = generator(latents)
+    loss = critic_loss(critic, real, fake, mix, penalty)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def _generator_step(
+    generator: nn.Module, critic: nn.Module, optimizer: torch.optim.Optimizer, latents: Tensor
+) -> Tensor:
+    critic.requires_grad_(False)  # this step needs no gradients of the critic
+    loss = -critic(generator(latents)).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    critic.requires_grad_(True)
+    return loss.detach()
+
+
+def _saver(networks: dict, optimizers: dict, done: int):
+    """A function that gives everything needed to go on after step `done`, as a flat dict of tensors."""
+
+    def state() -> dict[str, Tensor]:
+        flat = {"step": torch.tensor(done)}
+        for name, network in networks.items():
+            flat |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
+        for name, optimizer in optimizers.items():
+            for index, moments in optimizer.state_dict()["state"].items():
+                flat |= {f"optimizer.{name}.{index}.{key}": torch.as_tensor(v) for key, v in moments.items()}
+        return flat
+
+    return state
+
+
+def _load(state: dict[str, Tensor] | None, networks: dict, optimizers: dict) -> int:
+    """Put a saved state back; returns the steps done (0 without one)."""
+    if not state:
+        return 0
+    for name, network in networks.items():
+        prefix = f"{name}."
+        network.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+    for name, optimizer in optimizers.items():
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            if key.startswith(f"optimizer.{name}."):
+                index, field = key.removeprefix(f"optimizer.{name}.").split(".", 1)
+                moments.setdefault(int(index), {})[field] = value
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(state["step"])

@@ -1,0 +1,91 @@
+"""GMI's prior: a WGAN-GP trained once on public images, independent of any target (Zhang et al., CVPR 2020)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from midefense.priors.base import Prior
+from midefense.priors.gan import adversarial_fit
+from midefense.priors.nets.gmi import Critic, Generator
+from midefense.types import Images, Progress, Refused
+
+
+class GmiGan(Prior):
+    """Latents [B, latent_size], normal when sampled; images through a sigmoid, so in [0, 1].
+
+    Args:
+        latent_size: 100 in the paper.
+        width: channels of the finest stage; 64 in the paper, fewer for a small machine.
+        epochs: passes of the critic over the public images (120 in the benchmark, 280 in the paper, of 30,000 images).
+        steps: critic steps, instead of epochs; None counts them by epochs.
+        critic_steps: critic steps to one generator step.
+        penalty: weight of the gradient penalty.
+        unit: steps between two saved states.
+    """
+
+    learns = True
+    aside = ("unit",)
+    offers = frozenset({"sample", "realism"})
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        size: int,
+        latent_size: int = 100,
+        width: int = 64,
+        epochs: int = 120,
+        steps: int | None = None,
+        batch_size: int = 64,
+        critic_steps: int = 5,
+        learning_rate: float = 2e-4,
+        betas: tuple[float, float] = (0.5, 0.999),
+        penalty: float = 10.0,
+        unit: int = 100,
+    ):
+        super().__init__(channels=channels, size=size)
+        if size not in (32, 64):
+            raise Refused(f"gmi_gan makes images of 32 or 64 px, got {size}; set dataset.size=32 or dataset.size=64")
+        if min(epochs, 1 if steps is None else steps, unit, critic_steps, width) < 1 or batch_size < 2:
+            raise Refused("gmi_gan: expected epochs, steps, unit, critic_steps and width from 1, and batch_size from 2")
+        self.latent_size, self.epochs, self.steps = latent_size, epochs, steps
+        self.training_options = {
+            "latent_size": latent_size,
+            "batch_size": batch_size,
+            "critic_steps": critic_steps,
+            "learning_rate": learning_rate,
+            "betas": tuple(betas),
+            "penalty": penalty,
+            "unit": unit,
+        }
+        self.generator = Generator(latent_size=latent_size, channels=channels, size=size, width=width)
+        self.critic = Critic(channels=channels, size=size, width=width)
+
+    def fit_steps(self, public: Images) -> int:
+        """Critic steps of a whole `fit` on these images."""
+        return self.steps or self.epochs * math.ceil(len(public) / self.training_options["batch_size"])
+
+    def fit(
+        self, public: Images, *, seed: int, oracle: object = None, state: dict[str, Tensor] | None = None
+    ) -> Iterator[Progress]:
+        """Train generator and critic on public images; one unit of progress is `unit` critic steps."""
+        self.require(public)
+        steps = self.fit_steps(public)
+        options = self.training_options
+        return adversarial_fit(self.generator, self.critic, public, steps=steps, seed=seed, state=state, **options)
+
+    def sample(self, count: int, rng: torch.Generator) -> Tensor:
+        """Latents [count, latent_size] ~ N(0, I)."""
+        return torch.randn(count, self.latent_size, generator=rng)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [B, C, size, size] in [0, 1]. In eval mode rows do not depend on each other."""
+        return self.generator(latents)
+
+    def realism(self, images: Tensor) -> Tensor:
+        """The critic's score [B]."""
+        return self.critic(images)

@@ -1,0 +1,81 @@
+"""Reconstructions over their nearest private images, class by class, as PNG inside the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from midefense.report.markup import Markup, join, tag, void
+from midefense.report.rows import Row, Setup, show
+
+MOST_CLASSES = 10
+MOST_COLUMNS = 15  # image columns over all classes of a strip; they share them evenly
+MOST_CANDIDATES = 4
+LARGEST = 96  # pixels; larger images are reduced, smaller ones kept exactly
+
+
+def gallery(found: Sequence[Setup]) -> Markup | None:
+    """One strip per setup: the first seed that has pictures, classes side by side; None without any pictures."""
+    strips = [strip for setup in found if (strip := _strip(setup)) is not None]
+    return tag("div", *strips, class_="gallery") if strips else None
+
+
+def _strip(setup: Setup) -> Markup | None:
+    for row in setup.rows:
+        pictures = row.pictures()
+        if pictures is not None and len(pictures["labels"]):
+            return _draw(setup, row, pictures)
+    return None
+
+
+def _draw(setup: Setup, row: Row, pictures: dict[str, np.ndarray]) -> Markup:
+    labels = np.unique(pictures["labels"])
+    shown = labels[:MOST_CLASSES]
+    candidates = max(1, min(MOST_CANDIDATES, MOST_COLUMNS // len(shown)))
+    classes = []
+    for label in shown:
+        places = np.flatnonzero(pictures["labels"] == label)[:candidates]
+        pairs = [_pair(pictures, place, int(label)) for place in places]
+        classes.append(tag("div", tag("h5", f"class {label}"), tag("div", *pairs, class_="pairs"), class_="class"))
+    name = tag("h4", tag("b", setup["defense"]), f" · {setup['attack']} on {setup['architecture']}")
+    more = f", {len(shown)} of {len(labels)} classes" if len(labels) > len(shown) else ""
+    note = f"{row.seed_text}{more}" + (f" · {setup.note}" if setup.note else "")
+    key = tag("div", tag("span", "recovered"), tag("span", "nearest private"), class_="key", aria_hidden="true")
+    strip = tag(
+        "div", key, *classes, class_="strip", tabindex=0, role="group", aria_label=f"Pictures of {setup['defense']}"
+    )
+    return tag("section", tag("header", name, tag("p", note)), strip)
+
+
+def _pair(pictures: dict[str, np.ndarray], place: int, label: int) -> Markup:
+    confidence, distance = float(pictures["confidence"][place]), float(pictures["distance"][place])
+    sure = show(confidence, "percent") if math.isfinite(confidence) else "n/a"
+    words = f"confidence {sure}, distance {show(distance, 'number')}"
+    return tag(
+        "figure",
+        _image(pictures["reconstructions"][place], f"reconstruction of class {label}: {words}"),
+        _image(pictures["nearest"][place], f"nearest private image of class {label}"),
+        tag("figcaption", join(sure), title="the evaluator's confidence in the class"),
+        title=words,
+    )
+
+
+def _image(pixels: np.ndarray, words: str) -> Markup:
+    address = "data:image/png;base64," + base64.b64encode(png(pixels)).decode("ascii")
+    return void("img", src=address, alt=words, width=64, height=64, loading="lazy")
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """A uint8 image [C, H, W], C 1 or 3, as a PNG file, reduced to at most `LARGEST` pixels a side."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    if max(image.size) > LARGEST:
+        image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,342 @@
+"""Result rows: reading them from the store, grouping the seeds of one setup, and choosing what a table shows."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from midefense.artefacts import Artefact, read_provenance
+from midefense.types import Refused
+
+NAMES = ("dataset", "public", "architecture", "defense", "prior", "attack", "access")
+SEEDS = ("target", "prior", "attack")
+PICTURES = ("reconstructions", "nearest", "labels", "distance", "confidence")
+
+
+@dataclass(frozen=True)
+class Value:
+    """One measured number: NaN with a `reason` if it could not be computed; `low` and `high` bound the 95 %
+    interval over classes; `higher_leaks` says which direction is worse for the owner of the images."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    per_class: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    higher_leaks: bool | None = None
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One evaluated attack. `about` holds the setup's texts and numbers, `seeds` one integer per verb."""
+
+    about: Mapping[str, object]
+    seeds: Mapping[str, int]
+    metrics: Mapping[str, Value]
+    anchors: Mapping[str, Mapping[str, float]]
+    folder: Path | None = None
+
+    @classmethod
+    def parse(cls, document: Mapping, folder: Path | None = None) -> Row:
+        """A row from the content of a result's `metrics.json`; `Refused` names what is missing."""
+        for part in ("row", "metrics"):
+            if not isinstance(document, Mapping) or not isinstance(document.get(part), Mapping):
+                raise Refused(f"metrics.json: expected an object with an object {part!r}")
+        about = document["row"]
+        missing = [name for name in (*NAMES, "seeds", "protocol", "setup") if name not in about]
+        if missing:
+            raise Refused(f"metrics.json: row lacks {', '.join(missing)}")
+        metrics = {name: _value(name, entry) for name, entry in document["metrics"].items()}
+        anchors = {
+            kind: {name: _number(value) for name, value in levels.items()}
+            for kind, levels in document.get("anchors", {}).items()
+        }
+        return cls(about, about["seeds"], metrics, anchors, folder)
+
+    def __getitem__(self, name: str) -> str:
+        return str(self.about.get(name, ""))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a table calls a setup; setups of the same names may differ in what no name tells."""
+        return tuple(self[name] for name in (*NAMES, "protocol"))
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What rows must share to be seeds of one setup: the names, and the hash of all settings but the seeds."""
+        return (*self.names, self["setup"])
+
+    @property
+    def seed_text(self) -> str:
+        return " · ".join(f"{name} {self.seeds[name]}" for name in SEEDS if name in self.seeds)
+
+    @property
+    def stopped(self) -> str:
+        """Why the attack ended early (a budget spent), "" if it did not."""
+        return "; ".join(self.about.get("stopped") or ())
+
+    @property
+    def picture_file(self) -> Path | None:
+        """Where the row's pictures lie, None if it has none."""
+        path = self.folder / "tensors.safetensors" if self.folder else None
+        return path if path is not None and path.exists() else None
+
+    def pictures(self) -> dict[str, np.ndarray] | None:
+        """`reconstructions` and `nearest` uint8 [K, C, H, W], `labels` [K], `distance` [K], `confidence` [K];
+        None if the row has none."""
+        if self.picture_file is None:
+            return None
+        with safe_open(self.picture_file, framework="numpy") as tensors:
+            return {name: tensors.get_tensor(name) for name in PICTURES}
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A result that could not be read or is not what was written, and why."""
+
+    name: str
+    reason: str
+
+
+def read_rows(store: Path) -> tuple[list[Row], list[Broken]]:
+    """All results of a store, sorted by setup and seed, and those that cannot be read or were changed since they
+    were written: every file is compared with its recorded hash."""
+    rows, broken = [], []
+    for folder in sorted(path for path in (store / "result").glob("*@*") if path.is_dir()):
+        if folder.name.startswith("."):
+            continue
+        try:
+            artefact = Artefact(folder, read_provenance(folder))
+            artefact.verify()
+            row = Row.parse(artefact.metrics, folder)
+            if row.picture_file is not None:
+                _check_pictures(row.picture_file)
+        except (OSError, ValueError, SafetensorError) as error:
+            broken.append(Broken(folder.name, f"{type(error).__name__}: {error}"))
+        else:
+            rows.append(row)
+    return sorted(rows, key=lambda row: (_order(row), sorted(row.seeds.items()))), broken
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Rows that differ in their seeds only. `note` tells apart setups of the same names: what their commands add."""
+
+    rows: Sequence[Row]
+    note: str = ""
+
+    def __getitem__(self, name: str) -> str:
+        return self.rows[0][name]
+
+    @property
+    def stopped(self) -> str:
+        """Why attacks ended early, each reason once; "" if none did."""
+        return "; ".join(dict.fromkeys(row.stopped for row in self.rows if row.stopped))
+
+
+def by_protocol(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows per protocol hash: numbers of different protocols are not to be ranked together."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["protocol"], []).append(row)
+    return groups
+
+
+def setups(rows: Iterable[Row]) -> list[Setup]:
+    """Group the seeds of each setup; setups of the same names get notes that tell them apart."""
+    groups = [list(group) for _, group in itertools.groupby(sorted(rows, key=_order), key=lambda row: row.key)]
+    found = []
+    for _, alike in itertools.groupby(groups, key=lambda group: group[0].names):
+        same_names = list(alike)
+        found += [Setup(group, note) for group, note in zip(same_names, _notes(same_names), strict=True)]
+    return found
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of a table: its full `metric` name, and how its numbers read (percent, number, count, seconds)."""
+
+    title: str
+    metric: str
+    unit: str
+    higher_leaks: bool | None = None
+
+
+LEADING = (
+    ("Target accuracy", ("utility/test_accuracy_top1", "utility/"), "percent"),
+    ("Attack accuracy", ("attack_accuracy_top1/",), "percent"),
+    ("Confidence", ("target_class_confidence/",), "percent"),
+    ("KNN distance", ("knn_distance/",), "number"),
+    ("FID", ("fid/",), "number"),
+    ("KID", ("kid/",), "number"),
+    ("Queries", ("cost/queries_per_target_mean",), "count"),
+    ("Seconds", ("cost/seconds",), "seconds"),
+)
+
+
+def columns(rows: Sequence[Row]) -> list[Column]:
+    """The leading metrics that `rows` have; of several evaluators the one called main speaks."""
+    names = sorted({name for row in rows for name in row.metrics}, key=lambda name: (not name.endswith("/main"), name))
+    found = []
+    for title, prefixes, unit in LEADING:
+        metric = next((name for prefix in prefixes for name in names if name.startswith(prefix)), None)
+        if metric:
+            leaks = next(row.metrics[metric].higher_leaks for row in rows if metric in row.metrics)
+            found.append(Column(title, metric, unit, leaks))
+    return found
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric over the seeds of a setup: `mean` and sample standard deviation `std` of the `seen` finite values
+    out of `total`; `low` and `high` are the outermost bounds of the seeds' intervals over classes."""
+
+    mean: float
+    std: float
+    seen: int
+    total: int
+    low: float
+    high: float
+    reason: str
+
+
+def summarise(rows: Sequence[Row], metric: str) -> Summary:
+    """Collapse `metric` over `rows`; the reasons of values that are missing are kept."""
+    absent = Value(math.nan, reason="not measured in this row")
+    values = [row.metrics.get(metric, absent) for row in rows]
+    finite = [value for value in values if math.isfinite(value.value)]
+    reasons = list(dict.fromkeys(value.reason for value in values if value.reason))
+    mean, std = spread([value.value for value in finite])
+    lows = [value.low for value in finite if math.isfinite(value.low)]
+    highs = [value.high for value in finite if math.isfinite(value.high)]
+    low, high = min(lows, default=math.nan), max(highs, default=math.nan)
+    return Summary(mean, std, len(finite), len(values), low, high, "; ".join(reasons))
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; NaN where there are too few values."""
+    mean = statistics.fmean(values) if values else math.nan
+    return mean, statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def anchor_lines(rows: Sequence[Row]) -> list[tuple[str, dict[str, list[float]]]]:
+    """What the numbers of a table are to be held against: real images, every prior's samples, chance. Each line
+    has a name and, per metric, the finite values found in the rows."""
+    lines = [("Real private images (ceiling)", _anchors(rows, "real"))]
+    for prior in sorted({row["prior"] for row in rows}):
+        own = [row for row in rows if row["prior"] == prior]
+        lines.append((f"Samples of {prior}, no attack (floor)", _anchors(own, "prior")))
+    lines.append(("Chance", _anchors(rows, "chance")))
+    return [line for line in lines if line[1]]
+
+
+def show(value: float, unit: str) -> str:
+    """A number as a reader wants it: `93.3%`, `1,500`, `12.4 s`, else three digits (`0.012`, `72.6k`); `n/a` for
+    NaN."""
+    if not math.isfinite(value):
+        return "n/a"
+    if unit == "percent":
+        return f"{100 * value:.1f}%"
+    if unit == "seconds":
+        return f"{value:,.0f} s" if value >= 100 else f"{value:.1f} s"
+    if unit == "count":
+        return f"{value:,.0f}"
+    return _short(value, digits=3, full=10_000)
+
+
+def show_spread(std: float, unit: str) -> str:
+    """`±` and a standard deviation in the unit of its mean, empty where there is none or nothing varies."""
+    if not std > 0:
+        return ""
+    if unit == "percent":
+        return f"±{100 * std:.1f}"
+    if unit == "number":
+        return f"±{_short(std, digits=2, full=1_000)}"
+    return f"±{std:.2g}" if std < 10 else f"±{std:,.0f}"
+
+
+def _order(row: Row) -> tuple:
+    """Undefended targets first: they are what a defense is compared with."""
+    return tuple((part != "none", part) for part in row.key)
+
+
+def _short(value: float, digits: int, full: float) -> str:
+    """`digits` significant digits; larger numbers in full below `full`, in thousands or millions from there on."""
+    rounded = float(f"{value:.{digits}g}")
+    if abs(rounded) >= full:
+        return f"{rounded / 1e6:,g}M" if abs(rounded) >= 1e6 else f"{rounded / 1e3:g}k"
+    return f"{value:,.0f}" if abs(rounded) >= 10**digits else f"{rounded:g}"
+
+
+def _notes(groups: Sequence[Sequence[Row]]) -> list[str]:
+    """One note per setup of the same names: what its commands have and not all others, else the setup's hash."""
+    if len(groups) == 1:
+        return [""]
+    said = [_settings(rows) for rows in groups]
+    common = set.intersection(*(set(words) for words in said))
+    notes = [" ".join(word for word in words if word not in common) or "as in its files" for words in said]
+    hashes = [f"setup {rows[0]['setup']}" for rows in groups]
+    return [note if notes.count(note) == 1 else own for note, own in zip(notes, hashes, strict=True)]
+
+
+def _settings(rows: Sequence[Row]) -> list[str]:
+    """The words that the commands of a setup's seeds share."""
+    commands = [row["command"].split() for row in rows]
+    shared = set.intersection(*(set(words) for words in commands))
+    return [word for word in commands[0] if word in shared and not re.match(r"\+*seeds?(\.\w+)?=", word)]
+
+
+def _anchors(rows: Sequence[Row], kind: str) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for metric, value in row.anchors.get(kind, {}).items():
+            if math.isfinite(value):
+                found.setdefault(metric, []).append(value)
+    return found
+
+
+def _value(name: str, entry: object) -> Value:
+    if not isinstance(entry, Mapping) or "value" not in entry:
+        raise Refused(f"metrics.json: {name} lacks a value")
+    return Value(
+        value=_number(entry["value"]),
+        low=_number(entry.get("low")),
+        high=_number(entry.get("high")),
+        n=int(entry.get("n") or 0),
+        per_class={str(label): _number(value) for label, value in (entry.get("per_class") or {}).items()},
+        reason=str(entry.get("reason") or ""),
+        higher_leaks=entry.get("higher_leaks"),
+        kind=str(entry.get("kind") or ""),
+    )
+
+
+def _number(value: object) -> float:
+    """A number of a JSON file; null and the text "nan" are NaN."""
+    return math.nan if value is None else float(value)
+
+
+def _check_pictures(path: Path) -> None:
+    """Refuse a file of pictures that does not hold what `Row.pictures` promises; reads its header only."""
+    with safe_open(path, framework="numpy") as tensors:
+        slices = {name: tensors.get_slice(name) for name in tensors.keys() if name in PICTURES}  # noqa: SIM118
+        shapes = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
+    missing = [name for name in PICTURES if name not in shapes]
+    if missing:
+        raise Refused(f"{path.name}: expected {', '.join(PICTURES)}; {', '.join(missing)} missing")
+    lengths = {name: shape[0] if shape else 0 for name, (_, shape) in shapes.items()}
+    if len(set(lengths.values())) > 1:
+        raise Refused(f"{path.name}: expected aligned rows, got lengths {lengths}")
+    for name in ("reconstructions", "nearest"):
+        dtype, shape = shapes[name]
+        if dtype != "U8" or len(shape) != 4 or shape[1] not in (1, 3):
+            raise Refused(f"{path.name}: {name}: expected U8 [K, 1 or 3, H, W], got {dtype} {shape}")

@@ -1,0 +1,183 @@
+"""The nouns that are passed around. Nothing here imports anything else of ours.
+
+Image contract, at every boundary: float tensors, NCHW, RGB or grey, nominally in [0, 1]. Every network
+normalises (and resizes) inside itself; what is scored and saved is clipped once, by `clip_images`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+
+class Refused(ValueError):
+    """A request that will not be served. The message says what was expected, what came, and what to try."""
+
+
+def refuse_unknown(what: str, got: object, choices: Iterable[object], try_: str = "") -> Refused:
+    """Build the standard refusal of a name that is not among `choices`; near misses are suggested."""
+    import difflib
+
+    names = [str(choice) for choice in choices]
+    near = difflib.get_close_matches(str(got), names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    advice = f" {try_}" if try_ else ""
+    return Refused(f"{what}: got {got!r}; choices: {', '.join(names) or 'none'}.{hint}{advice}")
+
+
+# What one forward of a target can reveal, and who may see it. `gradient` stands for differentiating through
+# the answer, `weights` for reading parameters. FEATURES is the split-inference edge: its output and no more.
+class Access(enum.Enum):
+    LABELS = "labels"
+    SCORES = "scores"
+    FEATURES = "features"
+    WHITEBOX = "whitebox"
+
+    @property
+    def reveals(self) -> frozenset[str]:
+        """Names of what an oracle at this level answers."""
+        return _REVEALS[self]
+
+    @classmethod
+    def parse(cls, name: str | Access) -> Access:
+        """Access from its YAML name (`labels`, `scores`, `features`, `whitebox`)."""
+        if isinstance(name, Access):
+            return name
+        try:
+            return cls(str(name).lower())
+        except ValueError:
+            raise refuse_unknown("access", name, [level.value for level in cls]) from None
+
+    def require(self, reads: Iterable[str], who: str) -> None:
+        """Refuse, with a sentence, if `who` reads more than this level reveals."""
+        hidden = sorted(set(reads) - self.reveals)
+        if hidden:
+            enough = [level.value for level in Access if set(reads) <= level.reveals]
+            raise Refused(
+                f"{who} reads {', '.join(hidden)}, which access={self.value} hides "
+                f"(it reveals {', '.join(sorted(self.reveals))}); "
+                f"levels that would do: {', '.join(enough) or 'none'}. Pick another part or set attack.access."
+            )
+
+
+_REVEALS = {
+    Access.LABELS: frozenset({"labels"}),
+    Access.SCORES: frozenset({"labels", "probs"}),
+    Access.FEATURES: frozenset({"features"}),
+    Access.WHITEBOX: frozenset({"labels", "probs", "logits", "features", "batchnorm", "gradient", "weights"}),
+}
+
+
+@dataclass
+class Images:
+    """A set of images as stored: `pixels` uint8 [N, C, H, W], `labels` int64 [N], `ids` int64 [N].
+
+    `names` holds one text per label (the identity), so that two sets can be compared for shared identities.
+    Labels count from 0 in `names`.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    ids: Tensor
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def floats(self, rows: Tensor | slice | None = None, device: torch.device | str = "cpu") -> Tensor:
+        """Images `rows` (default: all) as float32 in [0, 1] on `device`."""
+        pixels = self.pixels if rows is None else self.pixels[rows]
+        return pixels.to(device).float().div_(255)
+
+    def take(self, rows: Tensor) -> Images:
+        """The images at `rows` (indices or a mask), labels unchanged."""
+        return replace(self, pixels=self.pixels[rows], labels=self.labels[rows], ids=self.ids[rows])
+
+    def of_class(self, label: int) -> Images:
+        """All images of one class."""
+        return self.take(self.labels == label)
+
+
+@dataclass
+class Batch:
+    """One training batch: images [B, C, H, W] in [0, 1]; labels int64 [B] or soft [B, classes]; ids int64 [B];
+    weight float [B], how much each image counts in the task loss; `rng`, a CPU generator keyed by (seed, step)."""
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+    weight: Tensor
+    rng: torch.Generator
+
+
+@dataclass
+class Trace:
+    """One forward of a classifier: logits [B, classes], features [B, F] (the input of the head), taps by name."""
+
+    logits: Tensor
+    features: Tensor
+    taps: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Answer:
+    """What an oracle tells; what its access level hides is None."""
+
+    labels: Tensor | None = None
+    probs: Tensor | None = None
+    logits: Tensor | None = None
+    features: Tensor | None = None
+    batchnorm: list[tuple[Tensor, Tensor]] | None = None
+
+
+@dataclass
+class Evidence:
+    """What the attacker is given per target: `labels` int64 [N] (the class), `observed` [N, ...] or None
+    (a released feature, a masked image), `ids` int64 [N] (the class or the private image it points at)."""
+
+    labels: Tensor
+    ids: Tensor
+    observed: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Tensor | slice) -> Evidence:
+        """The evidence at `rows`."""
+        observed = None if self.observed is None else self.observed[rows]
+        return Evidence(self.labels[rows], self.ids[rows], observed)
+
+
+@dataclass
+class Found:
+    """Candidates: aligned rows of `latents` [M, ...], `loss` [M] and `evidence` int64 [M], the row of the
+    evidence that each candidate answers. `stage` names the moment: initial, optimised, selected, or a method's
+    own. `scores` [M] are the selection's (None before it)."""
+
+    latents: Tensor
+    loss: Tensor
+    evidence: Tensor
+    stage: str
+    scores: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def detached(self) -> Found:
+        """A copy on the CPU that later steps cannot change."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Found(**{k: v.detach().cpu().clone() if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+# Long work yields this: the step done so far, numbers to log, and a function that gives the whole state as a
+# flat dict of tensors (optimisers included), called only when the state is saved.
+Progress = tuple[int, dict[str, float], Callable[[], dict[str, Tensor]]]
+
+
+def clip_images(images: Tensor) -> Tensor:
+    """The one place where images are clipped to [0, 1] before they are scored or saved."""
+    return images.detach().clamp(0, 1)

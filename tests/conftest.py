@@ -1,0 +1,115 @@
+"""What tests share: one thread, no W&B, a store of their own, verbs called in this process or in another."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
+
+from midefense import build
+from midefense.pipeline import Pipeline
+from midefense.plan import Plan, read_plan
+
+ROOT = Path(__file__).resolve().parents[1]
+DONE_BY = {"train_target": lambda p: p.target.artefact, "attack": lambda p: p.recovered, "evaluate": lambda p: p.result}
+
+os.environ["WANDB_MODE"] = "disabled"  # a test that wants W&B says so
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+
+def configuration(verb: str, *overrides: str) -> tuple[dict, dict]:
+    """A verb's plain configuration under command-line overrides, and the option chosen per config group."""
+    with initialize_config_dir(config_dir=str(build.CONF), version_base="1.3"):
+        config = compose(config_name=verb, overrides=list(overrides), return_hydra_config=True)
+    choices = OmegaConf.to_container(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return build.plain_config(config), choices
+
+
+def plan_for(verb: str, *overrides: str, store: Path) -> Plan:
+    """What a verb plans under command-line overrides, as `verbs.verb` reads it."""
+    config, choices = configuration(verb, *overrides, f"store={store}")
+    return read_plan(verb, config, choices, overrides)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An empty folder for artefacts."""
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def run_verb(store):
+    """`run_verb(verb, *overrides)`: the artefact that a verb gives, made in this process."""
+
+    def run(verb, *overrides, store=store):
+        return DONE_BY[verb](Pipeline(plan_for(verb, *overrides, store=store)))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def bytecode(tmp_path_factory):
+    """Where modules are compiled once per session: every process but the first starts in half the time."""
+    return tmp_path_factory.mktemp("bytecode")
+
+
+def process_environment(bytecode, **changes):
+    """The variables of a verb's process: this one's, and `changes`. What wandb left in this one (the address of its
+    service process, folders) would send the new process to a service that is gone."""
+    left = {name for name in os.environ if name.lstrip("_").startswith("WANDB_") and name != "WANDB_MODE"}
+    left.add("PYTHONDONTWRITEBYTECODE")
+    inherited = {name: value for name, value in os.environ.items() if name not in left}
+    return {**inherited, "PYTHONPYCACHEPREFIX": str(bytecode), **changes}
+
+
+@pytest.fixture
+def run_process(store, bytecode):
+    """`run_process(verb, *overrides)`: the finished process (`returncode`, `stdout`, `stderr`) of a verb."""
+
+    def run(verb, *overrides, store=store, timeout=120, **environment):
+        command = [sys.executable, str(ROOT / f"{verb}.py"), *overrides, f"store={store}"]
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=ROOT,
+            env=process_environment(bytecode, **environment),
+        )
+
+    return run
+
+
+@pytest.fixture
+def start_process(store, bytecode):
+    """`start_process(verb, *overrides)`: a verb's process, just started; it does not outlive the test.
+
+    `launcher` stands in front of the script (torchrun and its arguments).
+    """
+    started = []
+
+    def start(verb, *overrides, store=store, launcher=(sys.executable,), **environment):
+        command = [*map(str, launcher), str(ROOT / f"{verb}.py"), *overrides, f"store={store}", "compute.threads=1"]
+        process = subprocess.Popen(
+            command,
+            env=process_environment(bytecode, **environment),
+            cwd=store.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,1 @@
+"""Contracts that every entry of `conf/` is held to, parametrised over its listing."""

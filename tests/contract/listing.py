@@ -1,0 +1,35 @@
+"""The listing of `conf/` that contract tests run over, and short ways to what an entry describes."""
+
+import functools
+from pathlib import Path
+
+from conftest import configuration
+
+from midefense import build
+from midefense.build import Bound
+
+CONF = build.CONF
+
+
+def options(group: str) -> list[str]:
+    """The names of a group's files."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def files() -> list[Path]:
+    """All files, relative to `conf/`."""
+    return sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+
+
+@functools.cache
+def composed(verb: str, *overrides: str) -> tuple[dict, dict]:
+    """A verb's plain configuration and the option chosen per group, composed once for all tests: not to be changed."""
+    return configuration(verb, *overrides)
+
+
+def node(verb: str, key: str, *overrides: str) -> Bound:
+    """The checked node under `key` of a verb's configuration, which a dataset may tell classes, channels and size."""
+    config = composed(verb, *overrides)[0]
+    for part in key.split("."):
+        config = config[part]
+    return build.bind(config, key, beside_dataset=True)

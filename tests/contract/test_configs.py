@@ -1,0 +1,164 @@
+"""Every file of `conf/`: it composes with its verb, all it names binds, its header says what a reader needs, and the
+command in the header is accepted."""
+
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from contract.listing import CONF, composed, files
+from midefense import build
+from midefense.plan import read_plan
+from midefense.whitelist import resolve
+
+FILES = files()
+COUNTS = {
+    ".": 4,
+    "architecture": 4,
+    "attack": 11,
+    "attack/init": 2,
+    "attack/objective": 5,
+    "attack/search": 3,
+    "attack/select": 4,
+    "attack/views": 1,
+    "compute": 3,
+    "dataset": 4,
+    "defense": 7,
+    "evaluator": 2,
+    "evidence": 1,
+    "metrics": 4,
+    "prior": 4,
+    "public": 4,
+    "recipe": 3,
+    "tracking": 4,
+}
+FREE = ("experiment", "debug")  # groups of deltas, not members: any number of them
+VERBS = ("train_target", "attack", "evaluate")
+METHODS = ("attack", "defense", "prior", "dataset", "architecture")
+
+
+def test_the_listing():
+    counts = {}
+    for file in FILES:
+        counts[file.parent.as_posix()] = counts.get(file.parent.as_posix(), 0) + 1
+    counted = {group: count for group, count in counts.items() if group.split("/")[0] not in FREE}
+    assert counted == COUNTS, "a new file: see that every test of its contract knows it, then raise the count"
+
+
+def header(file: Path) -> list[str]:
+    """The comment lines before the first other line, without their marks and Hydra's `@package`."""
+    lines = (CONF / file).read_text().removeprefix("# @package _global_\n").splitlines()
+    rest = next(i for i, line in enumerate([*lines, "end"]) if not line.startswith("#"))
+    return [line[1:].strip() for line in lines[:rest]]
+
+
+def commands(file: Path) -> list[tuple[str, list[str]]]:
+    """The commands in a header, as (verb, overrides); of a sweep, its first member."""
+    pieces = [piece for line in header(file) for piece in line.split(" · ")]
+    words = [shlex.split(piece) for piece in pieces if re.match(r"(python|torchrun) ", piece)]
+    scripts = [next(i for i, word in enumerate(line) if word.endswith(".py")) for line in words]
+    return [
+        (line[at].removesuffix(".py"), [first_of(word) for word in line[at + 1 :] if word != "-m"])
+        for line, at in zip(words, scripts, strict=True)
+    ]
+
+
+def first_of(override: str) -> str:
+    return override if "[" in override else override.split(",")[0]
+
+
+def nodes(config: object, path: str = "") -> dict[str, dict]:
+    """The outermost nodes with a `_target_`, by path."""
+    if not isinstance(config, dict):
+        return {}
+    if "_target_" in config:
+        return {path: config}
+    found = [nodes(value, f"{path}.{key}".strip(".")) for key, value in config.items()]
+    return {key: node for inner in found for key, node in inner.items()}
+
+
+def identity(file: Path) -> str:
+    return file.as_posix()
+
+
+def example(file: Path) -> dict:
+    """The configuration that the first command of a header composes, which uses the file (tested below)."""
+    verb, overrides = commands(file)[0]
+    return composed(verb, *overrides)[0]
+
+
+@pytest.mark.parametrize("file", FILES, ids=identity)
+def test_composes_and_everything_named_binds(file):
+    outermost = nodes(example(file))
+    assert len(outermost) >= 6
+    build.bind_all({path: (node, True) for path, node in outermost.items()})
+
+
+@pytest.mark.parametrize("file", FILES, ids=identity)
+def test_header_says_what_it_is_how_to_run_it_and_what_was_reported(file):
+    lines = header(file)
+    whole = "\n".join(lines)
+    assert re.match(r"\S.* · .*\S", lines[0]), f"expected 'name · source', got {lines[0]!r}"
+    assert commands(file), "expected a line '# python <verb>.py ...'"
+    assert re.search(r"published: \S", whole) and re.search(r"measured: \S", whole)
+    assert all(len(line) <= 200 for line in lines)
+
+
+@pytest.mark.parametrize("file", FILES, ids=identity)
+def test_commands_of_the_header_are_accepted_and_use_the_file(file, store):
+    for verb, overrides in commands(file):
+        assert verb in VERBS
+        config, choices = composed(verb, *overrides)
+        read_plan(verb, {**config, "store": str(store)}, choices, overrides)
+        assert uses(file, verb, choices), f"{verb} {overrides} does not use {file}"
+
+
+def uses(file: Path, verb: str, choices: dict[str, str]) -> bool:
+    group, name = file.parent.as_posix(), file.stem
+    if group == ".":
+        return name in (verb, "shared")
+    return name in [choice for key, choice in choices.items() if key.split("@")[0].lstrip("/") == group]
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.parent.as_posix() != "."], ids=identity)
+def test_an_option_stands_alone(file):
+    """What a file says of a dataset's shape would be wrong beside another dataset; `build` passes it on instead."""
+    assert "${dataset" not in (CONF / file).read_text()
+
+
+@pytest.mark.parametrize("file", FILES, ids=identity)
+def test_every_hyperparameter_is_written_out(file):
+    for path, node in nodes(example(file)).items():
+        assert unwritten(node, path) == []
+
+
+def unwritten(node: object, path: str) -> list[str]:
+    """Arguments of our classes that a configuration leaves to the code's defaults, at every depth."""
+    if isinstance(node, list):
+        return [name for i, item in enumerate(node) for name in unwritten(item, f"{path}[{i}]")]
+    if not isinstance(node, dict):
+        return []
+    missing = [name for key, value in node.items() for name in unwritten(value, f"{path}.{key}")]
+    if str(node.get("_target_", "")).startswith("midefense."):
+        parameters = inspect.signature(resolve(node["_target_"])).parameters
+        asked = [name for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        missing += [f"{path}.{name}" for name in asked if name not in {*node, "classes", "channels", "size"}]
+    return missing
+
+
+@pytest.mark.parametrize("file", FILES, ids=identity)
+def test_named_classes_carry_a_revision(file):
+    targets = re.findall(r"_target_: ([\w.]+)", (CONF / file).read_text())
+    for target in [target for target in targets if target.startswith("midefense.")]:
+        assert isinstance(resolve(target).revision, int)
+
+
+@pytest.mark.parametrize("group", METHODS)
+def test_methods_have_a_row_in_the_readme(group):
+    table = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
+    names = {name for line in table for name in re.findall(r"`([\w.]+)`", line)}
+    missing = {file.stem for file in FILES if file.parent.as_posix() == group} - names
+    assert not missing, f"rows missing in the README's tables: {sorted(missing)}"

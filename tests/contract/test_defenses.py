@@ -1,0 +1,157 @@
+"""Every defense of `conf/defense`, on the toy and a small network with batch norm."""
+
+import functools
+import itertools
+
+import pytest
+import torch
+from conftest import plan_for
+
+from contract.listing import node, options
+from midefense import seeds, train
+from midefense.classifiers import load_classifier
+from midefense.defenses.base import NoDefense, Stack
+from midefense.pipeline import Pipeline
+from midefense.types import Batch, Refused
+
+NAMES = options("defense")
+NO_NEUTRAL = {"stack"}  # it has no settings of its own
+WORLD = (
+    *("dataset=toy", "dataset.size=16", "recipe.epochs=4", "recipe.batch_size=32", "recipe.optimizer.lr=5e-3"),
+    *("architecture=cnn", "architecture.size=16", "architecture.widths=[8,16]", "architecture.features=16"),
+    *("compute=cpu", "tracking=none"),
+)
+FITTED = {"bido_coco": ("defense.lambda_y=5.0",)}  # the published weight is for 2,000 updates
+
+
+def test_the_listing():
+    assert len(NAMES) == 7
+    assert {name for name in NAMES if build(name).neutral is None} == NO_NEUTRAL
+
+
+def build(name, *overrides):
+    return node("train_target", "defense", f"defense={name}", *overrides).build()
+
+
+@pytest.fixture(scope="module")
+def learn(tmp_path_factory):
+    store = tmp_path_factory.mktemp("store")
+
+    @functools.cache
+    def learnt(name):
+        return Pipeline(plan_for("train_target", *WORLD, f"defense={name}", *FITTED.get(name, ()), store=store))
+
+    return learnt
+
+
+@pytest.fixture
+def images(learn):
+    return learn("none").splits.private_train
+
+
+def network(learn):
+    """A fresh network of the world's architecture, the same at every call."""
+    pipeline = learn("none")
+    architecture = pipeline.plan.target.architecture.given(classes=4, channels=1, size=16)
+    with seeds.isolated("network"):
+        return architecture.build()
+
+
+def recipe(learn, epochs=1):
+    made = learn("none").plan.target.recipe.build()
+    made.epochs = epochs
+    return made
+
+
+def trained(learn, images, defense, epochs=1):
+    """The weights after a short training, and the logs of its last epoch."""
+    model, logs = train.assemble(network(learn), defense, seed=3), {}
+    for _, logs, _ in train.fit(model, defense, images, recipe(learn, epochs), seed=3):  # noqa: B007
+        pass
+    return model, logs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trains_to_utility_and_answers_the_same_when_loaded(name, learn):
+    target = learn(name).target
+    assert target.artefact.metrics["test_accuracy_top1"] >= 0.9
+    images = learn(name).splits.private_test
+    measured = train.evaluate(target.model, images)
+    assert measured["accuracy"] == target.artefact.metrics["test_accuracy_top1"]
+    assert measured["loss"] == pytest.approx(target.artefact.metrics["test_loss"], abs=1e-6)
+    again = load_classifier(learn(name).session, target.artefact)
+    shown = images.floats()
+    first, second = target.model(shown).logits, again(shown).logits
+    assert torch.equal(first, second)
+    if not build(name).stochastic_when_deployed:
+        assert torch.equal(first, target.model(shown).logits)
+        assert not any(module.training for module in target.model.modules())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_are_named_and_finite(name, learn, images):
+    defense = build(name)
+    _, logs = trained(learn, images, defense)
+    losses = {key: value for key, value in logs.items() if key.startswith("loss/")}
+    assert "loss/task" in losses and all(key.removeprefix("loss/") for key in losses)
+    assert torch.tensor(list(logs.values())).isfinite().all()
+    assert sum(losses.values()) == pytest.approx(logs["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in NO_NEUTRAL])
+def test_the_neutral_setting_is_bit_equal_to_none(name, learn, images):
+    settings = [f"defense.{key}={value}" for key, value in build(name).neutral.items()]
+    neutral, _ = trained(learn, images, build(name, *settings), epochs=2)
+    plain, _ = trained(learn, images, NoDefense(), epochs=2)
+    left, right = neutral.state_dict(), plain.state_dict()
+    assert left.keys() == right.keys() and [key for key in left if not torch.equal(left[key], right[key])] == []
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
+def test_it_does_something(name, learn, images):
+    """The counterpart of the neutral setting: as configured, the weights are others."""
+    defended, _ = trained(learn, images, build(name), epochs=4)
+    plain, _ = trained(learn, images, NoDefense(), epochs=4)
+    weight = "classifier.weight"
+    same = torch.equal(defended.state_dict()[weight], plain.state_dict()[weight])
+    assert not same
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stack_costs_one_forward_per_update(name, learn, images):
+    stack = Stack(members={"first": build(name), "second": NoDefense()})
+    calls = []
+    model = train.assemble(network(learn), stack, seed=3)
+    model.register_forward_hook(lambda module, *_: calls.append(module.training))
+    assert len(list(train.fit(model, stack, images, recipe(learn), seed=3))) == 1
+    assert calls == [True] * -(-len(images) // 32)
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.combinations(NAMES, 2)))
+def test_pairs_stack_unless_both_own_a_slot(first, second):
+    members = {"first": build_once(first), "second": build_once(second)}
+    shared = set(members["first"].owns) & set(members["second"].owns)
+    if shared:
+        with pytest.raises(Refused, match=f"one owner of slot '{min(shared)}'|one owner of slot"):
+            Stack(members=members)
+    else:
+        assert set(Stack(members=members).owns) == {*members["first"].owns, *members["second"].owns}
+
+
+build_once = functools.lru_cache(maxsize=None)(build)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_trainable_parameter_gets_a_gradient(name, learn, images):
+    defense = build(name)
+    model = train.assemble(network(learn), defense, seed=3)
+    learner = train.Learner(model, defense, recipe(learn)).train()
+    defense.begin_epoch(model, 3, 4)
+    rows = torch.arange(0, len(images), 5)
+    labels, ids = images.labels[rows], images.ids[rows]
+    batch = Batch(images.floats(rows), labels, ids, torch.ones(len(rows)), seeds.generator("batch"))
+    _, terms = learner(defense.transform(batch))
+    sum(term.sum() for term in terms.values()).backward()
+    trainable = {key: p for key, p in learner.named_parameters() if p.requires_grad}
+    assert trainable and [key for key, p in trainable.items() if p.grad is None or not p.grad.any()] == []
+    assert all(p.grad.isfinite().all() for p in trainable.values())

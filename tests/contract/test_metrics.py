@@ -1,0 +1,171 @@
+"""Every metric of `conf/metrics`, judged by a network that is read off the image and one that looks at parts of it."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from contract.listing import composed, node, options
+from midefense import metrics
+from midefense.types import Images, Trace
+
+SETS = options("metrics")
+NAMES = ["accuracy", "cost", "feature_distance", "fid", "kid", "utility"]
+CLASSES = 4
+
+
+def test_the_listing():
+    assert SETS == ["all", "cost", "privacy", "utility"]
+    assert sorted(composed("evaluate", "metrics=all")[0]["metrics"]) == NAMES
+    parts = [name for part in SETS[1:] for name in composed("evaluate", f"metrics={part}")[0]["metrics"]]
+    assert sorted(parts) == NAMES, "all holds every set"
+
+
+@pytest.fixture(params=NAMES)
+def metric(request, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))  # no Inception: the evaluator's features
+    return metric_of(request.param)
+
+
+def metric_of(name):
+    return node("evaluate", f"metrics.{name}", "metrics=all").build()
+
+
+class Flat(nn.Module):
+    """An evaluator whose features are the pixels and whose logits are the first of them."""
+
+    def forward(self, images):
+        flat = images.flatten(1)
+        return Trace(logits=flat[:, : CLASSES + 2], features=flat)
+
+
+def private_images(per_class=12, seed=0):
+    """Pictures of 2 x 3 pixels: the brightest of the first four is the class."""
+    labels = torch.arange(CLASSES).repeat_interleave(per_class)
+    rng = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 100, (len(labels), 1, 2, 3), generator=rng, dtype=torch.uint8)
+    pixels.flatten(1)[torch.arange(len(labels)), labels] = 200
+    return Images(pixels, labels, torch.arange(len(labels)), [str(label) for label in range(CLASSES)])
+
+
+def world_of(images):
+    bill = {"queries_per_target_mean": 30.0, "queries_per_target_max": 31, "shared_queries": 7, "seconds": 2.5}
+    return metrics.World(images, {"main": Flat()}, CLASSES, utility={"test_accuracy_top1": 0.875}, bill=bill)
+
+
+def judged_of(images, pixels=None):
+    counts = torch.arange(len(images)) % (len(images) // CLASSES)
+    return metrics.Judged(images.floats() if pixels is None else pixels, images.labels, counts)
+
+
+def numbers(metric, world, *batches):
+    metric.reset()
+    for batch in batches:
+        metric.update(batch, world)
+    return metric.compute(world)
+
+
+def values(measured):
+    return {name: number.value for name, number in measured.items()}
+
+
+def test_best_on_a_perfect_copy_and_worse_on_noise(metric):
+    images = private_images()
+    world = world_of(images)
+    copy = numbers(metric, world, judged_of(images))
+    noise = numbers(metric, world, judged_of(images, torch.rand(images.pixels.shape, generator=torch.manual_seed(1))))
+    assert copy.keys() == noise.keys() and all(math.isfinite(number.value) for number in copy.values())
+    for name, number in copy.items():
+        if metric.kind != "privacy":
+            assert number.value == noise[name].value, "it does not look at the images"
+            continue
+        assert number.higher_leaks is metric.higher_leaks is not None
+        better = number.value > noise[name].value if metric.higher_leaks else number.value < noise[name].value
+        assert better, f"{name}: {number.value} on the copy, {noise[name].value} on noise"
+    for stem, best in metric.best.items():
+        found = [number.value for name, number in copy.items() if name.split("/")[0] == stem]
+        tolerance = 0.05 if stem == "kid" else 1e-6  # kid is unbiased: a copy gets slightly less than 0
+        assert found and all(abs(value - best) <= tolerance for value in found)
+
+
+def test_order_and_batches_do_not_matter(metric):
+    images = private_images()
+    world = world_of(images)
+    judged = judged_of(images, torch.rand(images.pixels.shape, generator=torch.manual_seed(1)))
+    whole = numbers(metric, world, judged)
+    order = torch.randperm(len(images), generator=torch.manual_seed(2))
+    pieces = [
+        metrics.Judged(judged.images[rows], judged.labels[rows], judged.candidates[rows]) for rows in order.split(7)
+    ]
+    parts = numbers(metric, world_of(images), *pieces)
+    assert values(parts) == pytest.approx(values(whole), rel=1e-9, nan_ok=True)
+    for name, number in whole.items():
+        assert (parts[name].low is None) == (number.low is None)
+        assert number.low is None or parts[name].low == pytest.approx(number.low, rel=1e-9)
+        assert parts[name].per_class == pytest.approx(number.per_class, rel=1e-9)
+
+
+def accuracy(world, images):
+    """A quarter of the images show another class: those are lost, and no more."""
+    pixels = images.floats()
+    pixels[images.labels == 0] = pixels[images.labels == 1]
+    return judged_of(images, pixels), {"attack_accuracy_top1/main": 0.75}
+
+
+def feature_distance(world, images):
+    """All pixels of a black image are off: the sum of squares of the private image nearest to it."""
+    squares = images.floats().double().flatten(1).square().sum(1)
+    nearest = torch.stack([squares[images.labels == label].min() for label in range(CLASSES)]).mean()
+    means = torch.stack([images.of_class(label).floats().double().mean(0) for label in range(CLASSES)])
+    expected = {"knn_distance/main": nearest, "feature_distance/main": means.flatten(1).square().sum(1).mean()}
+    return judged_of(images, torch.zeros(images.pixels.shape)), {key: float(value) for key, value in expected.items()}
+
+
+def fid(world, images):
+    """A shift moves the mean and nothing else: the squared length of the shift, six pixels of .1."""
+    return judged_of(images, images.floats() + 0.1), {"fid/main": 6 * 0.1**2}
+
+
+def kid(world, images):
+    """Black images: k(0, x) = 1, so the distance is the mean private kernel of distinct pairs, plus 1, minus 2."""
+    flat = images.floats().double().flatten(1)
+    kernel = (flat @ flat.T / 6 + 1) ** 3
+    pairs = (kernel.sum() - kernel.trace()) / (len(flat) * (len(flat) - 1))
+    return judged_of(images, torch.zeros(images.pixels.shape)), {"kid/main": float(pairs) + 1 - 2}
+
+
+def utility(world, images):
+    return judged_of(images), {f"utility/{name}": value for name, value in world.utility.items()}
+
+
+def cost(world, images):
+    return judged_of(images), {f"cost/{name}": value for name, value in world.bill.items()}
+
+
+CLOSED_FORMS = [accuracy, cost, feature_distance, fid, kid, utility]
+
+
+def test_every_metric_has_a_closed_form():
+    assert [form.__name__ for form in CLOSED_FORMS] == NAMES
+
+
+@pytest.mark.parametrize("form", CLOSED_FORMS, ids=NAMES)
+def test_closed_form(form, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    images = private_images()
+    world = world_of(images)
+    judged, expected = form(world, images)
+    measured = values(numbers(metric_of(form.__name__), world, judged))
+    assert {name: measured[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_cannot_be_measured_is_nan_with_a_reason(metric):
+    """One image of one class, by an evaluator of few classes: no number that only looks good."""
+    images = private_images()
+    one = metrics.Judged(images.floats()[:1], images.labels[:1], torch.zeros(1, dtype=torch.int64))
+    for name, number in numbers(metric, metrics.World(images, {"main": Flat()}, CLASSES), one).items():
+        assert math.isfinite(number.value) or number.reason, name
+        assert number.low is None
+        if metric.kind != "privacy" or name.split("/")[0] in ("fid", "kid"):
+            assert math.isnan(number.value) and number.reason

@@ -1,0 +1,131 @@
+"""Every prior of `conf/prior`, small, on the toy's public images."""
+
+import functools
+
+import pytest
+import torch
+
+from contract.listing import node, options
+from midefense import seeds
+from midefense.datasets.toy import Toy
+
+NAMES = options("prior")
+QUICK_GAN = (
+    *("prior.width=8", "prior.steps=80", "prior.unit=20", "prior.batch_size=16"),
+    *("prior.critic_steps=2", "prior.learning_rate=3e-3"),
+)
+SHORT = {"gmi_gan": QUICK_GAN, "gmi_gan_small": QUICK_GAN}  # the priors that learn
+
+
+def test_the_listing():
+    assert len(NAMES) == 4
+    assert set(SHORT) == {name for name in NAMES if build(name).learns}
+
+
+def build(name, seed=0):
+    overrides = ("dataset=toy", f"prior={name}", *SHORT.get(name, ()))
+    bound = node("attack", "prior", *overrides).given(channels=1, size=32, classes=4)
+    with seeds.isolated("prior", seed):
+        return bound.build()
+
+
+@functools.cache
+def public():
+    return Toy().load().public
+
+
+@functools.cache
+def learnt(name):
+    """A fitted prior, the weights it ended with, and its logs."""
+    prior, _, logs = fitted(name)
+    return prior, {key: value.clone() for key, value in prior.state_dict().items()}, logs
+
+
+def fitted(name, stop=None, state=None):
+    """A prior after `fit` (or its first `stop` units), its last state and all its logs."""
+    prior, logs = build(name), []
+    for unit, (_, log, give) in enumerate(prior.fit(public(), seed=3, state=state), start=1):
+        logs.append(log)
+        state = give()
+        if unit == stop:
+            state = {key: value.clone() for key, value in state.items()}
+            break
+    return prior.eval().requires_grad_(False), state, logs
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def prior(request):
+    return learnt(request.param)[0]
+
+
+def test_samples_and_decodes(prior):
+    latents = prior.sample(6, seeds.generator("draw"))
+    assert len(latents) == 6 and latents.device.type == "cpu" and latents.isfinite().all()
+    assert torch.equal(latents, prior.sample(6, seeds.generator("draw")))
+    images = prior.decode(latents)
+    assert images.shape == (6, 1, 32, 32) and images.dtype == torch.float32
+    assert images.min() >= 0 and images.max() <= 1
+
+
+def test_offers_what_it_says(prior):
+    assert "sample" in prior.offers
+    images = prior.decode(prior.sample(4, seeds.generator("draw")))
+    if "realism" in prior.offers:
+        images.requires_grad_()
+        realism = prior.realism(images)
+        assert realism.shape == (4,)
+        realism.sum().backward()
+        assert images.grad.flatten(1).any(1).all()
+
+
+def test_differentiable_and_never_clamped_on_the_way(prior):
+    latents = (prior.sample(5, seeds.generator("draw")) * 3).requires_grad_()
+    images = prior.decode(latents)
+    images.square().sum().backward()
+    assert latents.grad.isfinite().all() and latents.grad.flatten(1).any(1).all()
+
+
+def test_rows_do_not_depend_on_the_batch(prior):
+    latents = prior.sample(7, seeds.generator("draw"))
+    together = prior.decode(latents)
+    torch.testing.assert_close(prior.decode(latents[3:4]), together[3:4], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(prior.decode(latents.flip(0)).flip(0), together, rtol=1e-4, atol=1e-6)
+    if "realism" in prior.offers:
+        torch.testing.assert_close(prior.realism(together[3:4]), prior.realism(together)[3:4], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_survives_save_and_load(name):
+    prior, other = fitted(name, stop=1)[0], build(name, seed=9).eval()
+    latents = prior.sample(3, seeds.generator("draw"))
+    if prior.learns:
+        assert not torch.equal(prior.decode(latents), other.decode(latents))
+    other.load_state_dict(prior.state_dict())
+    assert torch.equal(prior.decode(latents), other.decode(latents))
+
+
+@pytest.mark.parametrize("name", sorted(SHORT))
+def test_fit_comes_closer_to_the_public_images(name):
+    def distance(prior):
+        with torch.no_grad():
+            drawn = prior.eval().decode(prior.sample(128, seeds.generator("draw")))
+        return float((drawn.mean(0) - public().floats().mean(0)).square().mean())
+
+    prior, _, logs = learnt(name)
+    assert distance(prior) < 0.3 * distance(build(name))
+    assert logs[-1]["critic_loss"] < logs[0]["critic_loss"]
+    assert len(logs) == 4 and prior.fit_steps(public()) == 80
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in SHORT])
+def test_what_does_not_learn_has_nothing_to_fit(name):
+    prior = build(name)
+    assert not prior.learns and prior.fit_steps(public()) == 0 and list(prior.fit(public(), seed=0)) == []
+
+
+@pytest.mark.parametrize("name", sorted(SHORT))
+def test_an_interrupted_fit_ends_bit_equal(name):
+    whole = learnt(name)[1]
+    _, saved, _ = fitted(name, stop=1)
+    resumed = fitted(name, state=saved)[0].state_dict()
+    assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == []

@@ -1,0 +1,397 @@
+"""Bad input is refused with a sentence and exit code 2, before anything is trained or written."""
+
+import logging
+import pickle
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import conftest
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from midefense import verbs
+from midefense.pipeline import Pipeline
+
+TOY = ("dataset=toy", "prior=toy")
+SMALL = ("dataset=toy", "architecture.widths=[8]", "recipe.epochs=1", "dataset.size=16", "architecture.size=16")
+FILES = ("tensors.safetensors", "config.yaml", "metrics.json", "provenance.json")
+INIT = "attack.init._target_"
+OUTSIDE = "is outside the whitelist (midefense.architectures"
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """`call(verb, *arguments)`: exit code, stdout and stderr of an entry point, called in this process."""
+    handler, handlers, level = signal.getsignal(signal.SIGTERM), logging.root.handlers[:], logging.root.level
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def run(verb, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{verb}.py", *arguments])
+        code = 0
+        try:
+            verbs.verb(verb, conftest.DONE_BY[verb], lambda artefact: "done")()
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+@pytest.fixture
+def refused(call, store):
+    """`refused(verb, *overrides)`: what a verb says when it refuses, having written nothing at all."""
+
+    def run(verb, *overrides):
+        code, out, err = call(verb, *overrides, f"store={store}")
+        assert code == 2 and out == "" and err.startswith("refused: "), err
+        assert [path for path in store.rglob("*") if path.is_file()] == []
+        return err
+
+    return run
+
+
+COMMAND_LINE = [
+    ("misspelt group", "attack", ["atack=gmi"], ["got 'atack'; choices: seed", "Did you mean 'attack'?"]),
+    (
+        "misspelt slot",
+        "attack",
+        ["attack/objectiv=gmi"],
+        ["no such config group: got 'attack/objectiv'; choices:", "mean 'attack/objective'"],
+    ),
+    ("misspelt option", "attack", ["attack=gmii"], ["got 'gmii'; choices: gmi, ", "Did you mean 'gmi'?"]),
+    ("misspelt slot option", "attack", ["attack/objective=poincaree"], ["choices: confidence", "mean 'poincare'?"]),
+    ("misspelt key", "attack", ["attack.stepz=3"], ["attack.stepz: no such option: got 'stepz'; choices: init"]),
+    ("added key", "attack", ["+attack.stepz=3"], ["SearchAttack has no such option", "remove it with ~attack.stepz"]),
+    ("misspelt deep key", "attack", ["attack.search.stepz=3"], ["attack.search.stepz", "Did you mean 'steps'?"]),
+    ("added deep key", "attack", ["+attack.search.stepz=3"], ["Gradient has no such option", "mean 'steps'?"]),
+    ("added to no options", "train_target", ["+defense.foo=1"], ["NoDefense has no such option: got 'foo'"]),
+    ("unknown key", "attack", ["foo=1"], ["foo: no such option: got 'foo'; choices: seed"]),
+    ("added unknown key", "attack", ["+foo=1"], ["attack: no such option: got 'foo'; choices: dataset"]),
+    ("no value", "train_target", ["defense"], ["expected KEY=VALUE, +KEY=VALUE or ~KEY, got 'defense'; try"]),
+    ("group null", "train_target", ["defense=null"], ["expected the name of an option, got null", "try ~GROUP"]),
+    ("deleted twice", "train_target", ["~recipe.nope"], ["'recipe.nope' does not exist", "try --cfg job"]),
+    ("left over", "attack", ["attack/search=adam", "+attack.search.box=[1,2,3]"], ["attack.search.box"]),
+    (
+        "left over from another slot option",
+        "attack",
+        ["attack.search._target_=midefense.attacks.search.gradient.Rest"],
+        ["Rest has no such option: got 'optimizer'; choices: cost", "remove it with ~attack.search.optimizer"],
+    ),
+]
+VALUES = [
+    ("missing", "train_target", ["missing=maybe"], ["missing: got 'maybe'; choices: make, fail"]),
+    ("train_on", "train_target", ["train_on=some"], ["train_on: got 'some'; choices: private, all"]),
+    ("seed text", "train_target", ["seed=abc"], ["seeds.target: expected a whole number, got 'abc'; try"]),
+    ("seed float", "train_target", ["seeds.target=1.5"], ["seeds.target: expected a whole number, got 1.5"]),
+    ("seed null", "train_target", ["seeds.prior=null"], ["seeds.prior: expected a whole number, got None"]),
+    ("seed unknown", "train_target", ["+seeds.other=1"], ["seeds: expected target, prior, attack, got", "other"]),
+    ("seed absent", "train_target", ["~seeds.prior"], ["seeds: expected target, prior, attack, got"]),
+    ("node absent", "attack", ["~attack"], ["attack: expected the option attack, got none; try without ~attack"]),
+    ("allow", "train_target", ["allow=5"], ["allow: expected a list of module names, got 5; try 'allow="]),
+    ("type", "train_target", ["recipe.epochs=ten"], ["recipe.epochs: expected a whole number, got 'ten'"]),
+    ("list", "train_target", ["architecture.widths=[8,b]"], ["architecture.widths: expected a list (a whole number"]),
+    ("slot", "attack", ["attack.views=3"], ["attack.views: expected a node with a _target_ (Part) or null, got 3"]),
+    ("slot empty", "attack", ["attack.search=null"], ["attack.search: expected a node with a _target_ (Part), got"]),
+    (
+        "kind of slot",
+        "attack",
+        [f"{INIT}=torch.nn.ReLU", "~attack.init.candidates", "~attack.init.shared"],
+        ["got ReLU"],
+    ),
+    ("kind of node", "train_target", ["defense._target_=torch.nn.ReLU"], ["defense: expected a Defense, got ReLU"]),
+    ("nan", "train_target", ["recipe.optimizer.lr=nan"], ["recipe.optimizer.lr: expected a finite number, got nan"]),
+    ("range", "attack", ["attack.search.steps=-1"], ["attack.search: expected steps from 0", "got -1"]),
+    ("device", "train_target", ["compute.accelerator=warp"], ["got 'warp'; choices: auto, cpu"]),
+    ("evaluator key", "evaluate", ["+evaluators.main.color=3"], ["evaluators.main: expected architecture, recipe"]),
+    ("evaluator value", "evaluate", ["evaluators.main.train_on=some"], ["evaluators.main.train_on: got 'some'"]),
+    ("evaluator seed", "evaluate", ["evaluators.main.seed=x"], ["evaluators.main.seed: expected a whole number"]),
+    ("evaluators none", "evaluate", ["evaluators=null"], ["evaluators: expected evaluators by name, got None; try"]),
+    ("metric", "evaluate", ["+metrics.foo=1"], ["metrics.foo: expected a node with a _target_, got 1"]),
+    ("access", "attack", ["attack.access=labels"], ["reads gradient, logits, which access=labels hides", "whitebox"]),
+    ("access of a part", "attack", ["attack=pool", "attack.access=scores"], ["which access=scores hides"]),
+    ("access name", "attack", ["attack.access=score"], ["got 'score'; choices: labels", "mean 'scores'?"]),
+    ("prior lacks", "attack", ["prior=pixels"], ["needs a prior that offers realism", "choose another prior"]),
+    ("class text", "attack", ["evidence.classes=seven"], ["expected \"all\" or a list of class numbers, got 'seven'"]),
+    ("class unknown", "attack", ["evidence.classes=[7]"], ["expected class numbers from 0 to 3", "got [7]"]),
+    ("class twice", "evaluate", ["evidence.classes=[1,1]"], ["expected distinct class numbers"]),
+    (
+        "two owners of a slot",
+        "train_target",
+        ["defense=stack", "defense@defense.members.first=positive_label_smoothing"],
+        ["members: expected one owner of slot 'task', got 'first' and 'second'; try"],
+    ),
+]
+CODE = [
+    (name, "attack", [f"{INIT}={name}"], [f"attack.init: _target_ {name!r} {OUTSIDE}", "'allow=[its_name]'"])
+    for name in (
+        "os.system",
+        "builtins.eval",
+        "torch.load",
+        "torch.nn.functional.torch.load",
+        "torch.nn.modules.module.functools.partial",
+        "midefense.store.os.system",
+        "midefense.attacks.init.torch.load",
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("verb", "overrides", "texts"), [pytest.param(*case[1:], id=case[0]) for case in (*COMMAND_LINE, *VALUES, *CODE)]
+)
+def test_refused_with_a_sentence_before_anything_is_written(refused, verb, overrides, texts):
+    said = refused(verb, *(TOY if verb != "train_target" else TOY[:1]), *overrides)
+    for text in texts:
+        assert text in said
+    assert "Traceback" not in said and "Error executing job" not in said
+
+
+def test_several_mistakes_are_told_together(refused):
+    shape = refused("train_target", "missing=maybe", "train_on=some", "seed=x")
+    assert all(text in shape for text in ("got 'maybe'", "got 'some'", "seeds.target: expected"))
+    names = refused("train_target", "dataset.size=big", "+architecture.foo=2", "recipe.epochs=ten", "+compute.x=1")
+    assert [line.split(":")[0] for line in names.removeprefix("refused: ").splitlines()] == [
+        *("compute.x", "dataset.size", "architecture.foo", "recipe.epochs")
+    ]
+    values = refused("train_target", "dataset=toy", "dataset.classes=0", "recipe.epochs=0")
+    assert "dataset.classes: expected at least 1, got 0" in values and "expected epochs >= 1" in values
+
+
+# ------------------------------------------------------------------------------------------------ images
+
+
+def write_images(folder: Path, count: int, first: int, mode: str = "RGB") -> None:
+    folder.mkdir(parents=True)
+    shape = (8, 8, 3) if mode == "RGB" else (8, 8)
+    for number in range(count):
+        pixels = np.random.RandomState(first + number).randint(0, 255, shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Private classes a and b, public classes y and z, five RGB images each."""
+    for row, name in enumerate(["private/a", "private/b", "public/y", "public/z"]):
+        write_images(tmp_path / "images" / name, 5, first=10 * row)
+    return tmp_path / "images"
+
+
+def from_folders(folders):
+    roots = (f"dataset.private_root={folders}/private", f"dataset.public_root={folders}/public")
+    return ("dataset=image_folder", *roots, "dataset.size=8")
+
+
+def empty_class(folders):
+    (folders / "private/c").mkdir()
+
+
+def one_image_class(folders):
+    write_images(folders / "private/c", 1, first=100)
+
+
+def corrupt_image(folders):
+    path = folders / "private/a/3.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def grey_image(folders):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folders / "public/y/grey.png")
+
+
+def nan_image(folders):
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(folders / "private/a/nan.tif")
+
+
+def shared_identity(folders):
+    write_images(folders / "public/A", 5, first=200)
+
+
+def shared_picture(folders):
+    shutil.copy(folders / "private/a/0.png", folders / "public/y/copy.png")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "texts"),
+    [
+        (empty_class, ["class folder", "private/c is empty; expected images. Try"]),
+        (one_image_class, ["private class 'c' has 1 image (", "expected at least 2 to train on and 1 to test on. Try"]),
+        (corrupt_image, ["private/a/3.png cannot be read as an image", "Try replacing or removing"]),
+        (grey_image, ["public/y/grey.png", "expected"]),
+        (nan_image, ["private/a/nan.tif holds values of more than 8 bits", "expected 8-bit images"]),
+        (shared_identity, ["private and public images share 1 of their identities: 'A'; expected none. Try"]),
+        (shared_picture, ["the same picture is private (class 'a', id 0) and public", "expected no picture in both"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_bad_images_are_named_before_training(refused, folders, spoil, texts):
+    spoil(folders)
+    said = refused("evaluate", *from_folders(folders), "attack=mi_face")
+    for text in texts:
+        assert text in said
+
+
+def test_good_images_are_not_refused(folders, store):
+    plan = conftest.plan_for("evaluate", *from_folders(folders), "attack=mi_face", store=store)
+    Pipeline(plan).check_images()
+
+
+def test_public_images_are_looked_at_before_training(refused, folders):
+    other = ("public=image_folder", f"public.dataset.public_root={folders}/private", "public.dataset.size=8")
+    assert "share 2 of their identities: 'a', 'b'" in refused(
+        "attack", *from_folders(folders), "attack=mi_face", *other
+    )
+    said = refused("attack", "dataset=toy", "prior=toy", *other)
+    assert "public images have 3 channel(s), private images have 1; expected the same. Try" in said
+
+
+def test_evaluators_images_are_looked_at_before_training(refused, folders):
+    write_images(folders / "public/x", 1, first=300)
+    assert "public class 'x' has 1 image" in refused("evaluate", *from_folders(folders), "attack=mi_face")
+
+
+def test_nan_in_a_dataset_of_ones_own(refused, tmp_path, monkeypatch):
+    (tmp_path / "own_nan_dataset.py").write_text(
+        "from midefense.datasets.base import to_uint8\nfrom midefense.datasets.toy import Toy\nimport torch\n"
+        "class Broken(Toy):\n    def read(self):\n        to_uint8(torch.tensor([0.5, float('nan')]))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    said = refused("train_target", "dataset=toy", "dataset._target_=own_nan_dataset.Broken", "allow=[own_nan_dataset]")
+    assert "images hold 1 NaN or infinite values; expected finite values in [0, 1]" in said
+
+
+# ------------------------------------------------------------------------------------------------ code of one's own
+
+
+OWN = "from midefense.defenses.base import NoDefense\nclass Mine(NoDefense):\n    pass\n"
+
+
+def test_a_module_of_ones_own_is_imported_only_when_allowed(refused, call, store, tmp_path, monkeypatch):
+    (tmp_path / "own_defense.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = (*SMALL, "defense._target_=own_defense.Mine")
+    assert "_target_ 'own_defense.Mine' is outside the whitelist" in refused("train_target", *mine)
+    assert "own_defense" not in sys.modules
+    code, out, err = call("train_target", *mine, "allow=[own_defense]", f"store={store}")
+    assert (code, out.splitlines()[0]) == (0, "done"), err
+
+
+# ------------------------------------------------------------------------------------------------ artefacts
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A store with one small target in it."""
+    store = tmp_path_factory.mktemp("trained") / "store"
+    return Pipeline(conftest.plan_for("train_target", *SMALL, store=store)).target.artefact
+
+
+@pytest.fixture
+def copied(trained, store):
+    """The same, to be spoilt."""
+    shutil.copytree(trained.path.parents[1], store)
+    return store / "target" / trained.path.name
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_byte_in_an_artefact_is_found(call, copied, store, name):
+    assert call("train_target", *SMALL, f"store={store}")[0] == 0
+    flip(copied / name)
+    kept = sorted(store.rglob("*"))
+    for verb, overrides in (("train_target", SMALL), ("attack", (f"target={copied.name}", "prior=toy"))):
+        code, _, err = call(verb, *overrides, f"store={store}")
+        assert code == 2 and name in err and "remove" in err and "Traceback" not in err
+    assert sorted(store.rglob("*")) == kept
+
+
+def test_artefacts_of_another_role(call, copied, store):
+    for reference in (copied.name, str(copied), copied.name.rpartition("@")[2]):
+        code, _, err = call("evaluate", f"recovered={reference}", f"store={store}")
+        assert code == 2
+        assert f"recovered={reference}: expected a recovered, got target/{copied.name}, which is a target" in err
+
+
+def test_what_an_artefact_brings_cannot_be_named_beside_it(call, copied, store):
+    code, _, err = call("attack", f"target={copied.name}", "defense=bido_hsic", f"store={store}")
+    assert code == 2 and "target=... brings its own defense; leave out defense=bido_hsic" in err
+
+
+def test_unknown_artefacts_are_answered_with_those_there_are(call, copied, store):
+    code, _, err = call("attack", "target=toy-cnn-nome", f"store={store}")
+    assert code == 2 and f"got 'toy-cnn-nome'; choices: {copied.name}." in err
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_a_pickle_is_never_loaded(refused, tmp_path):
+    checkpoint, exploded = tmp_path / "x.pt", tmp_path / "exploded"
+    torch.save({"model": Bomb(exploded)}, checkpoint)
+    assert "expected an artefact of the store, got a file; a checkpoint" in refused("attack", f"target={checkpoint}")
+    assert not exploded.exists()
+    pickle.loads(pickle.dumps(Bomb(exploded)))
+    assert exploded.exists()  # the bomb was live
+
+
+@pytest.mark.parametrize("place", ["under a file", "/proc/midefense"])
+def test_a_store_that_cannot_be_written(call, tmp_path, place):
+    (tmp_path / "file").touch()
+    folder = place if place.startswith("/") else tmp_path / "file" / "store"
+    code, _, err = call("train_target", "dataset=toy", f"store={folder}")
+    assert code == 2 and f"store: cannot write in {folder}" in err and "choose another folder with store=DIR" in err
+
+
+# ------------------------------------------------------------------------------------------------ budget
+
+
+def test_a_spent_budget_keeps_what_was_found_and_marks_it(run_verb):
+    attack = (*SMALL, "prior=toy", "attack.search.steps=20", "attack.init.candidates=3", "attack.budget=25")
+    result = run_verb("evaluate", *attack, "evaluators.main.architecture.widths=[8]", "evaluators.main.recipe.epochs=1")
+    stopped = result.metrics["row"]["stopped"]
+    assert len(stopped) == 1 and "the budget is 25 per target" in stopped[0]
+    recovered = run_verb("attack", *attack)
+    assert recovered.metrics["stopped"] == stopped and recovered.metrics["candidates"] == 12
+    assert recovered.tensors()["queries"].tolist() == [24] * 4  # eight steps of three candidates
+    free = run_verb("attack", *(o for o in attack if "budget" not in o))
+    assert free.metrics["stopped"] == [] and free.tensors()["queries"].tolist() == [60] * 4
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+@pytest.mark.parametrize("verb", list(conftest.DONE_BY))
+def test_help_lists_groups_and_choices(call, verb):
+    code, out, _ = call(verb, "--help")
+    assert code == 0 and "defense: bido_coco, bido_hsic, " in out and "dataset: att_faces, digits" in out
+    if verb != "train_target":
+        assert "attack/objective: " in out and "prior: " in out
+    if verb == "evaluate":
+        assert "evaluator: cnn_wide" in out and "metrics: all" in out
+
+
+def test_real_processes_end_with_code_2_and_one_sentence(start_process):
+    cases = {
+        ("attack", "atack=gmi"): "refused: atack: no such option: got 'atack'",
+        ("evaluate", "evidence.classes=[7]"): "refused: evidence.classes: expected class numbers from 0 to 3",
+    }
+    processes = {case: start_process(case[0], *TOY, case[1], PYTHONPATH="") for case in cases}
+    for case, process in processes.items():
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (2, "")
+        assert err.startswith(cases[case]) and "Traceback" not in err and len(err.splitlines()) == 1

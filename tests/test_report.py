@@ -1,0 +1,332 @@
+"""The report on fabricated rows: what is read, grouped, shown, escaped and refused."""
+
+import csv
+import itertools
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import torch
+
+from midefense.artefacts import Draft
+from midefense.report import Row, build, read_rows, table, write_csv
+from midefense.report.__main__ import main
+from midefense.report.gallery import png
+from midefense.report.markup import Markup, tag, void
+from midefense.report.rows import columns, setups, show, show_spread, summarise
+from midefense.store import Store
+
+
+def document(seed=0, accuracy=0.9, **names):
+    """The content of a result's metrics.json."""
+    about = {
+        "dataset": "digits",
+        "public": "own",
+        "architecture": "cnn",
+        "defense": "none",
+        "prior": "gmi_gan",
+        "attack": "gmi",
+        "access": "whitebox",
+        "protocol": "ab12cd34",
+        "setup": f"h{names.get('defense', 'none')}",
+        "classes": 5,
+        "candidates": 2,
+        "date": "2026-01-02",
+        "device": "cpu",
+        **names,
+    }
+    about["seeds"] = {"target": seed, "prior": 0, "attack": seed}
+    about.setdefault(
+        "command", f"python evaluate.py defense={about['defense']} seeds.target={seed} seeds.attack={seed}"
+    )
+    about["ids"] = {"target": "t1", "evaluators": {"main": "e1"}}
+    metrics = {
+        "utility/test_accuracy_top1": {"value": 0.97, "n": 1, "kind": "utility"},
+        "attack_accuracy_top1/main": {
+            "value": accuracy,
+            "low": accuracy - 0.1,
+            "high": accuracy + 0.05,
+            "n": 10,
+            "per_class": {"0": 1.0, "1": accuracy},
+            "higher_leaks": True,
+            "kind": "privacy",
+        },
+        "attack_accuracy_top1/other": {"value": 0.1, "n": 10, "higher_leaks": True, "kind": "privacy"},
+        "knn_distance/main": {"value": 14.25, "n": 10, "higher_leaks": False, "kind": "privacy"},
+        "fid/main": {"value": None, "n": 10, "reason": "10 images for 64 features", "higher_leaks": False},
+        "cost/queries_per_target_mean": {"value": 1500.0, "n": 1, "kind": "cost"},
+        "cost/seconds": {"value": 12.345, "n": 1, "kind": "cost"},
+    }
+    anchors = {
+        "real": {"attack_accuracy_top1/main": 0.99},
+        "prior": {"attack_accuracy_top1/main": 0.22},
+        "chance": {"attack_accuracy_top1/main": 0.1},
+    }
+    return {"row": about, "metrics": metrics, "anchors": anchors}
+
+
+def put(store, content, name, files=None, **changes):
+    """Write a result as the pipeline does and return its folder. `changes` replace tensors, None leaves one out."""
+    images = torch.randint(256, (10, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    numbers = torch.linspace(0, 1, 10)
+    tensors = {"reconstructions": images, "nearest": images, "labels": torch.arange(10) // 2}
+    tensors |= {"distance": numbers, "confidence": numbers, **changes}
+    draft = Draft(kind="result", name=name, recipe={"kind": "result", "of": name, "note": "<b>&amp;"})
+    present = {part: value for part, value in tensors.items() if value is not None}
+    return Store(store).work(draft).finish(present, content, files=files).path
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store of three seeds without a defense (none-0, none-1, none-2) and one result of random erasing."""
+    for seed, accuracy in enumerate((0.9, 0.7, 0.8)):
+        put(tmp_path / "store", document(seed, accuracy), f"none-{seed}")
+    put(tmp_path / "store", document(0, 0.4, defense="random_erasing"), "random_erasing")
+    return tmp_path / "store"
+
+
+def folder_of(store, name):
+    """The folder of the result called `name`."""
+    (folder,) = (store / "result").glob(f"{name}@*")
+    return folder
+
+
+class Page(HTMLParser):
+    """Elements of a page with their attributes, and the tags left open at its end."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open = [], []
+        self.feed(text)
+
+    def handle_starttag(self, name, attributes):
+        self.elements.append((name, dict(attributes)))
+        if name not in ("meta", "img", "wbr"):
+            self.open.append(name)
+
+    def handle_endtag(self, name):
+        assert self.open.pop() == name
+
+    def all(self, name):
+        return [attributes for found, attributes in self.elements if found == name]
+
+
+def test_seeds_of_one_setup_are_one_line_and_undefended_comes_first(store):
+    rows, broken = read_rows(store)
+    assert not broken and len(rows) == 4
+    first, second = setups(rows)
+    assert (first["defense"], len(first.rows), second["defense"]) == ("none", 3, "random_erasing")
+    found = summarise(first.rows, "attack_accuracy_top1/main")
+    assert found.mean == pytest.approx(0.8) and found.std == pytest.approx(0.1)
+    assert (found.low, found.high) == (pytest.approx(0.6), pytest.approx(0.95))
+
+
+def test_what_cannot_be_computed_stays_absent_with_its_reason(store):
+    rows, _ = read_rows(store)
+    found = summarise(rows, "fid/main")
+    assert math.isnan(found.mean) and found.seen == 0 and found.reason == "10 images for 64 features"
+    missing = summarise(rows, "kid/main")
+    assert math.isnan(missing.mean) and missing.reason == "not measured in this row"
+    assert show(math.nan, "percent") == "n/a" and show_spread(math.nan, "percent") == ""
+
+
+def test_seeds_of_different_setups_are_not_averaged():
+    command = "python evaluate.py attack=gmi {}seeds.attack={} seed={}"
+    plain = [Row.parse(document(seed, setup="h1", command=command.format("", seed, seed))) for seed in (0, 1)]
+    longer = [
+        Row.parse(document(seed, setup="h2", command=command.format("recipe.epochs=9 ", seed, seed))) for seed in (2, 3)
+    ]
+    found = setups([plain[0], longer[0], plain[1], longer[1]])
+    assert [(setup.note, list(setup.rows)) for setup in found] == [
+        ("as in its files", plain),
+        ("recipe.epochs=9", longer),
+    ]
+
+
+def test_setups_whose_commands_say_the_same_are_told_apart_by_their_hash():
+    rows = [Row.parse(document(seed, setup=f"h{seed}")) for seed in (0, 1)]
+    assert [(setup.note, len(setup.rows)) for setup in setups(rows)] == [("setup h0", 1), ("setup h1", 1)]
+    assert "gmi (setup h1)" in table(rows)
+
+
+def test_the_main_evaluator_speaks_and_units_are_readable(store):
+    rows, _ = read_rows(store)
+    shown = {column.title: column for column in columns(rows)}
+    assert shown["Attack accuracy"].metric == "attack_accuracy_top1/main"
+    assert shown["KNN distance"].higher_leaks is False and "KID" not in shown
+    numbers = [(0.9333, "percent"), (12.345, "seconds"), (1500, "count"), (14.25, "number"), (0.00012, "number")]
+    assert [show(*number) for number in numbers] == ["93.3%", "12.3 s", "1,500", "14.2", "0.00012"]
+    assert show_spread(0.0123, "percent") == "±1.2"
+    large = {999.6: "1,000", 9876: "9,876", 72631: "72.6k", 999_600: "1M", -1_234_567: "-1.23M", 2.5e9: "2,500M"}
+    assert [show(value, "number") for value in large] == list(large.values())
+    spreads = {0.44: "±0.44", 31.2: "±31", 240.4: "±240", 6468: "±6.5k", 56554: "±57k"}
+    assert [show_spread(std, "number") for std in spreads] == list(spreads.values())
+
+
+def test_terminal_table():
+    text = table([Row.parse(document(seed, accuracy)) for seed, accuracy in ((0, 0.9), (1, 0.7))])
+    lines = text.splitlines()
+    assert lines[0] == "protocol ab12cd34"
+    assert lines[1].split()[:6] == ["dataset", "architecture", "defense", "prior", "attack", "seeds"]
+    assert "97.0%" in lines[3] and "80.0% ±14.1" in lines[3] and "n/a" in lines[3]
+    assert lines[-1].startswith("Chance") and lines[-1].endswith("10.0%")
+    assert lines[-3].startswith("Real private images (ceiling)") and "99.0%" in lines[-3]
+    assert lines[-1].index("10.0%") == lines[3].index("80.0% ±14.1") + len("80.0% ±14.1") - len("10.0%")
+    assert table([]) == "no results"
+
+
+def test_protocols_are_kept_apart(store, tmp_path):
+    put(store, document(0, 0.5, protocol="ffff0000"), "other")
+    rows, _ = read_rows(store)
+    text = build(rows, tmp_path / "report.html").read_text()
+    assert "They are not ranked together." in text
+    assert len([one for one in Page(text).all("table") if one.get("class") == "results"]) == 2
+    assert table(rows).count("protocol ") == 2
+
+
+def test_the_page_is_well_formed_self_contained_and_sortable(store, tmp_path):
+    rows, broken = read_rows(store)
+    text = build(rows, tmp_path / "out" / "report.html", broken).read_text()
+    page = Page(text)
+    assert page.open == []
+    assert not [one for one in page.all("link") + page.all("script") if one.get("src") or one.get("href")]
+    assert all(one["src"].startswith("data:image/png;base64,") for one in page.all("img"))
+    assert "default-src 'none'" in page.all("meta")[2]["content"]
+    assert not re.search(r"url\(|@import|https?://", text)
+    sortable = [one for one in page.all("th") if "aria-sort" in one]
+    assert len(sortable) == 6 + len(columns(rows))
+    assert len(page.all("img")) == 2 * 2 * 10 and all(one["alt"] for one in page.all("img"))
+    assert 'title="10 images for 64 features"' in text
+    assert "Samples of gmi_gan, no attack (floor)" in text and "±10.0" in text
+
+
+def test_links_lead_to_the_files(store, tmp_path):
+    rows, _ = read_rows(store)
+    out = build(rows, tmp_path / "deep" / "er" / "report.html")
+    links = [one["href"] for one in Page(out.read_text()).all("a")]
+    assert links and all((out.parent / unquote(link)).exists() for link in links)
+
+
+def test_everything_is_escaped(tmp_path):
+    evil = '<script>alert("x")</script>'
+    content = document(defense=evil, command=evil)
+    content["metrics"]["fid/main"]["reason"] = evil
+    put(tmp_path / "store", content, "evil")
+    rows, broken = read_rows(tmp_path / "store")
+    text = build(rows, tmp_path / "report.html", broken).read_text()
+    assert evil not in text and "&lt;script&gt;" in text
+    assert "note: &lt;b&gt;&amp;amp;" in text
+    assert len(Page(text).all("script")) == 1
+
+
+def test_a_row_that_cannot_be_read_is_named_and_left_out(store, tmp_path, capsys):
+    content = document(7)
+    del content["row"]["protocol"]
+    put(store, content, "incomplete")
+    put(store, document(8), "no-json", files={"metrics.json": b"{broken"})
+    put(store, document(9), "no-tensors", files={"tensors.safetensors": b"\0" * 40})
+    (store / "result" / "empty@3").mkdir()
+    rows, broken = read_rows(store)
+    assert len(rows) == 4
+    reasons = {one.name.split("@")[0]: one.reason for one in broken}
+    assert set(reasons) == {"incomplete", "no-json", "no-tensors", "empty"}
+    assert "row lacks protocol" in reasons["incomplete"] and "JSONDecodeError" in reasons["no-json"]
+    assert "provenance.json cannot be read" in reasons["empty"]
+    assert main(["--store", str(store), "--out", str(tmp_path / "r.html")]) == 1
+    assert "skipped incomplete@" in capsys.readouterr().err
+    text = (tmp_path / "r.html").read_text()
+    assert "4 results could not be read" in text and "row lacks protocol" in text
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "config.yaml", "tensors.safetensors", "provenance.json"])
+def test_a_row_that_was_changed_since_it_was_written_is_named_and_left_out(store, tmp_path, name):
+    file = folder_of(store, "none-1") / name
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"0.7", b"0.1") if name == "metrics.json" else content + b"\n")
+    if name == "provenance.json":  # a blank line changes nothing that it says
+        assert not read_rows(store)[1]
+        file.write_bytes(content.replace(b'"device": "cpu"', b'"device": "gpu"'))
+    rows, (broken,) = read_rows(store)
+    assert [row.seeds["target"] for row in rows if row["defense"] == "none"] == [0, 2]
+    expected = "provenance.json was changed" if name == "provenance.json" else f"{name}: expected sha256"
+    assert broken.name == file.parent.name and expected in broken.reason
+    assert expected in build(rows, tmp_path / "report.html", [broken]).read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": None}, "labels missing"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, "expected aligned rows"),
+        ({"nearest": torch.zeros(10, 1, 8, 8)}, r"nearest: expected U8 .* got F32"),
+    ],
+)
+def test_pictures_of_a_wrong_form_are_refused(tmp_path, change, message):
+    put(tmp_path, document(), "none", **change)
+    rows, (broken,) = read_rows(tmp_path)
+    assert not rows and re.search(message, broken.reason)
+
+
+def test_csv_flat_and_wide(store, tmp_path):
+    rows, _ = read_rows(store)
+    flat, wide = write_csv(rows, tmp_path / "results.csv")
+    lines = list(csv.DictReader(flat.read_text().splitlines()))
+    assert len(lines) == 4 * 7
+    one = next(line for line in lines if line["metric"] == "attack_accuracy_top1/main" and line["seed_attack"] == "1")
+    assert (one["value"], one["anchor_prior"], one["result"]) == ("0.7", "0.22", folder_of(store, "none-1").name)
+    absent = next(line for line in lines if line["metric"] == "fid/main")
+    assert absent["value"] == "nan" and absent["reason"] == "10 images for 64 features"
+    lines = list(csv.DictReader(wide.read_text().splitlines()))
+    assert wide.name == "results.wide.csv" and len(lines) == 4
+    assert [line["attack_accuracy_top1/main"] for line in lines] == ["0.9", "0.7", "0.8", "0.4"]
+
+
+def test_an_empty_store_says_what_to_do(tmp_path, capsys):
+    assert main(["--store", str(tmp_path), "--out", str(tmp_path / "r.html"), "--csv", str(tmp_path / "r.csv")]) == 0
+    assert "No results yet" in (tmp_path / "r.html").read_text()
+    assert "no results" in capsys.readouterr().out
+
+
+def test_command_line(store, tmp_path):
+    command = [sys.executable, "-m", "midefense.report", "--store", str(store), "--out", str(tmp_path / "page.html")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "random_erasing" in done.stdout and (tmp_path / "page.html").exists()
+
+
+def test_the_store_of_the_environment_is_the_default(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MIDEFENSE_STORE", str(store))
+    assert main(["--out", str(tmp_path / "page.html")]) == 0
+    assert "random_erasing" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "MIDEFENSE_STORE" in capsys.readouterr().out
+
+
+def test_names_of_anchors_at_one_height_do_not_cover_each_other(tmp_path):
+    rows = [Row.parse(document(prior=prior)) for prior in ("gmi_gan", "pixels", "ked_gan")]
+    text = build(rows, tmp_path / "report.html").read_text()
+    places = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" class="tick"><title>(?:Samples of \w+|Chance)</title>', text)
+    heights = sorted(float(y) for _, y in places)
+    assert len(heights) == 4 and all(above + 14 < below for above, below in itertools.pairwise(heights))
+
+
+def test_pictures_are_exact_when_small_and_reduced_when_large():
+    import io
+
+    from PIL import Image
+
+    colour = np.random.default_rng(0).integers(0, 256, (3, 32, 20), dtype=np.uint8)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(colour)))).transpose(2, 0, 1), colour)
+    assert Image.open(io.BytesIO(png(np.zeros((1, 224, 112), dtype=np.uint8)))).size == (48, 96)
+
+
+def test_markup_escapes_children_and_attributes():
+    shown = tag("td", "a<b", Markup("<i>"), None, 3, class_="x", data_value='"', hidden=True, title=None)
+    assert shown == '<td class="x" data-value="&quot;" hidden>a&lt;b<i>3</td>'
+    assert void("img", alt="<") == '<img alt="&lt;">'
