@@ -1,7 +1,9 @@
 """The report on fabricated rows: what is read, grouped, shown, escaped and refused."""
 
 import csv
+import hashlib
 import itertools
+import json
 import math
 import re
 import subprocess
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from midefense.artefacts import Draft
+from midefense.artefacts import Draft, content_digest
 from midefense.report import Row, build, read_rows, table, write_csv
 from midefense.report.__main__ import main
 from midefense.report.gallery import png
@@ -70,7 +72,7 @@ def document(seed=0, accuracy=0.9, **names):
     return {"row": about, "metrics": metrics, "anchors": anchors}
 
 
-def put(store, content, name, files=None, **changes):
+def put(store, content, name, **changes):
     """Write a result as the pipeline does and return its folder. `changes` replace tensors, None leaves one out."""
     images = torch.randint(256, (10, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     numbers = torch.linspace(0, 1, 10)
@@ -78,7 +80,18 @@ def put(store, content, name, files=None, **changes):
     tensors |= {"distance": numbers, "confidence": numbers, **changes}
     draft = Draft(kind="result", name=name, recipe={"kind": "result", "of": name, "note": "<b>&amp;"})
     present = {part: value for part, value in tensors.items() if value is not None}
-    return Store(store).work(draft).finish(present, content, files=files).path
+    return Store(store).work(draft).finish(present, content).path
+
+
+def spoil(folder, name, content):
+    """Overwrite one file of a result and seal the whole again: what a faulty writer would leave, hashes and all."""
+    (folder / name).write_bytes(content)
+    path = folder / "provenance.json"
+    provenance = json.loads(path.read_text())
+    provenance["files"][name] = hashlib.sha256(content).hexdigest()
+    del provenance["digest"]
+    provenance["digest"] = content_digest(provenance)
+    path.write_text(json.dumps(provenance))
 
 
 @pytest.fixture
@@ -228,8 +241,8 @@ def test_a_row_that_cannot_be_read_is_named_and_left_out(store, tmp_path, capsys
     content = document(7)
     del content["row"]["protocol"]
     put(store, content, "incomplete")
-    put(store, document(8), "no-json", files={"metrics.json": b"{broken"})
-    put(store, document(9), "no-tensors", files={"tensors.safetensors": b"\0" * 40})
+    spoil(put(store, document(8), "no-json"), "metrics.json", b"{broken")
+    spoil(put(store, document(9), "no-tensors"), "tensors.safetensors", b"\0" * 40)
     (store / "result" / "empty@3").mkdir()
     rows, broken = read_rows(store)
     assert len(rows) == 4
