@@ -258,7 +258,7 @@ def test_evaluators_images_are_looked_at_before_training(refused, folders):
 def test_nan_in_a_dataset_of_ones_own(refused, tmp_path, monkeypatch):
     (tmp_path / "own_nan_dataset.py").write_text(
         "from midefense.datasets.base import to_uint8\nfrom midefense.datasets.toy import Toy\nimport torch\n"
-        "class Broken(Toy):\n    def read(self):\n        to_uint8(torch.tensor([0.5, float('nan')]))\n"
+        "class Broken(Toy):\n    def read(self, cache):\n        to_uint8(torch.tensor([0.5, float('nan')]))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     said = refused("train_target", "dataset=toy", "dataset._target_=own_nan_dataset.Broken", "allow=[own_nan_dataset]")

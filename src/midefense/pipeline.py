@@ -55,7 +55,7 @@ class Pipeline:
     def public(self) -> Images:
         """The attacker's public images, in the shape of the private ones."""
         dataset = self.plan.target.dataset.build()
-        return self.plan.public.build().public(self.splits, dataset.channels, dataset.size)
+        return self.plan.public.build().public(self.splits, dataset.channels, dataset.size, self.session.cache)
 
     @functools.cached_property
     def evidence(self) -> Evidence:

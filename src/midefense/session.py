@@ -32,13 +32,14 @@ class Session:
         self.device = plan.compute.device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # `seeds.isolated` covers the current device
+        self.cache = self.store.root / "cache"  # of decoded pixels
         self._splits: dict[str, Splits] = {}
 
     def splits(self, dataset: Bound) -> Splits:
         """The images of a dataset, loaded once."""
         key = content_id({"recipe": dataset.recipe(), "places": {k: str(v) for k, v in dataset.places().items()}})
         if key not in self._splits:
-            self._splits[key] = dataset.build().load()
+            self._splits[key] = dataset.build().load(self.cache)
         return self._splits[key]
 
     def run(self, draft: Draft, job_type: str, rank: int = 0) -> Run:

@@ -77,13 +77,15 @@ class Images:
     """A set of images as stored: `pixels` uint8 [N, C, H, W], `labels` int64 [N], `ids` int64 [N].
 
     `names` holds one text per label (the identity), so that two sets can be compared for shared identities.
-    Labels count from 0 in `names`.
+    Labels count from 0 in `names`. `known` remembers pixels and the SHA-256 of each picture, uint8 [N, 32]: it holds as
+    long as they are this set's pixels, so that a changed copy cannot inherit it.
     """
 
     pixels: Tensor
     labels: Tensor
     ids: Tensor
     names: Sequence[str]
+    known: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -95,7 +97,14 @@ class Images:
 
     def take(self, rows: Tensor) -> Images:
         """The images at `rows` (indices or a mask), labels unchanged."""
-        return replace(self, pixels=self.pixels[rows], labels=self.labels[rows], ids=self.ids[rows])
+        pixels = self.pixels[rows]
+        known = None if self.hashes is None else (pixels, self.hashes[rows])
+        return replace(self, pixels=pixels, labels=self.labels[rows], ids=self.ids[rows], known=known)
+
+    @property
+    def hashes(self) -> Tensor | None:
+        """SHA-256 of each picture, uint8 [N, 32], where it is known."""
+        return self.known[1] if self.known is not None and self.known[0] is self.pixels else None
 
     def of_class(self, label: int) -> Images:
         """All images of one class."""

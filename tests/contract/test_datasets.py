@@ -13,10 +13,10 @@ from midefense.types import Refused
 
 NAMES = options("dataset")
 PINNED = {
-    "digits": "964bc4bf8757359546bafe0116ddefdc46d1f5bbc755902149a1ed61894ec263",
-    "toy": "4ece6237ed58c7aecb08802599c49d83a7322f8a6f02af1669215a4c9d50e3a3",
-    "att_faces": "7230e4773d39d0b93815ac6c633a0f9d96631608f830998ff685efb78805740c",  # of the small tree below
-    "image_folder": "6f61b19728e17327ef8a1b2ed87773df6fd27ea40e5ce67d85c22e867f93c73e",  # of the small tree below
+    "digits": "017dc6f9269c1f9c36b08a27227d0e58fbabb52dec5c291d6b08286faee183b8",
+    "toy": "96c0419b83431f386898375095196c72eb3c987dbfc6531af97c125682029283",
+    "att_faces": "ab5614b58410cd06f05c911f474dd00615da9ed922a669e1fe99d0cf2ce2380b",  # of the small tree below
+    "image_folder": "9029733089f0afa7aed15c784831559a651579c2c39b4abea94f625937d8aa61",  # of the small tree below
 }
 
 

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import torch
 
-from midefense.datasets.base import Dataset, require_positive, require_share
-from midefense.datasets.files import entries, first_difference, read_images, require_folder, require_framing
-from midefense.datasets.splits import Splits, split_classes
-from midefense.types import Images, Refused
+from midefense.datasets.base import FileDataset, require_positive, require_share
+from midefense.datasets.decoding import Decoding
+from midefense.datasets.files import Files, entries, first_difference, require_folder
+from midefense.datasets.splits import split_classes
+from midefense.types import Refused
 
 
-class AttFaces(Dataset):
+class AttFaces(FileDataset):
     """The published layout `root/s1/1.pgm` ... `root/s40/10.pgm`, complete. People s1 to s`private` are private, the
     next `public` ones are public; `images` is the number of pictures per person."""
 
     places = ("root",)
-    channels = 1
 
     def __init__(
         self,
@@ -32,25 +32,22 @@ class AttFaces(Dataset):
         test_share: float = 0.2,
         split_seed: int = 42,
     ) -> None:
-        require_positive(private=private, public=public, images=images, size=size)
+        require_positive(private=private, public=public, images=images)
         require_share(test_share)
-        require_framing(framing)
+        self.decoding = Decoding(channels=1, size=size, framing=framing)
         self.root = root
         self.private = private
         self.people = private + public
         self.images = images
-        self.size = size
-        self.framing = framing
         self.test_share = test_share
         self.split_seed = split_seed
 
-    def read(self) -> Splits:
+    def listing(self) -> tuple[Files, Files, Files]:
         """Pictures in numeric order of person and picture; ids count them."""
         paths = self._paths(require_folder(self.root, "root", self._tree()))
-        pixels = read_images(paths, channels=1, size=self.size, framing=self.framing)
         labels = torch.arange(self.people).repeat_interleave(self.images)
         names = [f"s{person}" for person in range(1, self.people + 1)]
-        whole = Images(pixels, labels, torch.arange(len(paths)), names)
+        whole = Files(paths, labels, torch.arange(len(paths)), names)
         return split_classes(whole, range(self.private), self.test_share, self.split_seed)
 
     def _tree(self) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from midefense.datasets.decoding import Decoding, decode
+from midefense.datasets.files import Files
 from midefense.datasets.splits import Splits, follow, join, refuse_overlap
 from midefense.types import Images, Refused, refuse_unknown
 
@@ -25,21 +28,54 @@ class Dataset(ABC):
     size: int
 
     @abstractmethod
-    def read(self) -> Splits:
-        """The three parts, unchecked. The order of images must not depend on the file system."""
+    def read(self, cache: Path | None) -> Splits:
+        """The three parts, unchecked. The order of images must not depend on the file system. `cache` is the folder
+        for pixels that are costly to make (None: make them anew)."""
 
-    def load(self) -> Splits:
+    def load(self, cache: Path | None = None) -> Splits:
         """The three parts, checked by `Splits.check` (`Refused` says what is wrong)."""
-        splits = self.read()
+        splits = self.read(cache)
         splits.check()
-        expected, got = (self.channels, self.size, self.size), tuple(splits.public.pixels.shape[1:])
+        expected, got = (self.channels, self.size, self.size), tuple(splits.private_train.pixels.shape[1:])
         if got != expected:
             raise Refused(f"{type(self).__name__}: expected images [C, S, S] = {expected}, got {got}")
         return splits
 
-    def load_public(self) -> Images:
+    def load_public(self, cache: Path | None = None) -> Images:
         """The public part alone; a dataset that can read it without the private one does."""
-        return self.load().public
+        return self.load(cache).public
+
+
+class FileDataset(Dataset):
+    """Pictures in files. A subclass sets `decoding` and lists the files of each part; split before they are decoded,
+    the parts lie one after the other in one cached file."""
+
+    decoding: Decoding
+
+    @property
+    def channels(self) -> int:
+        return self.decoding.channels
+
+    @property
+    def size(self) -> int:
+        return self.decoding.size
+
+    @abstractmethod
+    def listing(self) -> tuple[Files, Files, Files]:
+        """The files of the private training, private test and public part; refused if the layout differs."""
+
+    def public_listing(self) -> Files:
+        """The files of the public part alone."""
+        return self.listing()[2]
+
+    def read(self, cache: Path | None) -> Splits:
+        """Parts are slices of one array, not copies."""
+        return Splits(*decode(self.listing(), self.decoding, cache))
+
+    def load_public(self, cache: Path | None = None) -> Images:
+        """The public part alone; its files are read and no others."""
+        (images,) = decode((self.public_listing(),), self.decoding, cache)
+        return images
 
 
 class Own:
@@ -47,7 +83,7 @@ class Own:
 
     revision = 1
 
-    def public(self, splits: Splits, channels: int, size: int) -> Images:
+    def public(self, splits: Splits, channels: int, size: int, cache: Path | None = None) -> Images:
         """Public images uint8 [N, channels, size, size]."""
         return splits.public
 
@@ -63,7 +99,7 @@ class PublicFrom:
         self.dataset = dataset
         self.part = part
 
-    def public(self, splits: Splits, channels: int, size: int) -> Images:
+    def public(self, splits: Splits, channels: int, size: int, cache: Path | None = None) -> Images:
         """Public images uint8 [N, channels, size, size] (bilinear, antialiased), beside the private ones of `splits`.
 
         Refused where grey meets colour, and where an identity or a picture is also private. Ids count within the
@@ -75,15 +111,15 @@ class PublicFrom:
                 f"the same. Try public images with {channels} channel(s); image_folder converts with "
                 f"public.dataset.channels={channels} public.dataset.convert=true."
             )
-        images = self._images()
+        images = self._images(cache)
         images = replace(images, pixels=resize_pixels(images.pixels, size))
         refuse_overlap([splits.private_train, splits.private_test], images)
         return images
 
-    def _images(self) -> Images:
+    def _images(self, cache: Path | None) -> Images:
         if self.part == "public":
-            return self.dataset.load_public()
-        whole = self.dataset.load()
+            return self.dataset.load_public(cache)
+        whole = self.dataset.load(cache)
         return follow(join(whole.private_train, whole.private_test), whole.public)
 
 

@@ -6,6 +6,7 @@ The test half of UCI's Optical Recognition of Handwritten Digits (Alpaydin and K
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
@@ -41,7 +42,7 @@ class Digits(Dataset):
         self.test_share = test_share
         self.split_seed = split_seed
 
-    def read(self) -> Splits:
+    def read(self, cache: Path | None) -> Splits:
         """Rows of scikit-learn's table, in its order; ids are row numbers."""
         table = load_digits()
         shares = torch.from_numpy(table.images)[:, None] / 16  # ink counts 0..16 per cell
@@ -51,4 +52,4 @@ class Digits(Dataset):
             ids=torch.arange(len(table.target)),
             names=[str(digit) for digit in range(10)],
         )
-        return split_classes(images, self.private_classes, self.test_share, self.split_seed)
+        return Splits(*split_classes(images, self.private_classes, self.test_share, self.split_seed))

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from midefense.datasets.base import Dataset, require_positive, require_share
-from midefense.datasets.files import SUFFIXES, entries, first_difference, read_images, require_folder, require_framing
-from midefense.datasets.splits import Splits, cut
-from midefense.types import Images, Refused
+from midefense.datasets.base import FileDataset, require_share
+from midefense.datasets.decoding import Decoding
+from midefense.datasets.files import SUFFIXES, Files, entries, first_difference, require_folder
+from midefense.datasets.splits import cut
+from midefense.types import Refused
 
 TREE = f"  ROOT/<class>/<image>    one folder per class, images directly inside it ({' '.join(SUFFIXES)})"
 
 
-class ImageFolder(Dataset):
+class ImageFolder(FileDataset):
     """Classes are named after their folders and numbered in natural order (2 before 10).
 
     Without `private_test_root`, `test_share` of each private class is cut off as the test set; with it, that folder
-    holds the test images of the same classes. `convert` turns grey and colour images into `channels`; without it
-    the first image that differs is refused.
+    holds the test images of the same classes. `channels`, `size`, `framing`, `crop` and `convert` are those of
+    `Decoding`: without `convert` the first image that is not as `channels` says is refused.
     """
 
     places = ("private_root", "public_root", "private_test_root")
@@ -33,64 +35,60 @@ class ImageFolder(Dataset):
         channels: int = 3,
         size: int = 64,
         framing: str = "centre_crop",
+        crop: Sequence[float] | None = None,
         convert: bool = False,
         test_share: float = 0.2,
         split_seed: int = 42,
     ) -> None:
-        if channels not in (1, 3):
-            raise Refused(f"dataset.channels: expected 1 (grey) or 3 (RGB), got {channels}")
-        require_positive(size=size)
         require_share(test_share)
-        require_framing(framing)
+        self.decoding = Decoding(channels=channels, size=size, framing=framing, crop=crop, convert=convert)
         self.private_root = private_root
         self.public_root = public_root
         self.private_test_root = private_test_root
-        self.channels = channels
-        self.size = size
-        self.framing = framing
-        self.convert = convert
         self.test_share = test_share
         self.split_seed = split_seed
 
-    def read(self) -> Splits:
+    def listing(self) -> tuple[Files, Files, Files]:
         """Private images first, then the separate test images if any, then the public ones; ids count them."""
-        train, test = self._read_private()
-        return Splits(train, test, self._read("public_root", first_id=len(train) + len(test)))
+        train, test = self._private_listing()
+        return train, test, self._list("public_root", first_id=len(train) + len(test))
 
-    def load_public(self) -> Images:
+    def public_listing(self) -> Files:
         """The public folder alone: no private folder is needed. Ids count from 0."""
-        return self._read("public_root", first_id=0)
+        return self._list("public_root", first_id=0)
 
-    def _read_private(self) -> tuple[Images, Images]:
-        images = self._read("private_root", first_id=0)
+    def _private_listing(self) -> tuple[Files, Files]:
+        files = self._list("private_root", first_id=0)
         if self.private_test_root is None:
-            return cut(images, self.test_share, self.split_seed)
-        test = self._read("private_test_root", first_id=len(images))
-        difference = first_difference(images.names, test.names)
+            return cut(files, self.test_share, self.split_seed)
+        test = self._list("private_test_root", first_id=len(files))
+        difference = first_difference(files.names, test.names)
         if difference:
             raise Refused(
                 f"dataset.private_test_root: expected the class folders of dataset.private_root\n{TREE}\n"
                 f"first difference: {difference}"
             )
-        return images, test
+        return files, test
 
-    def _read(self, argument: str, first_id: int) -> Images:
+    def _list(self, argument: str, first_id: int) -> Files:
         root = require_folder(getattr(self, argument), argument, TREE)
-        folders = _class_folders(root)
-        files = [_image_files(folder) for folder in folders]
-        paths = [path for group in files for path in group]
-        counts = torch.tensor([len(group) for group in files])
-        return Images(
-            pixels=read_images(
-                paths, channels=self.channels, size=self.size, framing=self.framing, convert=self.convert
-            ),
-            labels=torch.arange(len(folders)).repeat_interleave(counts),
-            ids=torch.arange(first_id, first_id + len(paths)),
-            names=[folder.name for folder in folders],
-        )
+        return list_folders(class_folders(root), first_id)
 
 
-def _class_folders(root: Path) -> list[Path]:
+def list_folders(folders: Sequence[Path], first_id: int = 0) -> Files:
+    """The pictures of class folders, one label per folder, in natural order; ids count on from `first_id`."""
+    groups = [_image_files(folder) for folder in folders]
+    paths = [path for group in groups for path in group]
+    counts = torch.tensor([len(group) for group in groups])
+    return Files(
+        paths=paths,
+        labels=torch.arange(len(folders)).repeat_interleave(counts),
+        ids=torch.arange(first_id, first_id + len(paths)),
+        names=[folder.name for folder in folders],
+    )
+
+
+def class_folders(root: Path) -> list[Path]:
     """Folders of `root`; other files beside them (a README, a table) are left alone, but no images."""
     inside = entries(root)
     stray = [path for path in inside if path.suffix.lower() in SUFFIXES and path.is_file()]

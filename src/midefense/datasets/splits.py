@@ -10,20 +10,25 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from midefense.datasets.cache import picture_hashes
+from midefense.datasets.files import Files
 from midefense.types import Images, Refused
 
+Part = TypeVar("Part", Images, Files)  # what can be split: images, or files not yet decoded
 EVERYTHING_SEED = 42  # cuts the public images into train and test for classifiers that know all classes
 
 
 @dataclass(eq=False)
 class Splits:
     """A dataset's three parts. Both private parts share their names (label k is `names[k]`); the public part has
-    names of its own. `ids` are unique over all three."""
+    names of its own, or is empty: then the attacker's images come from another dataset. `ids` are unique over all
+    three."""
 
     private_train: Images
     private_test: Images
@@ -55,6 +60,8 @@ class Splits:
         The public images are cut by `stratify` with a pinned seed, at the share of the private test set. Refused if
         a public class is too small to be cut.
         """
+        if not len(self.public):
+            return self.private_train, self.private_test
         share = len(self.private_test) / (len(self.private_train) + len(self.private_test))
         public_train, public_test = cut(self.public, share, EVERYTHING_SEED)
         refuse_small_classes(public_train, public_test, "public")
@@ -63,6 +70,8 @@ class Splits:
     def check(self) -> None:
         """Refuse parts that are malformed, too small to learn from, or that share an identity or a picture."""
         parts = {"private_train": self.private_train, "private_test": self.private_test, "public": self.public}
+        if not len(self.public):
+            del parts["public"]
         for name, part in parts.items():
             _refuse_malformed(part, name)
         _refuse_mixed_shapes(parts)
@@ -75,14 +84,21 @@ class Splits:
 
 
 def digest(*parts: Images) -> str:
-    """SHA-256 (hex) over the shapes, names, pixels and labels of `parts`, in order. Ids stay out, so that the same
-    public images have the same hash beside any private ones."""
+    """SHA-256 (hex) over the shapes, names, picture hashes and labels of `parts`, in order. Ids stay out, so that the
+    same public images have the same hash beside any private ones."""
     sha = hashlib.sha256()
     for part in parts:
         sha.update(json.dumps([list(part.pixels.shape), list(part.names)]).encode())
-        sha.update(part.pixels.contiguous().numpy())
+        sha.update(hashes_of(part).contiguous().numpy())
         sha.update(part.labels.contiguous().numpy())
     return sha.hexdigest()
+
+
+def hashes_of(part: Images) -> Tensor:
+    """SHA-256 of each picture, uint8 [N, 32]; computed once per set of images."""
+    if part.hashes is None:
+        part.known = part.pixels, picture_hashes(part.pixels)
+    return part.hashes
 
 
 def stratify(labels: Tensor, test_share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -101,13 +117,13 @@ def _draw(rng: np.random.RandomState, rows: np.ndarray, share: float) -> np.ndar
     return rng.permutation(rows)[: max(1, round(share * len(rows)))]
 
 
-def cut(images: Images, test_share: float, seed: int) -> tuple[Images, Images]:
+def cut(images: Part, test_share: float, seed: int) -> tuple[Part, Part]:
     """`images` as a training and a test set, see `stratify`."""
     train, test = stratify(images.labels, test_share, seed)
     return images.take(train), images.take(test)
 
 
-def choose_classes(images: Images, classes: Sequence[int]) -> Images:
+def choose_classes(images: Part, classes: Sequence[int]) -> Part:
     """The images of `classes`; label k of the result is `classes[k]`."""
     position = torch.full((len(images.names),), -1, dtype=torch.int64)
     position[list(classes)] = torch.arange(len(classes))
@@ -116,20 +132,23 @@ def choose_classes(images: Images, classes: Sequence[int]) -> Images:
     return replace(images, labels=labels, names=names).take(labels >= 0)
 
 
-def split_classes(images: Images, private: Sequence[int], test_share: float, seed: int) -> Splits:
-    """Classes `private` become the private ones, in that order; all others are public."""
+def split_classes(images: Part, private: Sequence[int], test_share: float, seed: int) -> tuple[Part, Part, Part]:
+    """Private training, private test and public part: classes `private` become the private ones, in that order; all
+    others are public."""
     public = [label for label in range(len(images.names)) if label not in set(private)]
     train, test = cut(choose_classes(images, private), test_share, seed)
-    return Splits(train, test, choose_classes(images, public))
+    return train, test, choose_classes(images, public)
 
 
 def join(first: Images, second: Images) -> Images:
     """Images of the same classes, one after the other."""
+    pixels = torch.cat([first.pixels, second.pixels])
     return Images(
-        pixels=torch.cat([first.pixels, second.pixels]),
+        pixels=pixels,
         labels=torch.cat([first.labels, second.labels]),
         ids=torch.cat([first.ids, second.ids]),
         names=first.names,
+        known=(pixels, torch.cat([hashes_of(first), hashes_of(second)])),
     )
 
 
@@ -164,8 +183,8 @@ def refuse_overlap(private: Sequence[Images], public: Images) -> None:
             f"private and public images share {len(shared)} of their identities: {shown}; expected none. "
             "Try other classes, or another dataset, as public images."
         )
-    owners = {key: (part, row) for part in private for row, key in enumerate(_picture_hashes(part))}
-    for row, key in enumerate(_picture_hashes(public)):
+    owners = {key: (part, row) for part in private for row, key in enumerate(_texts(hashes_of(part)))}
+    for row, key in enumerate(_texts(hashes_of(public))):
         if key in owners:
             part, private_row = owners[key]
             raise Refused(
@@ -174,8 +193,8 @@ def refuse_overlap(private: Sequence[Images], public: Images) -> None:
             )
 
 
-def _picture_hashes(images: Images) -> list[bytes]:
-    return [hashlib.sha256(picture).digest() for picture in images.pixels.contiguous().numpy()]
+def _texts(hashes: Tensor) -> list[bytes]:
+    return [row.tobytes() for row in hashes.numpy()]
 
 
 def _describe(images: Images, row: int) -> str:

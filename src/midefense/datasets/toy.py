@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ class Toy(Dataset):
         """The noise-free images float32 [N, 1, size, size] in [0, 1] of classes `labels` int64 [N]."""
         return render(self.latents(labels), self.size).float().to(labels.device)
 
-    def read(self) -> Splits:
+    def read(self, cache: Path | None) -> Splits:
         """Drawn in float64, so that the rounded pixels are the same on every machine."""
         train = torch.arange(self.classes).repeat_interleave(self.images_per_class)
         test = torch.arange(self.classes).repeat_interleave(self.test_images_per_class)

@@ -61,7 +61,12 @@ class Prior(nn.Module):
         raise Refused(f"{type(self).__name__} has no critic")
 
     def require(self, images: Images) -> None:
-        """Refuse public images of another shape than this prior makes."""
+        """Refuse public images of another shape than this prior makes, and none at all."""
+        if not len(images):
+            raise Refused(
+                f"{type(self).__name__}: expected public images to learn from, got none: this dataset has only private "
+                "ones; try public=... (see --help)"
+            )
         expected, got = (self.channels, self.size, self.size), tuple(images.pixels.shape[1:])
         if got != expected:
             raise Refused(

@@ -1,0 +1,78 @@
+"""Decoded once: pixels as a memory-mapped file, keyed by how they were made, so that a dataset larger than memory costs
+its pages and not a decoding. What lies in the cache may be deleted at any time; it is made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from midefense.claims import claim
+from midefense.types import Refused
+
+HASH_BYTES = 32  # of SHA-256
+POLL_SECONDS = 0.2
+
+
+def cached_pixels(
+    shape: tuple[int, int, int, int],
+    fill: Callable[[np.ndarray], None],
+    key: Mapping[str, object],
+    cache: Path | None,
+) -> tuple[Tensor, Tensor]:
+    """Pixels uint8 `shape` = [N, C, H, W] as `fill(array)` writes them, and the SHA-256 of each picture uint8 [N, 32].
+
+    Args:
+        key: plain values that decide every pixel.
+        cache: folder of all caches; None keeps the pixels in memory.
+    """
+    if cache is None:
+        pixels = np.empty(shape, dtype=np.uint8)
+        fill(pixels)
+        return torch.from_numpy(pixels), picture_hashes(torch.from_numpy(pixels))
+    name = hashlib.sha256(json.dumps([list(shape), key], sort_keys=True).encode()).hexdigest()[:24]
+    folder = cache / name
+    while not folder.is_dir():
+        with claim(cache / f"{name}.claim") as mine:
+            if mine and not folder.is_dir():
+                _make(folder, shape, fill)
+        if not folder.is_dir():
+            time.sleep(POLL_SECONDS)  # another process decodes the same pictures
+    return _map(folder / "pixels", shape), _map(folder / "hashes", (shape[0], HASH_BYTES))
+
+
+def picture_hashes(pixels: Tensor) -> Tensor:
+    """SHA-256 of each picture of uint8 [N, C, H, W], as uint8 [N, 32]."""
+    digests = [hashlib.sha256(picture).digest() for picture in pixels.contiguous().numpy()]
+    return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(len(pixels), HASH_BYTES)
+
+
+def _make(folder: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> None:
+    """Write under a temporary name and rename: a folder that is there is whole."""
+    temporary = folder.with_name(f".writing-{folder.name}-{socket.gethostname()}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        pixels = np.memmap(temporary / "pixels", dtype=np.uint8, mode="w+", shape=shape)
+        fill(pixels)
+        pixels.flush()
+        (temporary / "hashes").write_bytes(picture_hashes(torch.from_numpy(pixels)).numpy().tobytes())
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> Tensor:
+    size = int(np.prod(shape))
+    if (got := path.stat().st_size) != size:
+        raise Refused(f"{path}: expected {size} bytes, got {got}; try removing {path.parent}, it is made again")
+    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).view(shape)
