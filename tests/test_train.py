@@ -291,9 +291,9 @@ def test_colour_adjustments_match_torchvision():
     images = torch.rand(5, 3, 6, 6)
     for turns in (-0.5, -0.1, 0.0, 0.07, 0.4):
         expected = functional.adjust_hue(images, turns)
-        torch.testing.assert_close(adjust_hue(images, torch.full((5, 1, 1, 1), turns)), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(adjust_hue(images, torch.full((5,), turns)), expected, atol=1e-5, rtol=0)
     expected = functional.adjust_saturation(images, 1.3)
-    torch.testing.assert_close(adjust_saturation(images, torch.full((5, 1, 1, 1), 1.3)), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(adjust_saturation(images, torch.full((5,), 1.3)), expected, atol=1e-4, rtol=0)
     jitter = ColorJitter(brightness=0.2, contrast=0.2, saturation=0.1, hue=0.1)
     jittered = jitter(images, seeds.generator("jitter"))
     assert jittered.shape == images.shape and jittered.min() >= 0 and jittered.max() <= 1

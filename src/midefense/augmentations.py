@@ -11,12 +11,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from kornia.enhance import (
+    adjust_brightness_accumulative,
+    adjust_contrast_with_mean_subtraction,
+    adjust_saturation_with_gray_subtraction,
+)
 from torch import Tensor
 
 from midefense.types import Refused
-
-# ITU-R BT.601 luma, as torchvision's grey conversion.
-LUMA = (0.2989, 0.587, 0.114)
 
 
 class HorizontalFlip:
@@ -86,56 +88,45 @@ class ColorJitter:
 
     def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
         adjustments = [
-            (adjust_brightness, 1 - self.brightness, 1 + self.brightness),
-            (adjust_contrast, 1 - self.contrast, 1 + self.contrast),
+            (adjust_brightness_accumulative, 1 - self.brightness, 1 + self.brightness),
+            (adjust_contrast_with_mean_subtraction, 1 - self.contrast, 1 + self.contrast),
             (adjust_saturation, 1 - self.saturation, 1 + self.saturation),
             (adjust_hue, -self.hue, self.hue),
         ]
         for index in torch.randperm(len(adjustments), generator=rng).tolist():
             adjust, low, high = adjustments[index]
-            amounts = _uniform(len(images), low, high, rng).to(images).view(-1, 1, 1, 1)
-            images = adjust(images, amounts)
+            images = adjust(images, _uniform(len(images), low, high, rng).to(images))
         return images
 
 
-def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Images times `factor` [B, 1, 1, 1], clipped."""
-    return (images * factor).clamp(0, 1)
-
-
-def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Away from (factor above 1) or towards the image's mean grey."""
-    middle = _grey(images).mean(dim=(1, 2, 3), keepdim=True)
-    return (factor * images + (1 - factor) * middle).clamp(0, 1)
-
-
-def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Away from (factor above 1) or towards the grey image."""
-    return (factor * images + (1 - factor) * _grey(images)).clamp(0, 1)
+def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
+    """Away from (factors [B] above 1) or towards the grey image; grey images come back unchanged."""
+    return images if images.shape[1] == 1 else adjust_saturation_with_gray_subtraction(images, factors)
 
 
 def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of RGB images by `turns` [B, 1, 1, 1], through HSV; grey images come back unchanged."""
+    """Turn the hue of RGB images by `turns` [B], through HSV; grey images come back unchanged.
+
+    Ours, because it takes a fraction of the time of kornia's and gives the same to 2e-5: few passes over memory, and
+    remainders by `floor`, which is vectorised where `%` is not.
+    """
     if images.shape[1] == 1:
         return images
     red, green, blue = images.unbind(dim=1)
-    value, lead = images.max(dim=1)
-    chroma = value - images.min(dim=1).values
-    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
-    sextant = torch.stack([(green - blue) / safe, (blue - red) / safe + 2, (red - green) / safe + 4], dim=1)
-    hue = sextant.gather(1, lead.unsqueeze(1)) + 6 * turns
-    # Channel n of RGB is v - chroma * clamp(min(k, 4 - k), 0, 1) with k = (n + hue) mod 6, n = 5, 3, 1.
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
-    distance = (offsets + hue) % 6
-    return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(distance, 4 - distance).clamp(0, 1)
-
-
-def _grey(images: Tensor) -> Tensor:
-    """Luma [B, 1, H, W]."""
-    if images.shape[1] == 1:
-        return images
-    weights = torch.tensor(LUMA, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
-    return (images * weights).sum(dim=1, keepdim=True)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    scale = chroma.clamp(min=torch.finfo(images.dtype).tiny).reciprocal()
+    behind_green_or_blue = torch.where(green == value, (blue - red) * scale + 2, (red - green) * scale + 4)
+    sextant = torch.where(red == value, (green - blue) * scale, behind_green_or_blue)
+    sextant += 6 * turns.view(-1, 1, 1)
+    turned = torch.empty_like(images)
+    # Channel n of RGB is v - chroma * clamp(min(k, 4 - k), 0, 1) with k = (n + sextant) mod 6, n = 5, 3, 1.
+    for channel, offset in enumerate((5, 3, 1)):
+        place = sextant + offset
+        place -= 6 * (place * (1 / 6)).floor_()
+        weight = place.sub_(2).abs_().neg_().add_(2).clamp_(0, 1)
+        torch.addcmul(value, chroma, weight, value=-1, out=turned[:, channel])
+    return turned
 
 
 def _uniform(count: int, low: float, high: float, rng: torch.Generator) -> Tensor:

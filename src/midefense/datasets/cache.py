@@ -57,9 +57,11 @@ def picture_hashes(pixels: Tensor) -> Tensor:
 
 
 def _make(folder: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> None:
-    """Write under a temporary name and rename: a folder that is there is whole."""
+    """Write under a temporary name and rename: a folder that is there is whole. The claim is ours, so what another
+    process was writing is what it left when it was killed."""
+    for left in folder.parent.glob(f".writing-{folder.name}-*"):
+        shutil.rmtree(left)
     temporary = folder.with_name(f".writing-{folder.name}-{socket.gethostname()}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         pixels = np.memmap(temporary / "pixels", dtype=np.uint8, mode="w+", shape=shape)

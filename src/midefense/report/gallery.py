@@ -59,7 +59,7 @@ def _pair(pictures: dict[str, np.ndarray], place: int, label: int) -> Markup:
         "figure",
         _image(pictures["reconstructions"][place], f"reconstruction of class {label}: {words}"),
         _image(pictures["nearest"][place], f"nearest private image of class {label}"),
-        tag("figcaption", join(sure), title="the evaluator's confidence in the class"),
+        tag("figcaption", join(sure), title="the attacked target's confidence in the class"),
         title=words,
     )
 

@@ -1,0 +1,192 @@
+"""Pixels decoded once: as without a cache, made anew when a file or the decoding changes, there whole or not at all."""
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from midefense.datasets import cache as cache_module
+from midefense.datasets import decoding as decoding_module
+from midefense.datasets.cache import cached_pixels, picture_hashes
+from midefense.datasets.decoding import Decoding, decode
+from midefense.datasets.files import Files
+from midefense.datasets.image_folder import ImageFolder
+from midefense.types import Refused
+
+
+def picture(path, seed, size=(12, 10)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.RandomState(seed).randint(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = [tmp_path / "pictures" / f"{number}.png" for number in range(6)]
+    for number, path in enumerate(paths):
+        picture(path, number)
+    return Files(paths, torch.tensor([0, 0, 1, 1, 2, 2]), torch.arange(6), ["a", "b", "c"])
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The names of the files that are opened."""
+    opened = []
+    original = decoding_module._open
+    monkeypatch.setattr(decoding_module, "_open", lambda path: opened.append(path.name) or original(path))
+    return opened
+
+
+RGB = Decoding(channels=3, size=8, framing="squash")
+
+
+def test_pixels_are_those_of_memory_and_are_decoded_once(files, reads, tmp_path):
+    (plain,) = decode((files,), RGB)
+    assert len(reads) == 6
+    for _ in range(2):
+        (cached,) = decode((files,), RGB, tmp_path / "cache")
+        assert torch.equal(cached.pixels, plain.pixels) and torch.equal(cached.hashes, plain.hashes)
+    assert len(reads) == 12
+    assert torch.equal(plain.hashes, picture_hashes(plain.pixels))
+    assert cached.labels is files.labels and cached.names is files.names
+
+
+def test_parts_share_one_file_and_keep_their_rows(files, tmp_path):
+    whole = decode((files,), RGB)[0]
+    parts = decode((files.take(torch.tensor([4, 1])), files.take(torch.tensor([0]))), RGB, tmp_path / "cache")
+    assert torch.equal(parts[0].pixels, whole.pixels[[4, 1]]) and torch.equal(parts[1].pixels, whole.pixels[[0]])
+    assert parts[0].pixels.untyped_storage().data_ptr() == parts[1].pixels.untyped_storage().data_ptr()
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_what_decides_the_pixels_makes_them_anew(files, reads, tmp_path):
+    cache = tmp_path / "cache"
+    decode((files,), RGB, cache)
+    decode((files,), Decoding(channels=3, size=9, framing="squash"), cache)
+    assert len(reads) == 12 and len(list(cache.iterdir())) == 2
+    picture(files.paths[3], seed=99)
+    os.utime(files.paths[3], ns=(1, 1))
+    (changed,) = decode((files,), RGB, cache)
+    assert len(reads) == 18 and not torch.equal(changed.pixels, decode((files.take(torch.arange(3)),), RGB)[0].pixels)
+    boxed = Files(files.paths, files.labels, files.ids, files.names, torch.tensor([[0.0, 0, 6, 5]] * 6))
+    assert not torch.equal(decode((boxed,), RGB, cache)[0].pixels, changed.pixels)
+
+
+def test_a_killed_decoding_leaves_nothing_and_the_next_one_is_whole(tmp_path):
+    cache, calls = tmp_path / "cache", []
+
+    def fill(array):
+        calls.append(len(calls))
+        array[0] = 7
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        array[1] = 9
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_pixels((2, 1, 4, 4), fill, {}, cache)
+    assert not cache.exists() or not list(cache.iterdir())
+    pixels, hashes = cached_pixels((2, 1, 4, 4), fill, {}, cache)
+    assert pixels[0].unique().tolist() == [7] and pixels[1].unique().tolist() == [9]
+    assert torch.equal(hashes, picture_hashes(pixels))
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    pixels, _ = cached_pixels((1, 1, 2, 2), lambda array: array.fill(1), {}, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    left = tmp_path / f".writing-{folder.name}-elsewhere-1"
+    folder.rename(left)  # as SIGKILL leaves it, just before the rename
+    assert cached_pixels((1, 1, 2, 2), lambda array: array.fill(1), {}, tmp_path)[0].equal(pixels)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_two_at_once_decode_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "POLL_SECONDS", 0.01)
+    entered, go, calls, got = threading.Event(), threading.Event(), [], []
+
+    def fill(array):
+        calls.append(1)
+        entered.set()
+        assert go.wait(20)
+        array[:] = 3
+
+    def work():
+        got.append(cached_pixels((2, 1, 4, 4), fill, {}, tmp_path / "cache")[0])
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    threads[0].start()
+    assert entered.wait(20)
+    threads[1].start()
+    go.set()
+    for thread in threads:
+        thread.join(20)
+    assert calls == [1] and len(got) == 2 and all((pixels == 3).all() for pixels in got)
+
+
+def test_a_cut_file_is_refused_with_what_to_do(files, tmp_path):
+    decode((files,), RGB, tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").iterdir()
+    (folder / "pixels").write_bytes(b"short")
+    with pytest.raises(Refused, match="expected 1152 bytes, got 5; try removing"):
+        decode((files,), RGB, tmp_path / "cache")
+
+
+def test_a_dataset_of_files_reads_through_the_cache(reads, tmp_path):
+    for row, name in enumerate(["private/a", "private/b", "public/y"]):
+        for number in range(5):
+            picture(tmp_path / name / f"{number}.png", 10 * row + number)
+    roots = {"private_root": str(tmp_path / "private"), "public_root": str(tmp_path / "public")}
+    dataset = ImageFolder(**roots, size=8)
+    first = dataset.load(tmp_path / "cache")
+    again = dataset.load(tmp_path / "cache")
+    assert len(reads) == 15 and first.hash == again.hash == dataset.load().hash
+    batch = again.private_train.floats(torch.tensor([2, 0]))
+    assert torch.equal((batch * 255).round().byte(), first.private_train.pixels[[2, 0]])
+
+
+# ------------------------------------------------------------------------------------------------------- framing
+
+
+def ramp(width, height):
+    """A picture whose red tells the column and whose green tells the row."""
+    columns = np.tile(np.arange(width), (height, 1))
+    rows = np.tile(np.arange(height)[:, None], (1, width))
+    return Image.fromarray(np.stack([columns, rows, rows * 0], axis=-1).astype(np.uint8))
+
+
+def test_the_crop_of_aligned_celeba_on_a_ramp():
+    decoding = Decoding(channels=3, size=108, crop=(35, 55, 143, 163, 178, 218))
+    pixels = np.asarray(decoding.frame(ramp(178, 218)))
+    assert pixels[0, :, 0].tolist() == list(range(35, 143)) and pixels[:, 0, 1].tolist() == list(range(55, 163))
+    half = np.asarray(Decoding(channels=3, size=54, crop=decoding.crop).frame(ramp(89, 109)))
+    assert abs(half[0, :, 0].astype(int) - np.arange(17.5, 71.5)).max() <= 0.51
+
+
+def test_a_box_comes_before_the_framing():
+    frame = Decoding(channels=3, size=10, framing="centre_crop").frame
+    pixels = np.asarray(frame(ramp(60, 50), (20.0, 10.0, 40.0, 20.0)))
+    assert pixels[0, :, 0].tolist() == list(range(25, 35)) and pixels[:, 0, 1].tolist() == list(range(10, 20))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"channels": 2}, "expected 1 (grey) or 3 (RGB), got 2"),
+        ({"size": 0}, "dataset.size: expected at least 1, got 0"),
+        ({"framing": "stretch"}, "got 'stretch'; choices: centre_crop, squash"),
+        ({"resample": "lanczos"}, "got 'lanczos'; choices: bilinear, bicubic"),
+        ({"crop": (0, 0, 200, 10, 100, 100)}, "with the box inside the picture, got [0, 0, 200, 10, 100, 100]"),
+    ],
+)
+def test_impossible_decodings_are_refused(options, text):
+    with pytest.raises(Refused) as refusal:
+        Decoding(**{"channels": 3, "size": 8, **options})
+    assert text in str(refusal.value)
+
+
+def test_nothing_is_written_beside_the_pictures(files, tmp_path):
+    before = sorted(Path(tmp_path / "pictures").iterdir())
+    decode((files,), RGB, tmp_path / "cache")
+    assert sorted(Path(tmp_path / "pictures").iterdir()) == before
