@@ -11,7 +11,7 @@ import conftest
 import pytest
 
 from midefense.artefacts import Draft
-from midefense.classifiers import _lesson
+from midefense.classifiers import lesson_of
 from midefense.pipeline import Pipeline
 from midefense.session import Session
 from midefense.store import Store
@@ -109,7 +109,7 @@ def test_ranks_wait_for_another_process_that_trains_their_target(
 ):
     overrides = (*TARGET, "compute=cpu", "compute.strategy=ddp")
     session = Session(conftest.plan_for("train_target", *overrides, store=store))
-    work = Store(store).work(_lesson(session, session.plan.target).draft)
+    work = Store(store).work(lesson_of(session, session.plan.target).draft)
     claim = work.folder / "all.claim"
     with work.claim("all"):
         process = start_process("train_target", *overrides, launcher=TORCHRUN)

@@ -3,11 +3,13 @@
 import conftest
 import pytest
 
-from midefense import plan as plan_module
+from midefense import named
+from midefense.attacks.base import Attack
 from midefense.datasets.toy import Toy
 from midefense.pipeline import Pipeline
 from midefense.plan import name_of, read_names, setup_of
 from midefense.priors.toy import ToyFamily
+from midefense.store import Store
 from midefense.types import Access, Refused
 
 SMALL = ("dataset=toy", "architecture.widths=[8]", "recipe.epochs=1", "dataset.size=16", "architecture.size=16")
@@ -110,13 +112,13 @@ def test_a_target_brings_its_own_parts(trained):
 def test_what_a_target_brings_may_not_be_named_beside_it(trained, beside, store):
     config = {"target": trained.path, "store": store}
     with pytest.raises(Refused, match=r"target=... brings its own \w+.*; leave out"):
-        plan_module._named_artefacts(config, plan_module.Store(store), [f"target={trained.path}", beside])
+        named.named_artefacts(config, Store(store), [f"target={trained.path}", beside])
 
 
 @pytest.mark.parametrize("beside", ["attack=gmi", "prior=toy", "public=own", "seed=1", "evidence.classes=[1]"])
 def test_what_was_recovered_brings_its_attack(beside):
     with pytest.raises(Refused, match=rf"recovered=... brings its own .*; leave out {beside.split('[')[0]}"):
-        plan_module._refuse_beside("recovered", (*plan_module.ATTACK_NODES, "seed", "seeds"), [beside])
+        named.refuse_beside("recovered", (*named.ATTACK_NODES, "seed", "seeds"), [beside])
 
 
 def test_what_is_free_may_be_named_beside_a_target(trained):
@@ -133,7 +135,7 @@ def test_a_target_of_another_revision_is_refused(trained, monkeypatch):
 def test_a_weak_attack_is_refused_a_prior_that_asked_for_more(plan, monkeypatch):
     monkeypatch.setattr(ToyFamily, "asks", Access.SCORES)
     plan("attack", "prior=toy", "dataset=toy")
-    monkeypatch.setattr(plan_module.Attack, "check", lambda self, prior: None)
+    monkeypatch.setattr(Attack, "check", lambda self, prior: None)
     monkeypatch.setattr(Access, "require", lambda self, reads, who: None)
     with pytest.raises(Refused, match="prior toy learned with access=scores, more than attack.access=labels reveals"):
         plan("attack", "prior=toy", "dataset=toy", "attack.access=labels")

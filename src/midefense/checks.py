@@ -8,7 +8,7 @@ from midefense.run_folder import looks_secret
 from midefense.types import Refused, refuse_unknown
 
 SEEDS = ("target", "prior", "attack")
-EVALUATOR_KEYS = ("architecture", "recipe", "train_on", "seed")
+EVALUATOR_KEYS = ("architecture", "recipe", "train_on", "seed", "artefact")
 CHOICES = {"missing": ("make", "fail"), "train_on": ("private", "all")}
 
 

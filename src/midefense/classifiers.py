@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from midefense import seeds, train
@@ -15,6 +17,7 @@ from midefense.build import Bound
 from midefense.datasets.splits import Splits, digest
 from midefense.defenses.base import Defense
 from midefense.plan import TargetPlan, name_of, stored_target
+from midefense.recipe import Imported
 from midefense.session import Session
 from midefense.store import POLL_SECONDS, Work, say_waiting
 from midefense.tracking import consume
@@ -43,7 +46,7 @@ class Lesson:
 
 def get_classifier(session: Session, plan: TargetPlan) -> Artefact:
     """Find a classifier or train it. Ranks train together only where training is the verb that was called."""
-    lesson = _lesson(session, plan)
+    lesson = lesson_of(session, plan)
     if session.plan.verb == "train_target" and session.plan.compute.ranks() > 1:
         return _train_together(session, lesson)
     make = functools.partial(_train, session, lesson, ranks=False)
@@ -57,11 +60,22 @@ def open_target(session: Session, artefact: Artefact) -> StoredTarget:
 
 def load_classifier(session: Session, artefact: Artefact) -> nn.Module:
     """The deployed network of a target artefact, frozen, in eval mode, on the session's device."""
-    plan = stored_target(artefact, session.plan.allow)
-    model, defense = _assembled(_blank(plan.architecture), plan)
-    deployed = defense.seal(model, None)
-    deployed.load_state_dict(artefact.tensors())
+    deployed = rebuild_classifier(artefact, session.plan.allow)
     return deployed.to(session.device).eval().requires_grad_(False)
+
+
+def rebuild_classifier(artefact: Artefact, allow: Sequence[str] = ()) -> nn.Module:
+    """The deployed network of a target artefact on the CPU."""
+    plan = stored_target(artefact, allow)
+    deployed = blank_classifier(plan.architecture, plan)
+    deployed.load_state_dict(artefact.tensors())
+    return deployed
+
+
+def blank_classifier(architecture: Bound, plan: TargetPlan) -> nn.Module:
+    """The network of a plan as deployed, ready for weights of its own: none are read to start from."""
+    model, defense = _assembled(_blank(architecture), plan)
+    return defense.seal(model, None)
 
 
 def images_of(plan: TargetPlan, splits: Splits) -> tuple[Images, Images]:
@@ -71,7 +85,8 @@ def images_of(plan: TargetPlan, splits: Splits) -> tuple[Images, Images]:
     return splits.everything()
 
 
-def _lesson(session: Session, plan: TargetPlan) -> Lesson:
+def lesson_of(session: Session, plan: TargetPlan) -> Lesson:
+    """The images of a plan, and the draft of its classifier."""
     images, test = images_of(plan, session.splits(plan.dataset))
     architecture = plan.architecture.given(
         classes=len(images.names), channels=images.pixels.shape[1], size=images.pixels.shape[-1]
@@ -87,7 +102,7 @@ def _lesson(session: Session, plan: TargetPlan) -> Lesson:
         name=name_of(plan.names, "dataset", "architecture", "defense"),
         recipe=recipe,
         names=plan.names,
-        places=_places(dataset=plan.dataset, architecture=architecture, defense=plan.defense),
+        places=_places(dataset=plan.dataset, architecture=architecture, defense=plan.defense, recipe=plan.recipe),
         command=session.command("train_target" if plan is session.plan.target else session.plan.verb, plan.names),
     )
     return Lesson(plan, architecture, images, test, draft)
@@ -118,24 +133,37 @@ def _train(session: Session, lesson: Lesson, work: Work, ranks: bool) -> Artefac
     fabric = session.plan.compute.fabric(ranks=ranks)
     model, defense = _assembled(lesson.architecture, lesson.plan)  # what does not fit is refused before a run opens
     recipe = lesson.plan.recipe.build()
+    if isinstance(recipe, Imported):
+        recipe.refuse_training()
     with session.run(lesson.draft, "train_target", rank=fabric.global_rank) as run:
         model.to(fabric.device)
         state = work.load("state")
         fabric.barrier()  # nobody saves before everybody has read
-        progress = train.fit(model, defense, lesson.images, recipe, lesson.plan.seed, fabric, state)
+        progress = train.fit(model, defense, lesson.images, recipe, lesson.plan.seed, fabric, state, lesson.test)
         save = (lambda step, state: work.save("state", state())) if fabric.is_global_zero else None
         consume(progress, run, total=recipe.epochs, description=lesson.draft.name, namespace="train", save=save)
         deployed = defense.seal(model, None)
         if not fabric.is_global_zero:
             return None
-        measured = train.evaluate(deployed, lesson.test, device=fabric.device)
-        top5 = {"test_accuracy_top5": measured["accuracy_top5"]} if "accuracy_top5" in measured else {}
-        metrics = {
-            **{"test_accuracy_top1": measured["accuracy"], **top5, "test_loss": measured["loss"]},
-            "train_accuracy_top1": train.evaluate(deployed, lesson.images, device=fabric.device)["accuracy"],
-            "classes": len(lesson.images.names),
-        }
+        metrics = utility_of(deployed, lesson, fabric.device)
+        metrics["train_accuracy_top1"] = train.evaluate(deployed, lesson.images, device=fabric.device)["accuracy"]
         return session.finish(run, work, deployed.state_dict(), metrics)
+
+
+def utility_of(deployed: nn.Module, lesson: Lesson, device: torch.device) -> dict[str, object]:
+    """What a target's artefact says of the network: test accuracy, classes, and how its weights were selected."""
+    tested = train.evaluate(deployed, lesson.test, device=device)
+    top5 = {"test_accuracy_top5": tested["accuracy_top5"]} if "accuracy_top5" in tested else {}
+    return {
+        **{"test_accuracy_top1": tested["accuracy"], **top5, "test_loss": tested["loss"]},
+        "classes": len(lesson.images.names),
+        "selection": selection_of(lesson.plan),
+    }
+
+
+def selection_of(plan: TargetPlan) -> str:
+    """How the weights of a classifier were chosen: `last`, `validation`, `test_legacy`, or `unknown`."""
+    return plan.recipe.arguments["select"]
 
 
 def _assembled(architecture: Bound, plan: TargetPlan) -> tuple[nn.Module, Defense]:

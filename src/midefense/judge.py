@@ -96,7 +96,8 @@ def judge(
     attacked = splits.private_test.take(torch.isin(splits.private_test.labels, labels.unique()))
     chance = {name: value for metric in private.values() for name, value in metric.chance(world).items()}
     anchors = {
-        "real": _values(_measure(private, _real(attacked, device), world)[0]),
+        # a split that is not stratified may leave none of the attacked classes to test on
+        "real": _values(_measure(private, _real(attacked, device), world)[0]) if len(attacked) else {},
         "prior": _values(_measure(private, floor, world)[0]),
         "chance": chance,
     }

@@ -15,7 +15,14 @@ import torch
 from midefense import judge, seeds
 from midefense.artefacts import Artefact, Draft, content_id
 from midefense.build import bind_recipe
-from midefense.classifiers import StoredTarget, get_classifier, images_of, load_classifier, open_target
+from midefense.classifiers import (
+    StoredTarget,
+    get_classifier,
+    images_of,
+    load_classifier,
+    open_target,
+    selection_of,
+)
 from midefense.datasets.splits import Splits, digest
 from midefense.oracle import Oracle
 from midefense.plan import Plan, name_of, setup_of
@@ -24,7 +31,7 @@ from midefense.recovery import Recovery, StoredPrior
 from midefense.session import Session
 from midefense.store import Work
 from midefense.tracking import Run, consume, under_sweep_agent
-from midefense.types import Evidence, Images
+from midefense.types import Evidence, Images, Refused
 
 ROW_NAMES = ("dataset", "public", "architecture", "defense", "prior", "attack")
 RECOVERED_NAME = ("dataset", "architecture", "defense", "prior", "attack")
@@ -71,6 +78,8 @@ class Pipeline:
     @functools.cached_property
     def prior(self) -> StoredPrior:
         """The prior of the plan: trained on public images, or found, or in no need of training."""
+        if self.plan.stored_prior is not None:
+            return self._named_prior(self.plan.stored_prior)
         target, seed = self.target, self.plan.seeds["prior"]
         dataset = target.plan.dataset.build()
         node = self.plan.prior.given(channels=dataset.channels, size=dataset.size, classes=self.splits.classes)
@@ -205,6 +214,23 @@ class Pipeline:
             run.pictures("recovered", judgement.picture_rows(self.splits.class_names), judge.PICTURE_COLUMNS)
             return self.session.finish(run, work, judgement.tensors, {"row": row, **judgement.report()})
 
+    def _named_prior(self, artefact: Artefact) -> StoredPrior:
+        """The prior of the store that the plan names; it must make the target's images and belong to no other."""
+        dataset, target = self.target.plan.dataset.build(), self.target.artefact
+        prior = self.plan.prior.build()
+        made, wanted = (prior.channels, prior.size), (dataset.channels, dataset.size)
+        if made != wanted:
+            raise Refused(
+                f"prior_artefact={artefact.reference}: expected a prior of images with (channels, size) = {wanted}, "
+                f"those of the dataset, got {made}; try another prior, or dataset.size={prior.size}"
+            )
+        if artefact.recipe.get("target", target.id) != target.id:
+            raise Refused(
+                f"prior_artefact={artefact.reference}: expected a prior of {target.reference}, or of no target, got "
+                f"one that learned from {artefact.provenance['parents']['target']}; try that as target="
+            )
+        return StoredPrior(_load_prior(prior, artefact, self.device), artefact, artefact.recipe)
+
     def _row(self, recovered: Artefact, evaluators: dict[str, Artefact]) -> dict:
         """What a row says of the artefacts it judges."""
         target, recipe = self.target, recovered.recipe
@@ -212,6 +238,7 @@ class Pipeline:
             "access": recipe["attack"]["access"],
             "seeds": {"target": target.plan.seed, "prior": recipe["prior"].get("seed"), "attack": recipe["seed"]},
             "setup": setup_of(target.artefact.recipe, recipe),
+            "selection": selection_of(target.plan),
             "classes": len(recipe["labels"]),
             "stopped": recovered.metrics["stopped"],
             "ids": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from midefense.architectures.base import Classifier
 from midefense.artefacts import Artefact, content_id
@@ -11,8 +11,9 @@ from midefense.attacks.base import Attack
 from midefense.build import Bound, bind, bind_all, bind_recipe
 from midefense.checks import check_shape, refuse_all, refuse_together
 from midefense.datasets.base import Dataset
-from midefense.defenses.base import Defense
+from midefense.defenses.base import Defense, NoDefense
 from midefense.metrics.base import Metric
+from midefense.named import ATTACK_NODES, NAMED, TARGET_NODES, key_of, named_artefacts, named_evaluators, named_prior
 from midefense.parallel import Compute
 from midefense.priors.base import Prior
 from midefense.recipe import Recipe
@@ -20,13 +21,11 @@ from midefense.store import Store
 from midefense.tracking import Settings
 from midefense.types import Refused
 
-TARGET_NODES = ("dataset", "architecture", "defense", "recipe")
-ATTACK_NODES = ("public", "prior", "evidence", "attack")
 SHARED = ("compute", "tracking", "store", "missing", "allow", "seed", "seeds")
 KEYS = {
     "train_target": (*TARGET_NODES, "train_on", *SHARED),
-    "attack": (*TARGET_NODES, *ATTACK_NODES, "train_on", "target", *SHARED),
-    "evaluate": (*TARGET_NODES, *ATTACK_NODES, "train_on", "target", "recovered", "evaluators", "metrics", *SHARED),
+    "attack": (*TARGET_NODES, *ATTACK_NODES, *NAMED, *SHARED),
+    "evaluate": (*TARGET_NODES, *ATTACK_NODES, *NAMED, "recovered", "evaluators", "metrics", *SHARED),
 }
 KINDS = {
     **{"dataset": Dataset, "architecture": Classifier, "defense": Defense, "recipe": Recipe},
@@ -67,6 +66,7 @@ class Plan:
     prior: Bound | None = None
     evidence: Bound | None = None
     attack: Bound | None = None
+    stored_prior: Artefact | None = None
     evaluators: dict[str, TargetPlan] = field(default_factory=dict)
     metrics: dict[str, Bound] = field(default_factory=dict)
     recovered: Artefact | None = None
@@ -87,11 +87,15 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
     check_shape(verb, config, KEYS[verb])
     allow, seeds = tuple(config["allow"]), config["seeds"]
     store = Store(config["store"])
-    recovered, target = _named_artefacts(config, store, overrides)
+    recovered, target = named_artefacts(config, store, overrides)
+    prior, judges = named_prior(config, store, overrides), named_evaluators(config, store, overrides)
     bound = bind_all(_nodes(verb, config, recovered, target), allow)
+    if prior is not None:
+        bound["prior"] = bind_recipe(prior.recipe["prior"], prior.provenance["places"], allow)
     places = {f"{path}.{place}" for path, node in bound.items() for place in node.places()}
     names = read_names(choices, [override for override in overrides if key_of(override) not in places])
     names |= target.provenance["names"] if target else {}
+    names |= {"prior": prior.provenance["names"]["prior"]} if prior else {}
     refuse_all(_other_kinds(bound))
     refuse_together(node.build for path, node in bound.items() if path.split(".")[-1] not in HEAVY)
     plan = Plan(
@@ -103,6 +107,7 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
         tracking=bound["tracking"].build(),
         compute=bound["compute"].build(),
         recovered=recovered,
+        stored_prior=prior,
         names=recovered.provenance["names"] if recovered else names,
         overrides=tuple(overrides),
         allow=allow,
@@ -111,7 +116,9 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
     if verb == "evaluate":
         plan.metrics = {name: bound[f"metrics.{name}"] for name in config["metrics"]}
         plan.evaluators = {
-            name: _evaluator_plan(name, node, plan.target, bound, choices)
+            name: _stored_evaluator(name, judges[name], plan.target, allow)
+            if name in judges
+            else _evaluator_plan(name, node, plan.target, bound, choices)
             for name, node in config["evaluators"].items()
         }
     if plan.attack is not None:
@@ -145,31 +152,6 @@ def read_names(choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str
     return names
 
 
-def _named_artefacts(config: dict, store: Store, overrides: Sequence[str]) -> tuple[Artefact | None, Artefact | None]:
-    """The artefacts that `recovered=` and `target=` name; what they bring may not be named beside them."""
-    recovered = target = None
-    if config.get("recovered") is not None:
-        recovered = store.open(str(config["recovered"]), "recovered")
-        target = store.open(recovered.provenance["parents"]["target"], "target")
-        _refuse_beside("recovered", (*TARGET_NODES, *ATTACK_NODES, "train_on", "target", "seed", "seeds"), overrides)
-    elif config.get("target") is not None:
-        target = store.open(str(config["target"]), "target")
-        _refuse_beside("target", (*TARGET_NODES, "train_on", "seeds.target"), overrides)
-    return recovered, target
-
-
-def _refuse_beside(what: str, brought: Sequence[str], overrides: Sequence[str]) -> None:
-    for override in overrides:
-        key = key_of(override)
-        if any(key == name or key.startswith((f"{name}.", f"{name}/", f"{name}@")) for name in brought):
-            raise Refused(f"{what}=... brings its own {key.split('.')[0]}; leave out {override}")
-
-
-def key_of(override: str) -> str:
-    """What a command-line override sets: `+attack.budget=5` gives `attack.budget`."""
-    return override.lstrip("+~").split("=")[0]
-
-
 def _nodes(
     verb: str, config: dict, recovered: Artefact | None, target: Artefact | None
 ) -> dict[str, tuple[Mapping, bool]]:
@@ -181,6 +163,8 @@ def _nodes(
         nodes |= {name: (config[name], name == "prior") for name in ATTACK_NODES}
     if verb == "evaluate":
         for name, node in config["evaluators"].items():
+            if node["artefact"] is not None:
+                continue
             nodes[f"evaluators.{name}.architecture"] = (node["architecture"], True)
             nodes[f"evaluators.{name}.recipe"] = (node["recipe"], False)
         nodes |= {f"metrics.{name}": (node, False) for name, node in config["metrics"].items()}
@@ -208,6 +192,22 @@ def _evaluator_plan(
         seed=node["seed"],
         names={"dataset": dataset_name, "architecture": f"{chosen} (evaluator)", "defense": "none"},
     )
+
+
+def _stored_evaluator(name: str, artefact: Artefact, target: TargetPlan, allow: Sequence[str]) -> TargetPlan:
+    """An evaluator out of the store: it must know the dataset of the target, undefended."""
+    plan = stored_target(artefact, allow)
+    if not issubclass(plan.defense.target, NoDefense):
+        raise Refused(
+            f"evaluators.{name}.artefact: expected a target without a defense, got {artefact.reference}; "
+            "try one trained with defense=none"
+        )
+    if plan.dataset.recipe() != target.dataset.recipe():
+        raise Refused(
+            f"evaluators.{name}.artefact: expected an evaluator of the target's dataset, got {artefact.reference}, "
+            "which knows another (or the same under other options); try one trained on, or imported for, the same"
+        )
+    return replace(plan, dataset=target.dataset)
 
 
 def _other_kinds(bound: Mapping[str, Bound]) -> list[str]:

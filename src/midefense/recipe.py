@@ -12,19 +12,24 @@ from midefense.types import Images, Refused, refuse_unknown
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 Sampler = str | Mapping[str, int]
+SELECTIONS = ("last", "validation", "test_legacy")
+HEADS = ("trained", "centroids")
 
 
 class Recipe:
     """Hyperparameters of `train.fit`.
 
-    epochs: passes over the images.
+    epochs: passes over the images; 0 only where the head is not trained.
     batch_size: images per update, over all ranks together (an identity sampler brings its own).
     optimizer: called with the parameters, gives a torch optimizer whose state is made of tensors.
     milestones: epochs at which the learning rate is multiplied by `factor`; integers, or shares of all epochs.
     warmup: epochs over which the learning rate rises linearly to its value.
     augment: augmentations, applied in order.
     sampler: `shuffle`, or `{identities: 16, images: 4}` for batches of so many classes and images of each.
-    select: `last` keeps the last weights, `validation` the best on a share `validation_share` of the images.
+    select: `last` keeps the last weights, `validation` those that are best on a share `validation_share` of the images
+        (then not trained on), `test_legacy` those that are best on the TEST set: the low-resolution attacks publish
+        such targets, whose test accuracy is too high, so every row says it.
+    head: `trained`, or `centroids`: set in closed form, from the class means of the features, after the last epoch.
     precision: `32-true` or `bf16-mixed` (losses stay in float32).
     compile: whether the network goes through torch.compile.
     clip_norm: largest norm of the gradient; None does not clip.
@@ -45,18 +50,28 @@ class Recipe:
         augment: Sequence[Augmentation] = (),
         sampler: Sampler = "shuffle",
         select: str = "last",
+        head: str = "trained",
         validation_share: float = 0.1,
         precision: str = "32-true",
         compile: bool = False,
         clip_norm: float | None = None,
         drop_last: bool = False,
     ) -> None:
-        if epochs < 1 or batch_size < 2:
-            raise Refused(f"expected epochs >= 1 and batch_size >= 2, got {epochs} and {batch_size}; try 20 and 64")
+        if head not in HEADS:
+            raise refuse_unknown("head", head, HEADS)
+        least = 0 if head == "centroids" else 1
+        if epochs < least or batch_size < 2:
+            raise Refused(
+                f"expected epochs >= {least} and batch_size >= 2, got {epochs} and {batch_size}; try 20 and 64"
+            )
         if not callable(optimizer):
             raise Refused(f"optimizer: expected a function of the parameters, got {optimizer!r}; try _partial_: true")
-        if select not in ("last", "validation"):
-            raise refuse_unknown("select", select, ("last", "validation"))
+        if select not in SELECTIONS:
+            raise refuse_unknown("select", select, SELECTIONS)
+        if head == "centroids" and select != "last":
+            raise Refused(
+                f"select: expected last, as no epoch has the head of class means, got {select}; try select=last"
+            )
         if select == "validation" and not 0 < validation_share < 1:
             raise Refused(f"validation_share: expected a share in (0, 1), got {validation_share}; try 0.1")
         if precision not in ("32-true", "bf16-mixed"):
@@ -71,6 +86,7 @@ class Recipe:
         self.augment = list(augment)
         self.sampler = sampler
         self.select = select
+        self.head = head
         self.validation_share = validation_share
         self.precision = precision
         self.compile = compile
@@ -84,8 +100,8 @@ class Recipe:
         return rising * self.factor**passed
 
     def hold_out(self, images: Images, seed: int) -> tuple[Images, Images | None]:
-        """Images to train on and, if the recipe selects by it, a validation set: a keyed random share."""
-        if self.select == "last":
+        """Images to train on and, if the recipe selects by it, a validation set: a keyed random share of them."""
+        if self.select != "validation":
             return images, None
         count = round(self.validation_share * len(images))
         if not 0 < count < len(images):
@@ -100,6 +116,45 @@ class Recipe:
         if sampler == "shuffle":
             return shuffled_batches(len(labels), self.batch_size, least, self.drop_last, rng)
         return identity_batches(labels, sampler["identities"], sampler["images"], rng)
+
+
+class Imported(Recipe):
+    """Weights that others trained, read from a file (`midefense.published_weights`): not a training, which is refused.
+
+    file: where it lay; no part of the id.
+    sha256: of the file, in hex.
+    format: what kind of file it was.
+    select: how its authors chose the epoch, as in `Recipe`, or `unknown`.
+    order: for each label, the row of the file's head that became its own; None left them as they were.
+    """
+
+    revision = 1
+    places = ("file",)
+
+    def __init__(
+        self,
+        *,
+        file: str | None = None,
+        sha256: str,
+        format: str,
+        select: str = "unknown",
+        order: Sequence[int] | None = None,
+    ) -> None:
+        if select not in (*SELECTIONS, "unknown"):
+            raise refuse_unknown("select", select, (*SELECTIONS, "unknown"))
+        self.file = file
+        self.sha256 = sha256
+        self.format = format
+        self.select = select
+        self.order = order
+
+    def refuse_training(self) -> None:
+        """Say why these weights cannot be made again."""
+        raise Refused(
+            f"expected the weights of {self.file} (SHA-256 {self.sha256[:12]}) in the store, got none for these "
+            "images: they were imported, so nothing here can train them; try `python -m midefense.store import` of "
+            "that file on the dataset as it is now"
+        )
 
 
 def require_sampler(sampler: Sampler) -> None:

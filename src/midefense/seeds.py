@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 
 def derive(*key: object) -> int:
@@ -24,6 +25,26 @@ def generator(*key: object) -> torch.Generator:
 def fork(rng: torch.Generator, purpose: str) -> torch.Generator:
     """A generator for `purpose`, derived from the seed of `rng` and not from how far it has been drawn."""
     return generator(rng.initial_seed(), purpose)
+
+
+def hashed_uniform(seed: int, *counters: Tensor) -> Tensor:
+    """Numbers in [0, 1), float64, of the shape the `counters` (int64) broadcast to.
+
+    A number depends on `seed` and its own counters only: on no other row, and not on the device or its threads.
+    Every counter is folded in by SplitMix64 (Steele et al., OOPSLA 2014); int64 products wrap, which is what it needs.
+    """
+    state = torch.tensor(seed)
+    for counter in counters:
+        state = state.to(counter.device) + (counter + 1) * -0x61C8864680B583EB
+        state = (state ^ _shifted(state, 30)) * -0x40A7B892E31B1A47
+        state = (state ^ _shifted(state, 27)) * -0x6B2FB644ECCEEE15
+        state = state ^ _shifted(state, 31)
+    return _shifted(state, 11).double() * 2.0**-53
+
+
+def _shifted(state: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64 (torch's own keeps the sign)."""
+    return (state >> bits) & (2 ** (64 - bits) - 1)
 
 
 @contextlib.contextmanager

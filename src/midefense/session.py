@@ -12,7 +12,8 @@ from torch import Tensor
 from midefense.artefacts import Artefact, Draft, content_id
 from midefense.build import Bound
 from midefense.datasets.splits import Splits
-from midefense.plan import KEYS, TARGET_NODES, Plan, key_of
+from midefense.named import TARGET_NODES, key_of
+from midefense.plan import KEYS, Plan
 from midefense.store import Work
 from midefense.tracking import Run
 
@@ -82,7 +83,8 @@ class Session:
         if verb == self.plan.verb:
             words = [override for key, override in given if key not in ELSEWHERE]
         else:
-            brought = TARGET_NODES if any(key == "target" for key, _ in given) else ()
+            keys = {key for key, _ in given}
+            brought = (*(TARGET_NODES if "target" in keys else ()), *(("prior",) if "prior_artefact" in keys else ()))
             words = [f"{group}={name.split('(')[0]}" for group, name in names.items() if name and group not in brought]
             known = set(KEYS[verb]) - set(ELSEWHERE)
             words += [override for key, override in given if key not in names and re.split("[./@]", key)[0] in known]

@@ -72,7 +72,8 @@ class Store:
         if path.is_file():
             raise Refused(
                 f"{kind}={reference}: expected an artefact of the store, got a file; a checkpoint that may be a pickle "
-                "is never loaded. Name a folder of the store (python -m midefense.store list)"
+                "is never loaded. Name a folder of the store (python -m midefense.store list), or bring its tensors in "
+                "with python -m midefense.store import"
             )
         if path.is_dir() and (path / "provenance.json").exists():
             found = [path.resolve()]
@@ -278,7 +279,7 @@ def say_waiting(draft: Draft) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`python -m midefense.store list | show | verify | rm`."""
+    """`python -m midefense.store list | show | verify | rm | import | export`."""
     from midefense.store_command import run
 
     return run(arguments)

@@ -1,4 +1,4 @@
-"""The command line over a store: list, show, verify, rm."""
+"""The command line over a store: list, show, verify, rm, and weights of others: import, export."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from midefense.types import Refused
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code (1: refused, or something was found broken)."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    options.overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+    if options.overrides != rest or (rest and options.command is not _import):
+        parser.error(f"unrecognised: {' '.join(word for word in rest)}; import alone takes KEY=VALUE")
     try:
         return options.command(Store(options.store), options)
     except Refused as refusal:
@@ -68,6 +72,48 @@ def _remove(store: Store, options: argparse.Namespace) -> int:
     return 0
 
 
+def _import(store: Store, options: argparse.Namespace) -> int:
+    from midefense.published_priors import import_prior
+    from midefense.published_weights import import_classifier
+
+    common = {"dataset": options.dataset, "overrides": options.overrides, "name": options.name}
+    if options.role == "prior":
+        _require(options, prior="--prior")
+        artefact = import_prior(store, options.file, critic=options.critic, prior=options.prior, **common)
+        print(artefact.reference)
+        print(f"use it as prior_artefact={artefact.id}")
+        return 0
+    _require(options, architecture="--architecture")
+    artefact = import_classifier(
+        store,
+        options.file,
+        role=options.role,
+        architecture=options.architecture,
+        class_names=options.class_names,
+        reorder=options.reorder,
+        expect=options.expect,
+        select=options.select,
+        **common,
+    )
+    place = "evaluators.main.artefact" if options.role == "evaluator" else "target"
+    print(artefact.reference)
+    print(f"test accuracy {artefact.metrics['test_accuracy_top1']:.4f}; use it as {place}={artefact.id}")
+    return 0
+
+
+def _require(options: argparse.Namespace, **flags: str) -> None:
+    for name, flag in flags.items():
+        if getattr(options, name) is None:
+            raise Refused(f"import --as {options.role}: expected {flag} NAME, got none; see --help")
+
+
+def _export(store: Store, options: argparse.Namespace) -> int:
+    from midefense.published_weights import export_classifier
+
+    print(export_classifier(store, options.reference, options.file, options.format))
+    return 0
+
+
 def _find(store: Store, reference: str) -> Artefact:
     artefact = store.read(_only(store, reference))
     artefact.verify()
@@ -100,7 +146,35 @@ def _parser() -> argparse.ArgumentParser:
     remove = commands.add_parser("rm", help="remove one artefact")
     remove.add_argument("--dependants", action="store_true", help="also remove what was made from it")
     remove.set_defaults(command=_remove)
+    _add_import(commands.add_parser("import", help="weights that others trained, as a target or a prior"))
+    export = commands.add_parser("export", help="the weights of a target as one file")
+    export.add_argument("reference")
+    export.add_argument("file", help="a new .pt, .pth, .tar or .safetensors")
+    names = "names of the original implementation, or ours (default: published)"
+    export.add_argument("--format", choices=("published", "plain"), default="published", help=names)
+    export.set_defaults(command=_export)
     show.add_argument("reference")
     remove.add_argument("reference")
     verify.add_argument("reference", nargs="?", default="", help="one artefact (default: all)")
     return parser
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "KEY=VALUE words are those of train_target.py (of attack.py for a prior): dataset.root=DIR ..."
+    parser.add_argument("file", help="a torch file or .safetensors; nothing but tensors is read")
+    parser.add_argument("--as", dest="role", choices=("target", "evaluator", "prior"), required=True)
+    parser.add_argument("--dataset", required=True, help="an option of conf/dataset: what the weights know")
+    parser.add_argument("--architecture", help="an option of conf/architecture")
+    parser.add_argument("--prior", help="an option of conf/prior; the file is its generator")
+    parser.add_argument("--critic", help="the file of the prior's critic")
+    parser.add_argument("--name", help="what to call the artefact")
+    parser.add_argument("--class-names", help="file with the classes in the order of the head, one per line or JSON")
+    parser.add_argument(
+        "--reorder", action="store_true", help="put the head's rows in the dataset's order of the names"
+    )
+    parser.add_argument(
+        "--expect", type=float, help="test accuracy that was reported, in [0, 1]; refused well below it"
+    )
+    selections = ("unknown", "last", "validation", "test_legacy")
+    parser.add_argument("--select", choices=selections, default="unknown", help="how its authors chose the epoch")
+    parser.set_defaults(command=_import)

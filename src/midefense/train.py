@@ -29,6 +29,7 @@ class Learner(nn.Module):
         self.model = torch.compile(model) if recipe.compile else model
         self.defense = defense
         self.mixed = recipe.precision == "bf16-mixed"
+        self.auxiliary_weight = getattr(model, "auxiliary_weight", 0.0)
 
     def forward(self, batch: Batch) -> tuple[Trace, dict[str, Tensor]]:
         """The trace with all taps, and the loss terms, per image [B] or scalar."""
@@ -38,6 +39,9 @@ class Learner(nn.Module):
         owned = "task" in self.defense.owns
         if owned != ("task" in terms):
             raise Refused(f"a 'task' term goes with owning the slot; got terms {list(terms)}, owns {self.defense.owns}")
+        if self.auxiliary_weight:
+            auxiliary = self.auxiliary_weight * cross_entropy(trace.taps["aux"], batch.labels)
+            terms = {**terms, "auxiliary": auxiliary}
         return trace, terms if owned else {"task": cross_entropy(trace.logits, batch.labels), **terms}
 
 
@@ -141,20 +145,25 @@ def fit(
     seed: int,
     fabric: Fabric | None = None,
     state: State | None = None,
+    test: Images | None = None,
 ) -> Iterator[Progress]:
     """Train `model`, as `assemble` gave it, in place. Yields `(epochs done, logs, state)` after every epoch.
 
     The state given back as `state=` continues bit for bit on the same kind of device. `fabric` (launched by the
-    caller) brings device and ranks; None is one process on the CPU. Run it to its end: with `select: validation` the
-    best weights are put back after the last epoch.
+    caller) brings device and ranks; None is one process on the CPU. Run it to its end: after the last epoch the best
+    weights are put back where the recipe selects, and the head is set where it is not trained. `test` is looked at by
+    `select: test_legacy` alone.
 
     Raises:
-        Refused: labels beyond the network's classes, or too few images for a batch or a validation set.
+        Refused: labels beyond the network's classes, too few images for a batch or a validation set, or no test images
+            where the recipe selects by them.
         RuntimeError: the loss of an epoch was not finite.
     """
     fabric = Fabric(accelerator="cpu", devices=1) if fabric is None else fabric
     _require_labels(images, model)
-    images, validation = recipe.hold_out(images, seed)
+    images, judged = recipe.hold_out(images, seed)
+    if recipe.select == "test_legacy":
+        judged = _require_test(test)
     trainer = Trainer(model, defense, recipe, fabric)
     best: State = {}
     first = 0
@@ -164,9 +173,9 @@ def fit(
         first = int(state["epoch"])
     for epoch in range(first, recipe.epochs):
         logs = _epoch(trainer, images, epoch, seed)
-        if validation is not None:
-            accuracy = evaluate(model, validation, device=fabric.device)["accuracy"]
-            logs["validation/accuracy"] = accuracy = fabric.broadcast(accuracy)
+        if judged is not None:
+            accuracy = evaluate(model, judged, device=fabric.device)["accuracy"]
+            logs[f"{recipe.select}/accuracy"] = accuracy = fabric.broadcast(accuracy)
             if not best or accuracy > best["best_accuracy"].item():
                 weights = _flat("best", model.state_dict())
                 best = {"best_accuracy": torch.tensor(accuracy, dtype=torch.float64), **weights}
@@ -174,6 +183,8 @@ def fit(
         yield epoch + 1, logs, lambda done=done: {**trainer.state(), **done}
     if best:
         model.load_state_dict(_under("best", best))
+    if recipe.head == "centroids":
+        model.set_centroids(features_of(model, images, device=fabric.device), images.labels)
 
 
 @torch.no_grad()
@@ -188,21 +199,41 @@ def evaluate(
     """
     if not len(images):
         raise Refused("evaluate: expected at least one image, got none")
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     totals = torch.zeros(3, dtype=torch.float64, device=device)
-    with seeds.isolated("evaluate"):
-        for rows in torch.arange(len(images)).split(batch_size):
-            logits = model(images.floats(rows, device)).logits.float()
-            labels = images.labels[rows].to(device)
-            hits = logits.topk(min(5, logits.shape[1])).indices == labels.unsqueeze(1)
-            sums = [hits[:, 0].sum(), hits.sum(), cross_entropy(logits, labels).sum()]
-            totals += torch.stack([value.double() for value in sums])
-    for module, training in modes.items():
-        module.training = training
+    for rows, trace in _traces(model, images, batch_size, device):
+        logits = trace.logits.float()
+        labels = images.labels[rows].to(device)
+        hits = logits.topk(min(5, logits.shape[1])).indices == labels.unsqueeze(1)
+        sums = [hits[:, 0].sum(), hits.sum(), cross_entropy(logits, labels).sum()]
+        totals += torch.stack([value.double() for value in sums])
     accuracy, accuracy_top5, loss = (totals / len(images)).tolist()
     top5 = {"accuracy_top5": accuracy_top5} if logits.shape[1] > 5 else {}
     return {"accuracy": accuracy, **top5, "loss": loss}
+
+
+@torch.no_grad()
+def features_of(model: nn.Module, images: Images, batch_size: int = 256, device: torch.device | str = "cpu") -> Tensor:
+    """Features [N, F] of all images on the CPU, under the conditions of `evaluate`."""
+    return torch.cat([trace.features.float().cpu() for _, trace in _traces(model, images, batch_size, device)])
+
+
+@torch.no_grad()
+def answers_of(model: nn.Module, images: Images, batch_size: int = 256, device: torch.device | str = "cpu") -> Tensor:
+    """The label [N] that the model answers for each image, on the CPU, under the conditions of `evaluate`."""
+    return torch.cat([trace.logits.argmax(1).cpu() for _, trace in _traces(model, images, batch_size, device)])
+
+
+def _traces(
+    model: nn.Module, images: Images, batch_size: int, device: torch.device | str
+) -> Iterator[tuple[Tensor, Trace]]:
+    """Rows and their forward, in evaluation mode and under a seed of its own; modes are put back at the end."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    with seeds.isolated("evaluate"):
+        for rows in torch.arange(len(images)).split(batch_size):
+            yield rows, model(images.floats(rows, device))
+    for module, training in modes.items():
+        module.training = training
 
 
 def rank_share(batch: Batch, rank: int, ranks: int) -> Batch:
@@ -239,6 +270,12 @@ def _epoch(trainer: Trainer, images: Images, epoch: int, seed: int) -> dict[str,
             f"training diverged in epoch {epoch}: {logs}; try a lower learning rate or recipe.clip_norm=1"
         )
     return {**logs, **own_logs}
+
+
+def _require_test(test: Images | None) -> Images:
+    if test is None:
+        raise Refused("select: test_legacy expected test images to select by, got none; try select=validation")
+    return test
 
 
 def _require_labels(images: Images, model: nn.Module) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from midefense.artefacts import Artefact
@@ -59,6 +60,22 @@ def verb(name: str, work: Callable[[Pipeline], Artefact], say: Callable[[Artefac
             sys.exit(REFUSED)
 
     return main
+
+
+def configured(name: str, overrides: Sequence[str]) -> tuple[dict, dict[str, str]]:
+    """The plain configuration of a verb and the option chosen per group, for a command that is no verb itself.
+
+    Raises `Refused`, in the words of the verbs, for an override that Hydra cannot follow.
+    """
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            config = compose(config_name=name, overrides=list(overrides), return_hydra_config=True)
+    except HydraException as error:
+        raise Refused(_sentence(error)) from error
+    choices = dict(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return plain_config(config), choices
 
 
 def _complain(text: str) -> int:

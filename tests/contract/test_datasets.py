@@ -5,6 +5,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from field_trees import celeba_tree, cifar_folders, lfw_tree, mnist_tree, svhn_tree
+from folder_trees import dogs_tree, facescrub_tree
 from PIL import Image
 
 from contract.listing import node, options
@@ -16,7 +18,16 @@ PINNED = {
     "digits": "017dc6f9269c1f9c36b08a27227d0e58fbabb52dec5c291d6b08286faee183b8",
     "toy": "96c0419b83431f386898375095196c72eb3c987dbfc6531af97c125682029283",
     "att_faces": "ab5614b58410cd06f05c911f474dd00615da9ed922a669e1fe99d0cf2ce2380b",  # of the small tree below
-    "image_folder": "9029733089f0afa7aed15c784831559a651579c2c39b4abea94f625937d8aa61",  # of the small tree below
+    "image_folder": "dc0cc343a1bc3ab381f8dbd342e4649decfb1d35fcba865568fbbb9d74d832d4",  # of the small tree below
+    "celeba": "958f7d1255c788b10581c733daa183f02e7e5d7d15b124789d056621edaec521",
+    "celeba_ppa": "c4d18b9ddbc9a21506ac21cbcc72869e281eff9625fc8ad6ab298a62f2b906ff",
+    "cifar10": "2a067c5e71a313707d253048e044377cdaf516d33328f4add64bfc3e1d4656f0",
+    "fashion_mnist": "b16b4e0fe75e17474c7d2930a930b4ca0c4fb0f75e73dd059de75694cf57a466",
+    "lfw": "d6fd843561874728bd830ef71586a5c446dce77dd89d3458fc27d6ff19432995",
+    "mnist": "11f1bacb204e47296724412193f0838dd785ac624de7b7711ba9b129d7c31404",
+    "svhn": "51c71078a65e6691db5777a31c0f075569c309ee290c31684588d52a4ee42edc",
+    "facescrub": "396fe41a11e0c1d3684fa900395458dd83c60a978b5466c9c351534ae768b08b",
+    "stanford_dogs": "4450b99eb2e6a7359e868d53f080e5d3fbf70a0c630f45ad062d8bcb4ccbc37a",
 }
 
 
@@ -43,7 +54,61 @@ def image_folder(root):
     return [f"dataset.private_root={root / 'private'}", f"dataset.public_root={root / 'public'}", "dataset.size=8"]
 
 
-TREES = {"att_faces": att_faces, "image_folder": image_folder}
+def mnist(root):
+    return [f"dataset.root={mnist_tree(root)}", "dataset.size=28"]
+
+
+def fashion_mnist(root):
+    return [f"dataset.root={mnist_tree(root, 'FashionMNIST')}", "dataset.size=14"]
+
+
+def cifar10(root):
+    return [f"dataset.root={cifar_folders(root)}", "dataset.size=16"]
+
+
+def svhn(root):
+    return [f"dataset.root={svhn_tree(root)}", "dataset.size=16"]
+
+
+def lfw(root):
+    lfw_tree(root, {"Ann": 5, "Bob": 4, "Cat": 3, "Dan": 1})
+    return [f"dataset.root={root}", "dataset.min_images=4", "dataset.crop=[5,5,20,20,25,25]", "dataset.size=8"]
+
+
+def celeba(root):
+    celeba_tree(root, [2001, 3, 8, 2002] * 3 + [3, 8] * 2)
+    few = ["identities=2", "min_images=5", "test_share=0.2", "public_images=6", "size=8"]
+    return [f"dataset.root={root}", *(f"dataset.{override}" for override in few)]
+
+
+def celeba_ppa(root):
+    celeba_tree(root, [9, 3, 8, 7] * 3 + [3, 8] * 8, suffix="png")
+    return [f"dataset.root={root}", "dataset.identities=2", "dataset.public_images=5", "dataset.size=8"]
+
+
+def facescrub(root):
+    few = ["actors=3", "actresses=2", "private=3", "train_share=0.5", "size=8"]
+    return [f"dataset.root={facescrub_tree(root, images=(8, 5))}", *(f"dataset.{override}" for override in few)]
+
+
+def stanford_dogs(root):
+    few = ["breeds=3", "private=2", "cropped=true", "train_share=0.5", "size=8"]
+    return [f"dataset.root={dogs_tree(root)}", *(f"dataset.{override}" for override in few)]
+
+
+TREES = {
+    "att_faces": att_faces,
+    "facescrub": facescrub,
+    "image_folder": image_folder,
+    "stanford_dogs": stanford_dogs,
+    "celeba": celeba,
+    "celeba_ppa": celeba_ppa,
+    "cifar10": cifar10,
+    "fashion_mnist": fashion_mnist,
+    "lfw": lfw,
+    "mnist": mnist,
+    "svhn": svhn,
+}
 
 
 def dataset(name, *overrides):
@@ -63,7 +128,7 @@ def parts(splits):
 
 
 def test_the_listing():
-    assert len(NAMES) == 4
+    assert len(NAMES) == 14
     assert set(PINNED) == set(NAMES)
     assert set(TREES) == {name for name in NAMES if dataset(name).places}
 

@@ -34,7 +34,7 @@ class Preprocess(nn.Module):
         # Not part of the weights: both stand in the configuration.
         self.register_buffer("mean", per_channel("mean", mean, channels), persistent=False)
         self.register_buffer("std", per_channel("std", std, channels), persistent=False)
-        if (self.std <= 0).any():
+        if min([std] if isinstance(std, int | float) else std, default=1) <= 0:
             raise Refused(f"std: expected values above 0, got {std}; try 0.5, or 1 for no scaling")
 
     def forward(self, images: Tensor) -> Tensor:
@@ -44,9 +44,13 @@ class Preprocess(nn.Module):
                 f"images: expected [B, {self.channels}, H, W], got {list(images.shape)}; "
                 "try a dataset with this number of channels, or build the network with channels= of the images"
             )
-        if images.shape[-2:] != (self.size, self.size):
-            images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
-        return (images - self.mean) / self.std
+        return (self.fit(images) - self.mean) / self.std
+
+    def fit(self, images: Tensor) -> Tensor:
+        """Images of any size to the one that the network takes, still in [0, 1]."""
+        if images.shape[-2:] == (self.size, self.size):
+            return images
+        return F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
 
 
 def per_channel(name: str, values: float | Sequence[float], channels: int) -> Tensor:
@@ -62,9 +66,15 @@ class Classifier(nn.Module):
 
     `forward(images)` takes images [B, C, H, W] in [0, 1] and gives a `Trace` with logits [B, classes] and features
     [B, F]; `taps` names the stages whose outputs are wanted beside them, from the same forward.
+
+    `auxiliary_weight`: above 0, the network leaves logits of an auxiliary head in `Trace.taps["aux"]` while training,
+    whose cross-entropy is added to the loss so many times. `centroid_scale`: length of the weights that `set_centroids`
+    gives the head.
     """
 
     revision = 1
+    auxiliary_weight = 0.0
+    centroid_scale = 1.0
 
     def __init__(
         self,
@@ -144,6 +154,26 @@ class Classifier(nn.Module):
         weight = self.classifier.weight
         other.classifier = nn.Linear(self.feature_width, classes, device=weight.device, dtype=weight.dtype)
         return other
+
+    @torch.no_grad()
+    def set_centroids(self, features: Tensor, labels: Tensor) -> None:
+        """Make the head a nearest-centroid classifier: the weight of a class is the mean of its unit-length features
+        [N, F], scaled to length `centroid_scale`; no bias. The largest logit is that of the largest cosine.
+
+        Raises `Refused` unless `labels` [N] hold every class of the network and no other.
+        """
+        missing = sorted(set(range(self.classes)).symmetric_difference(labels.tolist()))
+        if missing:
+            raise Refused(
+                f"labels: expected each of 0 to {self.classes - 1} and no other, they differ in {missing[:5]}; "
+                "try the features of the whole training set of the network's classes"
+            )
+        weight = self.classifier.weight
+        units = F.normalize(features.to(weight), dim=1)
+        sums = weight.new_zeros(weight.shape).index_add_(0, labels.to(weight.device), units)
+        weight.copy_(self.centroid_scale * F.normalize(sums, dim=1))
+        if self.classifier.bias is not None:
+            self.classifier.bias.zero_()
 
     def _require_stage(self, what: str, name: str) -> None:
         if name not in self.stages:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from midefense.datasets.base import FileDataset, require_positive, require_share
+from midefense.datasets.base import FileDataset, require_at_least_zero, require_positive, require_share
 from midefense.datasets.decoding import Decoding
 from midefense.datasets.files import Files, entries, first_difference, require_folder
 from midefense.datasets.splits import split_classes
@@ -16,7 +16,7 @@ from midefense.types import Refused
 
 class AttFaces(FileDataset):
     """The published layout `root/s1/1.pgm` ... `root/s40/10.pgm`, complete. People s1 to s`private` are private, the
-    next `public` ones are public; `images` is the number of pictures per person."""
+    next `public` ones (0: none) are public; `images` is the number of pictures per person."""
 
     places = ("root",)
 
@@ -32,7 +32,8 @@ class AttFaces(FileDataset):
         test_share: float = 0.2,
         split_seed: int = 42,
     ) -> None:
-        require_positive(private=private, public=public, images=images)
+        require_positive(private=private, images=images)
+        require_at_least_zero(public=public)
         require_share(test_share)
         self.decoding = Decoding(channels=1, size=size, framing=framing)
         self.root = root
@@ -42,16 +43,17 @@ class AttFaces(FileDataset):
         self.test_share = test_share
         self.split_seed = split_seed
 
+    def tree(self) -> str:
+        """The first and the last picture."""
+        return f"  ROOT/s1/1.pgm ... ROOT/s{self.people}/{self.images}.pgm"
+
     def listing(self) -> tuple[Files, Files, Files]:
         """Pictures in numeric order of person and picture; ids count them."""
-        paths = self._paths(require_folder(self.root, "root", self._tree()))
+        paths = self._paths(require_folder(self.root, "root", self.tree()))
         labels = torch.arange(self.people).repeat_interleave(self.images)
         names = [f"s{person}" for person in range(1, self.people + 1)]
         whole = Files(paths, labels, torch.arange(len(paths)), names)
         return split_classes(whole, range(self.private), self.test_share, self.split_seed)
-
-    def _tree(self) -> str:
-        return f"  ROOT/s1/1.pgm ... ROOT/s{self.people}/{self.images}.pgm"
 
     def _paths(self, root: Path) -> list[Path]:
         people = [path for path in entries(root) if path.is_dir()]
@@ -63,7 +65,7 @@ class AttFaces(FileDataset):
             )
             raise Refused(
                 f"expected {self.people} people (private {self.private} + public {self.people - self.private})\n"
-                f"{self._tree()}\nfirst difference among the folders in {root}: {difference}. Try {advice}."
+                f"{self.tree()}\nfirst difference among the folders in {root}: {difference}. Try {advice}."
             )
         return [path for person in people for path in self._pictures(person)]
 
@@ -72,7 +74,7 @@ class AttFaces(FileDataset):
         difference = first_difference((f"{n}.pgm" for n in range(1, self.images + 1)), (p.name for p in paths))
         if difference:
             raise Refused(
-                f"expected {self.images} pictures per person\n{self._tree()}\nfirst difference in {person}: "
+                f"expected {self.images} pictures per person\n{self.tree()}\nfirst difference in {person}: "
                 f"{difference}. Try unpacking the set again, or dataset.images."
             )
         return paths

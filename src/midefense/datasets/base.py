@@ -12,7 +12,14 @@ from torch import Tensor
 
 from midefense.datasets.decoding import Decoding, decode
 from midefense.datasets.files import Files
-from midefense.datasets.splits import Splits, follow, join, refuse_overlap
+from midefense.datasets.splits import (
+    Splits,
+    follow,
+    join,
+    refuse_overlap,
+    refuse_shared_identities,
+    refuse_small_classes,
+)
 from midefense.types import Images, Refused, refuse_unknown
 
 
@@ -26,6 +33,10 @@ class Dataset(ABC):
     places: tuple[str, ...] = ()
     channels: int
     size: int
+
+    def tree(self) -> str:
+        """The files it expects, one line per kind, as refusals and `python -m midefense.datasets check` show them."""
+        return "  no files"
 
     @abstractmethod
     def read(self, cache: Path | None) -> Splits:
@@ -51,6 +62,7 @@ class FileDataset(Dataset):
     the parts lie one after the other in one cached file."""
 
     decoding: Decoding
+    stratified = True  # False: the private split is drawn over all images, and a class may have none to test on
 
     @property
     def channels(self) -> int:
@@ -59,6 +71,10 @@ class FileDataset(Dataset):
     @property
     def size(self) -> int:
         return self.decoding.size
+
+    @abstractmethod
+    def tree(self) -> str:
+        """The layout of its folders."""
 
     @abstractmethod
     def listing(self) -> tuple[Files, Files, Files]:
@@ -70,7 +86,14 @@ class FileDataset(Dataset):
 
     def read(self, cache: Path | None) -> Splits:
         """Parts are slices of one array, not copies."""
-        return Splits(*decode(self.listing(), self.decoding, cache))
+        return Splits(*decode(self.checked_listing(), self.decoding, cache), stratified=self.stratified)
+
+    def checked_listing(self) -> tuple[Files, Files, Files]:
+        """`listing`, refused for what can be seen without decoding: small classes and shared identities."""
+        train, test, public = self.listing()
+        refuse_small_classes(train, test, "private", tested=int(self.stratified))
+        refuse_shared_identities([train, test], public)
+        return train, test, public
 
     def load_public(self, cache: Path | None = None) -> Images:
         """The public part alone; its files are read and no others."""
@@ -156,7 +179,20 @@ def require_positive(**numbers: int) -> None:
             raise Refused(f"dataset.{name}: expected at least 1, got {number}")
 
 
-def require_share(test_share: float) -> None:
-    """Refuse a test share outside (0, 1)."""
-    if not 0 < test_share < 1:
-        raise Refused(f"dataset.test_share: expected a share between 0 and 1, got {test_share}; try 0.2")
+def require_at_least_zero(**numbers: int | None) -> None:
+    """Refuse named numbers below 0; None passes."""
+    for name, number in numbers.items():
+        if number is not None and number < 0:
+            raise Refused(f"dataset.{name}: expected at least 0, got {number}; try 0")
+
+
+def require_share(share: float, name: str = "test_share", advice: float = 0.2) -> None:
+    """Refuse a share outside (0, 1)."""
+    if not 0 < share < 1:
+        raise Refused(f"dataset.{name}: expected a share between 0 and 1, got {share}; try {advice}")
+
+
+def require_private(private: int | None, classes: int) -> None:
+    """Refuse more private classes than there are, or fewer than one; None is all of them."""
+    if private is not None and not 1 <= private <= classes:
+        raise Refused(f"dataset.private: expected 1 to {classes} private classes, got {private}; try null for all")

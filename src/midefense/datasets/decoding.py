@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
-from midefense.datasets.cache import cached_pixels
-from midefense.datasets.files import Files
+from midefense.datasets.cache import HASH_BYTES, cached_pixels, picture_hashes
+from midefense.datasets.files import Files, stamp
 from midefense.types import Images, Refused, refuse_unknown
 
 FRAMINGS = ("centre_crop", "squash")
@@ -75,8 +77,11 @@ class Decoding:
         """A picture, or the part `box` of it, as size x size."""
         if box is not None:
             picture = picture.crop(tuple(box))
-        resample = Image.Resampling[self.resample.upper()]
-        return picture.resize((self.size, self.size), resample, box=self.box(*picture.size))
+        resample, inside = Image.Resampling[self.resample.upper()], self.box(*picture.size)
+        if any(edge % 1 for edge in inside):
+            return picture.resize((self.size, self.size), resample, box=inside)
+        # Whole pixels are cut out first, as the papers do: `box=` would let the filter see what lies beside them.
+        return picture.crop(tuple(map(int, inside))).resize((self.size, self.size), resample)
 
 
 def decode(parts: Sequence[Files], decoding: Decoding, cache: Path | None = None) -> list[Images]:
@@ -86,21 +91,47 @@ def decode(parts: Sequence[Files], decoding: Decoding, cache: Path | None = None
     Refused, the file named: what Pillow cannot read, more than 8 bits, and a picture that is not plain grey
     (channels=1) or plain RGB (channels=3), unless it is to be converted.
     """
-    paths = [path for part in parts for path in part.paths]
-    boxes = [box for part in parts for box in ([None] * len(part) if part.boxes is None else part.boxes.tolist())]
+    sources = _sources(parts)
 
     def fill(array: np.ndarray) -> None:
         def read(row: int) -> None:
-            array[row] = _read_image(paths[row], decoding, boxes[row])
+            array[row] = _read_image(*sources[row], decoding)
 
-        with ThreadPoolExecutor() as pool:
-            for _ in _bar(pool.map(read, range(len(paths))), len(paths)):
-                pass
+        _each(read, len(sources), "decoding")
 
-    stamps = [[*_stamp(path), box] for path, box in zip(paths, boxes, strict=True)]
-    key = {"revision": DECODING_REVISION, **asdict(decoding), "files": stamps}
-    shape = (len(paths), decoding.channels, decoding.size, decoding.size)
-    pixels, hashes = cached_pixels(shape, fill, key, cache)
+    key = {"revision": DECODING_REVISION, **asdict(decoding), "files": [[*stamp(path), box] for path, box in sources]}
+    shape = (len(sources), decoding.channels, decoding.size, decoding.size)
+    return _images(parts, *cached_pixels(shape, fill, key, cache))
+
+
+def survey(parts: Sequence[Files], decoding: Decoding) -> tuple[list[Images], list[str]]:
+    """What `decode` would give, without memory for it: every picture is read, but only its hash is kept and the pixels
+    are black. And why each picture that cannot be decoded is refused, in order (its hash is 0)."""
+    sources = _sources(parts)
+    refusals = [""] * len(sources)
+    hashes = torch.zeros(len(sources), HASH_BYTES, dtype=torch.uint8)
+
+    def read(row: int) -> None:
+        try:
+            pixels = _read_image(*sources[row], decoding)
+        except Refused as refusal:
+            refusals[row] = str(refusal)
+        else:
+            hashes[row] = picture_hashes(torch.tensor(pixels[None]))[0]
+
+    _each(read, len(sources), "reading")
+    black = torch.zeros((), dtype=torch.uint8).expand(len(sources), decoding.channels, decoding.size, decoding.size)
+    return _images(parts, black, hashes), [refusal for refusal in refusals if refusal]
+
+
+def _sources(parts: Sequence[Files]) -> list[tuple[Path, list[float] | None]]:
+    """Every picture and the box of it that counts, part by part."""
+    boxes = [[None] * len(part) if part.boxes is None else part.boxes.tolist() for part in parts]
+    return [source for part, own in zip(parts, boxes, strict=True) for source in zip(part.paths, own, strict=True)]
+
+
+def _images(parts: Sequence[Files], pixels: Tensor, hashes: Tensor) -> list[Images]:
+    """The parts, whose pixels and hashes lie one after the other."""
     lengths = [len(part) for part in parts]
     return [
         Images(own, part.labels, part.ids, part.names, (own, own_hashes))
@@ -108,17 +139,15 @@ def decode(parts: Sequence[Files], decoding: Decoding, cache: Path | None = None
     ]
 
 
-def _stamp(path: Path) -> list:
-    """What tells a file from another version of it without reading it."""
-    status = path.stat()
-    return [str(path.absolute()), status.st_size, status.st_mtime_ns]
+def _each(read: Callable[[int], None], count: int, what: str) -> None:
+    """`read` every row, on all cores."""
+    with ThreadPoolExecutor() as pool:
+        rows = pool.map(read, range(count))
+        for _ in tqdm(rows, total=count, desc=what, disable=not sys.stderr.isatty(), dynamic_ncols=True):
+            pass
 
 
-def _bar(iterable: Iterable, total: int) -> tqdm:
-    return tqdm(iterable, total=total, desc="decoding", disable=not sys.stderr.isatty(), dynamic_ncols=True)
-
-
-def _read_image(path: Path, decoding: Decoding, box: Sequence[float] | None) -> np.ndarray:
+def _read_image(path: Path, box: Sequence[float] | None, decoding: Decoding) -> np.ndarray:
     """Pixels uint8 [C, size, size]."""
     picture = _open(path)
     mode = "L" if decoding.channels == 1 else "RGB"

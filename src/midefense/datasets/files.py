@@ -30,14 +30,38 @@ def entries(folder: Path) -> list[Path]:
     return sorted((p for p in visible if p.name.lower() not in _SYSTEM_FILES), key=lambda path: natural_key(path.name))
 
 
-def require_folder(root: str | None, argument: str, tree: str) -> Path:
-    """The folder given by a constructor argument, or a refusal that says where it was looked for."""
+def require_folder(root: str | None, argument: str, tree: str, node: str = "dataset") -> Path:
+    """The folder given by a constructor argument, or a refusal that says where it was looked for. `node` is where the
+    dataset stands in the configuration."""
     if not root:
-        raise Refused(f"dataset.{argument} is not set; expected a folder\n{tree}\nTry dataset.{argument}=DIR.")
+        raise Refused(f"{node}.{argument} is not set; expected a folder\n{tree}\nTry {node}.{argument}=DIR.")
     path = Path(root).expanduser().absolute()
     if not path.is_dir():
-        raise Refused(f"no folder at {path}; expected\n{tree}\nTry dataset.{argument}=DIR.")
+        raise Refused(f"no folder at {path}; expected\n{tree}\nTry {node}.{argument}=DIR.")
     return path
+
+
+def require_inside(root: Path, inside: str, tree: str, node: str = "dataset", argument: str = "root") -> Path:
+    """The file or folder `root`/`inside`, or a refusal that names the first part of it that is missing, what lies
+    there instead, and the folder one level up or down that would have been right."""
+    path = root
+    for name in Path(inside).parts:
+        if not (path / name).exists():
+            meant = [folder for folder in [root.parent, *entries(root)] if (folder / inside).exists()]
+            raise Refused(
+                f"expected\n{tree}\nfirst difference in {path}: expected {name}, got {_shown(path)}. "
+                f"Try {node}.{argument}={meant[0] if meant else 'DIR'}."
+            )
+        path /= name
+    return path
+
+
+def _shown(path: Path) -> str:
+    """A few names of what lies in a folder."""
+    if not path.is_dir():
+        return "a file"
+    names = [entry.name for entry in entries(path)]
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "") or "nothing"
 
 
 def first_difference(expected: Iterable[str], got: Iterable[str]) -> str:
@@ -46,6 +70,12 @@ def first_difference(expected: Iterable[str], got: Iterable[str]) -> str:
         if wanted != found:
             return f"expected {wanted or 'nothing more'}, got {found or 'nothing more'}"
     return ""
+
+
+def stamp(path: Path) -> list:
+    """What tells a file from another version of it without reading it."""
+    status = path.stat()
+    return [str(path.absolute()), status.st_size, status.st_mtime_ns]
 
 
 @dataclass(frozen=True)
@@ -58,6 +88,14 @@ class Files:
     ids: Tensor
     names: Sequence[str]
     boxes: Tensor | None = None
+
+    @classmethod
+    def grouped(cls, groups: Sequence[Sequence[Path]], names: Sequence[str], first_id: int = 0) -> Files:
+        """One group of pictures per label, one after the other; ids count on from `first_id`."""
+        paths = [path for group in groups for path in group]
+        counts = torch.tensor([len(group) for group in groups])
+        labels = torch.arange(len(groups)).repeat_interleave(counts)
+        return cls(paths, labels, torch.arange(first_id, first_id + len(paths)), names)
 
     def __len__(self) -> int:
         return len(self.paths)

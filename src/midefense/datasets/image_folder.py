@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from midefense.datasets.base import FileDataset, require_share
 from midefense.datasets.decoding import Decoding
 from midefense.datasets.files import SUFFIXES, Files, entries, first_difference, require_folder
@@ -48,6 +46,10 @@ class ImageFolder(FileDataset):
         self.test_share = test_share
         self.split_seed = split_seed
 
+    def tree(self) -> str:
+        """Of each of the three roots."""
+        return TREE
+
     def listing(self) -> tuple[Files, Files, Files]:
         """Private images first, then the separate test images if any, then the public ones; ids count them."""
         train, test = self._private_listing()
@@ -65,27 +67,19 @@ class ImageFolder(FileDataset):
         difference = first_difference(files.names, test.names)
         if difference:
             raise Refused(
-                f"dataset.private_test_root: expected the class folders of dataset.private_root\n{TREE}\n"
+                f"dataset.private_test_root: expected the class folders of dataset.private_root\n{self.tree()}\n"
                 f"first difference: {difference}"
             )
         return files, test
 
     def _list(self, argument: str, first_id: int) -> Files:
-        root = require_folder(getattr(self, argument), argument, TREE)
+        root = require_folder(getattr(self, argument), argument, self.tree())
         return list_folders(class_folders(root), first_id)
 
 
 def list_folders(folders: Sequence[Path], first_id: int = 0) -> Files:
     """The pictures of class folders, one label per folder, in natural order; ids count on from `first_id`."""
-    groups = [_image_files(folder) for folder in folders]
-    paths = [path for group in groups for path in group]
-    counts = torch.tensor([len(group) for group in groups])
-    return Files(
-        paths=paths,
-        labels=torch.arange(len(folders)).repeat_interleave(counts),
-        ids=torch.arange(first_id, first_id + len(paths)),
-        names=[folder.name for folder in folders],
-    )
+    return Files.grouped([_image_files(folder) for folder in folders], [folder.name for folder in folders], first_id)
 
 
 def class_folders(root: Path) -> list[Path]:

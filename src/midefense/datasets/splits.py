@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
@@ -28,11 +28,12 @@ EVERYTHING_SEED = 42  # cuts the public images into train and test for classifie
 class Splits:
     """A dataset's three parts. Both private parts share their names (label k is `names[k]`); the public part has
     names of its own, or is empty: then the attacker's images come from another dataset. `ids` are unique over all
-    three."""
+    three. `stratified`: every private class has test images; False where a published split is drawn over all images."""
 
     private_train: Images
     private_test: Images
     public: Images
+    stratified: bool = True
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -77,7 +78,7 @@ class Splits:
         _refuse_mixed_shapes(parts)
         if list(self.private_test.names) != list(self.private_train.names):
             raise Refused("private_test: expected the class names of private_train, in their order, got others")
-        refuse_small_classes(self.private_train, self.private_test, "private")
+        refuse_small_classes(self.private_train, self.private_test, "private", tested=int(self.stratified))
         _refuse_unused_names(self.public, "public")
         _refuse_repeated_ids(list(parts.values()))
         refuse_overlap([self.private_train, self.private_test], self.public)
@@ -101,26 +102,33 @@ def hashes_of(part: Images) -> Tensor:
     return part.hashes
 
 
-def stratify(labels: Tensor, test_share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows for training and for testing (both ascending): of every class, `test_share` rounded, at least one image,
+def stratify(
+    labels: Tensor, test_share: float, seed: int, rounded: Callable[[float], int] = round
+) -> tuple[Tensor, Tensor]:
+    """Rows for training and for testing (both ascending): of every class, `test_share`, `rounded`, at least one image,
     is tested on. The draw is numpy's `RandomState`, whose stream is frozen across versions."""
     rng = np.random.RandomState(seed)
     order = np.argsort(labels.numpy(), kind="stable")
     _, starts = np.unique(labels.numpy()[order], return_index=True)
-    tested = [_draw(rng, rows, test_share) for rows in np.split(order, starts[1:])]
+    tested = [rng.permutation(rows)[: max(1, rounded(test_share * len(rows)))] for rows in np.split(order, starts[1:])]
     test = np.zeros(len(labels), dtype=bool)
     test[np.concatenate(tested)] = True
     return torch.from_numpy(np.flatnonzero(~test)), torch.from_numpy(np.flatnonzero(test))
-
-
-def _draw(rng: np.random.RandomState, rows: np.ndarray, share: float) -> np.ndarray:
-    return rng.permutation(rows)[: max(1, round(share * len(rows)))]
 
 
 def cut(images: Part, test_share: float, seed: int) -> tuple[Part, Part]:
     """`images` as a training and a test set, see `stratify`."""
     train, test = stratify(images.labels, test_share, seed)
     return images.take(train), images.take(test)
+
+
+def legacy_shuffle_split(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows for training and for testing, both in shuffled order: rows 0 to `count` - 1 are shuffled, the first
+    int(`share` x `count`) train. Not stratified. The split of Plug & Play Attacks (Struppek et al., ICML 2022), drawn
+    as there by numpy's legacy generator, so that what their published classifiers trained on is known."""
+    order = torch.from_numpy(np.random.RandomState(seed).permutation(count))
+    train = int(share * count)
+    return order[:train], order[train:]
 
 
 def choose_classes(images: Part, classes: Sequence[int]) -> Part:
@@ -135,9 +143,20 @@ def choose_classes(images: Part, classes: Sequence[int]) -> Part:
 def split_classes(images: Part, private: Sequence[int], test_share: float, seed: int) -> tuple[Part, Part, Part]:
     """Private training, private test and public part: classes `private` become the private ones, in that order; all
     others are public."""
-    public = [label for label in range(len(images.names)) if label not in set(private)]
     train, test = cut(choose_classes(images, private), test_share, seed)
-    return train, test, choose_classes(images, public)
+    return train, test, choose_classes(images, _others(images, private))
+
+
+def split_shuffled(images: Part, private: Sequence[int], train_share: float, seed: int) -> tuple[Part, Part, Part]:
+    """The same parts, the private images cut by `legacy_shuffle_split` into `train_share` and the rest."""
+    own = choose_classes(images, private)
+    train, test = legacy_shuffle_split(len(own), train_share, seed)
+    return own.take(train), own.take(test), choose_classes(images, _others(images, private))
+
+
+def _others(images: Part, private: Sequence[int]) -> list[int]:
+    taken = set(private)
+    return [label for label in range(len(images.names)) if label not in taken]
 
 
 def join(first: Images, second: Images) -> Images:
@@ -158,31 +177,23 @@ def follow(first: Images, second: Images) -> Images:
     return replace(join(first, counted_on), names=[*first.names, *second.names])
 
 
-def refuse_small_classes(train: Images, test: Images, who: str) -> None:
-    """Refuse classes with fewer than two training images or no test image."""
-    trained = torch.bincount(train.labels, minlength=len(train.names)).tolist()
-    tested = torch.bincount(test.labels, minlength=len(test.names)).tolist()
-    for name, for_train, for_test in zip(train.names, trained, tested, strict=True):
-        if for_train < 2 or for_test < 1:
+def refuse_small_classes(train: Part, test: Part, who: str, tested: int = 1) -> None:
+    """Refuse classes with fewer than two training images or fewer than `tested` (0 or 1) test images."""
+    counts = [torch.bincount(part.labels, minlength=len(train.names)).tolist() for part in (train, test)]
+    for name, for_train, for_test in zip(train.names, *counts, strict=True):
+        if for_train < 2 or for_test < tested:
             count = for_train + for_test
             raise Refused(
                 f"{who} class {name!r} has {count} image{'' if count == 1 else 's'} ({for_train} to train on, "
-                f"{for_test} to test on); expected at least 2 to train on and 1 to test on. Try adding images, "
-                "leaving the class out, or another test_share."
+                f"{for_test} to test on); expected at least 2 to train on and {tested} to test on. Try adding images, "
+                "leaving the class out, or another share to test on."
             )
 
 
 def refuse_overlap(private: Sequence[Images], public: Images) -> None:
     """Refuse public images that share an identity (by name, ignoring case) or a picture (by SHA-256 of its pixels)
     with the private ones."""
-    private_names = {name.casefold() for part in private for name in part.names}
-    shared = [name for name in public.names if name.casefold() in private_names]
-    if shared:
-        shown = ", ".join(repr(name) for name in shared[:5]) + (", ..." if len(shared) > 5 else "")
-        raise Refused(
-            f"private and public images share {len(shared)} of their identities: {shown}; expected none. "
-            "Try other classes, or another dataset, as public images."
-        )
+    refuse_shared_identities(private, public)
     owners = {key: (part, row) for part in private for row, key in enumerate(_texts(hashes_of(part)))}
     for row, key in enumerate(_texts(hashes_of(public))):
         if key in owners:
@@ -191,6 +202,18 @@ def refuse_overlap(private: Sequence[Images], public: Images) -> None:
                 f"the same picture is private ({_describe(part, private_row)}) and public ({_describe(public, row)}); "
                 "expected no picture in both. Try removing one of them."
             )
+
+
+def refuse_shared_identities(private: Sequence[Part], public: Part) -> None:
+    """Refuse public names that are private too, ignoring case; needs no pixels."""
+    private_names = {name.casefold() for part in private for name in part.names}
+    shared = [name for name in public.names if name.casefold() in private_names]
+    if shared:
+        shown = ", ".join(repr(name) for name in shared[:5]) + (", ..." if len(shared) > 5 else "")
+        raise Refused(
+            f"private and public images share {len(shared)} of their identities: {shown}; expected none. "
+            "Try other classes, or another dataset, as public images."
+        )
 
 
 def _texts(hashes: Tensor) -> list[bytes]:

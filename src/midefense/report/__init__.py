@@ -49,11 +49,12 @@ def write_csv(rows: Sequence[Row], out: Path) -> tuple[Path, Path]:
     out = Path(out)
     wide = out.with_suffix(".wide.csv")
     about = (*NAMES, "protocol", "classes", "candidates", "date", "device")
-    setup = [*about, "stopped", *(f"seed_{name}" for name in SEEDS), "result"]
+    setup = [*about, "selection", "stopped", *(f"seed_{name}" for name in SEEDS), "result"]
     names = sorted({name for row in rows for name in row.metrics})
     flat_lines, wide_lines = [], []
     for row in rows:
-        known = [row[name] for name in about] + [row.stopped] + [row.seeds.get(name, "") for name in SEEDS]
+        known = [row[name] for name in about] + [row.selection, row.stopped]
+        known += [row.seeds.get(name, "") for name in SEEDS]
         known.append(row.folder.name if row.folder else "")
         wide_lines.append(known + [row.metrics[name].value if name in row.metrics else "" for name in names])
         for name, value in sorted(row.metrics.items()):
@@ -82,6 +83,7 @@ def _protocol_text(protocol: str, rows: Sequence[Row]) -> str:
             numbers.append(_cell(found.mean, found.std, column.unit) + partly)
         attack = f"{setup['attack']} ({setup.note})" if setup.note else setup["attack"]
         attack += ", stopped early" if setup.stopped else ""
+        attack += f", target {setup.legacy}" if setup.legacy else ""
         lines.append([*(setup[name] for name in HEADS[:-1]), attack, str(len(setup.rows)), *numbers])
     results = len(lines)
     for name, values in anchor_lines(rows):

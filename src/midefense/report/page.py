@@ -125,6 +125,8 @@ def _setup_line(setup: Setup, shown: Sequence[Column]) -> Markup:
         if name == "attack":
             early = tag("b", " · stopped early", title=setup.stopped) if setup.stopped else None
             below = tag("small", setup.note or setup["access"], early)
+        elif name == "architecture" and setup.legacy:
+            below = tag("small", tag("b", setup.legacy))
         elif name == "dataset" and setup["public"] not in ("", "own"):
             below = tag("small", f"public: {setup['public']}")
         text = tag("b" if name == "defense" else "span", _breakable(setup[name]))
@@ -185,6 +187,7 @@ def _details(setup: Setup, place: Path) -> Markup:
 
 def _row(row: Row, place: Path) -> Markup:
     facts = [(name, row[name]) for name in (*NAMES, "protocol", "classes", "candidates", "date", "device") if row[name]]
+    facts += [("selection", row.selection)] if row.selection else []
     facts += [("stopped", row.stopped)] if row.stopped else []
     facts += [(f"id of {role}", one) for role, one in _flat(row.about.get("ids") or {})]
     listed = tag("dl", *[tag("div", tag("dt", name), tag("dd", tag("code", value))) for name, value in facts])

@@ -18,6 +18,7 @@ from midefense.types import Refused
 
 NAMES = ("dataset", "public", "architecture", "defense", "prior", "attack", "access")
 SEEDS = ("target", "prior", "attack")
+LEGACY = "selected on the test set (legacy)"  # a target whose test accuracy is too high
 PICTURES = ("reconstructions", "nearest", "labels", "distance", "confidence")
 
 
@@ -86,6 +87,11 @@ class Row:
         return "; ".join(self.about.get("stopped") or ())
 
     @property
+    def selection(self) -> str:
+        """How the target's weights were chosen, spelt out where that flatters them."""
+        return LEGACY if self["selection"] == "test_legacy" else self["selection"]
+
+    @property
     def picture_file(self) -> Path | None:
         """Where the row's pictures lie, None if it has none."""
         path = self.folder / "tensors.safetensors" if self.folder else None
@@ -142,6 +148,11 @@ class Setup:
     def stopped(self) -> str:
         """Why attacks ended early, each reason once; "" if none did."""
         return "; ".join(dict.fromkeys(row.stopped for row in self.rows if row.stopped))
+
+    @property
+    def legacy(self) -> str:
+        """What makes the target's accuracy incomparable, "" if nothing does."""
+        return LEGACY if any(row.selection == LEGACY for row in self.rows) else ""
 
 
 def by_protocol(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -35,6 +35,12 @@ class Generator(nn.Module):
         self.paint = nn.Sequential(nn.ConvTranspose2d(width, channels, 5, 2, padding=2, output_padding=1), nn.Sigmoid())
         self.deepest = deepest
 
+    @property
+    def published(self) -> dict[str, str]:
+        """Names of the originals' `Generator` (64 px) and `GeneratorMNIST` (32 px)."""
+        growing = {f"l2_5.{index}": f"grow.{index}" for index in range(len(self.grow))}
+        return {"l1": "project", **growing, f"l2_5.{len(self.grow)}": "paint.0"}
+
     def forward(self, latents: Tensor) -> Tensor:
         return self.paint(self.grow(self.project(latents).view(-1, self.deepest, 4, 4)))
 
@@ -50,6 +56,16 @@ class Critic(nn.Module):
         self.look = nn.Sequential(nn.Conv2d(channels, width, 5, 2, padding=2), nn.LeakyReLU(0.2))
         self.shrink = nn.Sequential(*(_down(a, b) for a, b in zip(widths, widths[1:], strict=False)))
         self.score = nn.Conv2d(widths[-1], 1, 4)
+
+    @property
+    def published(self) -> dict[str, str]:
+        """Names of the originals' `DGWGAN`, which counts its layers in one list, and of `DGWGAN32`, which does not."""
+        depth = len(self.shrink)
+        if depth == 2:
+            shrinking = {f"layer{index + 2}": f"shrink.{index}" for index in range(depth)}
+            return {"layer1": "look", **shrinking, f"layer{depth + 2}": "score"}
+        shrinking = {f"ls.{index + 2}": f"shrink.{index}" for index in range(depth)}
+        return {"ls.0": "look.0", **shrinking, f"ls.{depth + 2}": "score"}
 
     def forward(self, images: Tensor) -> Tensor:
         return self.score(self.shrink(self.look(images))).flatten()

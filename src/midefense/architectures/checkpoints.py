@@ -1,0 +1,144 @@
+"""Weights that others published: read as tensors and nothing else, from a file or from torch's cache.
+
+Beside `midefense.store` this is the only place that opens a torch file. A pickle is never run: torch's restricted
+reader refuses whatever is not a tensor or a plain container.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torchvision.models import WeightsEnum
+
+from midefense.types import Refused, refuse_unknown
+
+ACCEPTED = "a safetensors file, or a torch file with a state dict (alone, or as one entry of a checkpoint)"
+# How a torch file begins: a zip archive, or, before torch 1.6, a pickled magic number.
+BEGINNINGS = (b"PK\x03\x04", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
+
+# What reading a torch file that was cut short or changed can raise, by where it was.
+CUT_SHORT = (AssertionError, EOFError, IndexError, KeyError, OSError, RuntimeError, ValueError, struct.error)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file of weights holds: a state dict, the name of the `entry` it stood under (None: it is the whole file),
+    and the `others`."""
+
+    state: dict[str, Tensor]
+    entry: str | None = None
+    others: dict[str, object] = field(default_factory=dict)
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The named tensors in a file, on the CPU.
+
+    `*.safetensors`, or a torch file that holds a state dict, or a checkpoint one of whose entries is a state dict (its
+    other entries are left). Raises `Refused`, saying what the file holds, for everything else; no code of it is run.
+    """
+    return read_checkpoint(path).state
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """As `read_tensors`, with what stands beside the state dict."""
+    file = Path(path)
+    if not file.is_file():
+        raise Refused(f"weights: expected {ACCEPTED}, got no file {file}; try the path of one")
+    content = _read(file)
+    if _is_state(content):
+        return Checkpoint(dict(content))
+    states = [name for name, value in content.items() if _is_state(value)] if isinstance(content, Mapping) else []
+    if len(states) != 1:
+        raise _refusal(file, _in_words(content))
+    others = {str(name): value for name, value in content.items() if name != states[0]}
+    return Checkpoint(dict(content[states[0]]), str(states[0]), others)
+
+
+def official_weights(choices: type[WeightsEnum], name: str | None, download: bool) -> dict[str, Tensor]:
+    """torchvision's weights `name` of `choices`, as a state dict under torchvision's names.
+
+    The file must have the SHA-256 that its name begins to tell. Raises `Refused` for an unknown name, and as
+    `cached_file` and `read_tensors` do.
+    """
+    if name not in choices.__members__:
+        raise refuse_unknown("weights", name, choices.__members__)
+    url = choices[name].url
+    return read_tensors(cached_file(f"weights {name}", url, download, Path(url).stem.rsplit("-", 1)[1]))
+
+
+def cached_file(what: str, url: str, download: bool, hash_prefix: str | None = None) -> Path:
+    """The file of `url` in torch's cache; fetched if it is absent and `download` is set.
+
+    Raises `Refused` if the file is absent and not to be fetched, or if its SHA-256 does not begin with `hash_prefix`.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if not file.exists():
+        if not download:
+            raise Refused(
+                f"{what}: expected the file {file}, got none; try architecture.download=true, or put {url} there"
+            )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), hash_prefix, progress=False)
+    if hash_prefix is not None:
+        _require_hash(file, hash_prefix, f"try removing it, then architecture.download=true, or put {url} there")
+    return file
+
+
+def _require_hash(file: Path, prefix: str, advice: str) -> None:
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if not digest.startswith(prefix):
+        raise Refused(f"weights: expected SHA-256 as in the name of {file}, got {digest[:8]}; {advice}")
+
+
+def _read(file: Path) -> object:
+    """What a file holds, read without running any of it."""
+    if file.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(file)
+        except SafetensorError as error:
+            raise _refusal(file, f"no safetensors ({error})") from error
+    with file.open("rb") as stream:
+        beginning = stream.read(max(map(len, BEGINNINGS)))
+    if not beginning.startswith(BEGINNINGS):
+        raise _refusal(file, "nothing that torch saved")
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise _refusal(file, f"a pickle that asks for {asked[1] if asked else 'more than tensors'}") from error
+    except CUT_SHORT as error:
+        raise _refusal(file, "a torch file cut short or changed") from error
+
+
+def _refusal(file: Path, what: str) -> Refused:
+    return Refused(
+        f"weights: expected {ACCEPTED}, got {file}, which holds {what}; "
+        "try saving the state dict alone, with safetensors or torch.save, where you trust the file"
+    )
+
+
+def _is_state(content: object) -> bool:
+    """Whether this is what `Module.state_dict()` gives: names and tensors, at least one."""
+    return (
+        isinstance(content, Mapping)
+        and bool(content)
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    )
+
+
+def _in_words(content: object) -> str:
+    """What a file holds, as a message says it."""
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    entries = [f"{name} ({'a state dict' if _is_state(v) else type(v).__name__})" for name, v in content.items()]
+    return f"a mapping of {', '.join(entries[:6])}{', ...' if len(entries) > 6 else ''}" if entries else "nothing"

@@ -1,0 +1,144 @@
+"""Labeled Faces in the Wild (Huang, Ramesh, Berg and Learned-Miller, 2007), deep-funneled (Huang et al., NIPS 2012)."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from midefense.datasets.base import FileDataset, require_positive, require_share
+from midefense.datasets.decoding import Decoding
+from midefense.datasets.files import Files, entries, first_difference, require_folder
+from midefense.datasets.splits import split_classes
+from midefense.types import Refused
+
+FOLDERS = ("lfw-deepfunneled", "lfw_funneled", "lfw")
+# The crop 108x108 of aligned CelebA (178x218) in units of its faces, whose median eyes are 39.3 pixels apart and 41.0
+# above the mouth: a side of 2.75 eye distances or 2.63 eye-to-mouth distances, its middle .22 sides above the face's.
+SIDE_BY_EYES = 108 / 39.3
+SIDE_BY_MOUTH = 108 / 41.0
+RAISED = 0.22
+
+
+class Lfw(FileDataset):
+    """The published layout `root/lfw-deepfunneled/<Name>/<Name>_0001.jpg` (or `lfw_funneled`, or `lfw`). People with at
+    least `min_images` pictures are private, those with fewer are public; of everyone the first `cap` pictures count
+    (None: all of them). `test_share` of each private person is tested on.
+
+    `crop` (as in `Decoding`) is by default where the faces of aligned CelebA's usual crop are. `landmarks` names an
+    .npz file with `files` (texts <Name>/<Name>_0001.jpg) and `lm` [N, 5, 2] (x and y of left eye, right eye, nose, left
+    and right corner of the mouth, in pixels): then every picture is cropped by its own, see `face_boxes`.
+    """
+
+    revision = 1
+    places = ("root", "landmarks")
+
+    def __init__(
+        self,
+        *,
+        root: str = "data/lfw",
+        landmarks: str | None = None,
+        min_images: int = 10,
+        cap: int | None = None,
+        test_share: float = 0.2,
+        split_seed: int = 42,
+        crop: Sequence[float] | None = (67, 51, 185, 169, 250, 250),
+        size: int = 64,
+    ) -> None:
+        require_positive(min_images=min_images, **({} if cap is None else {"cap": cap}))
+        require_share(test_share)
+        self.decoding = Decoding(channels=3, size=size, framing="squash", crop=None if landmarks else crop)
+        self.root = root
+        self.landmarks = landmarks
+        self.min_images = min_images
+        self.cap = cap
+        self.test_share = test_share
+        self.split_seed = split_seed
+
+    def tree(self) -> str:
+        """One folder per person."""
+        return f"  ROOT/{FOLDERS[0]}/<Name>/<Name>_0001.jpg ...    or {' or '.join(FOLDERS[1:])}"
+
+    def listing(self) -> tuple[Files, Files, Files]:
+        """Pictures by person, in the order of names; ids count all pictures, those beyond `cap` too."""
+        folder = self._folder()
+        people = sorted(path for path in entries(folder) if path.is_dir())
+        pictures = [self._pictures(person) for person in people]
+        private = [label for label, paths in enumerate(pictures) if len(paths) >= self.min_images]
+        if len(private) < 2:
+            raise Refused(
+                f"{folder}: expected at least 2 people with dataset.min_images={self.min_images} pictures or more, got "
+                f"{len(private)} of {len(people)} people. Try completing the set, or a smaller dataset.min_images."
+            )
+        whole = Files.grouped(pictures, [person.name for person in people])
+        if self.cap is not None:
+            rank = torch.cat([torch.arange(len(paths)) for paths in pictures])
+            whole = whole.take(rank < self.cap)
+        if self.landmarks:
+            whole = replace(whole, boxes=self._boxes(whole.paths))
+        return split_classes(whole, private, self.test_share, self.split_seed)
+
+    def _folder(self) -> Path:
+        root = require_folder(self.root, "root", self.tree())
+        for name in FOLDERS:
+            if (root / name).is_dir():
+                return root / name
+        got = entries(root)[0].name if entries(root) else "nothing"
+        advice = root.parent if root.name in FOLDERS else "DIR"
+        raise Refused(
+            f"expected\n{self.tree()}\nfirst difference in {root}: expected {FOLDERS[0]}, got {got}. "
+            f"Try dataset.root={advice}."
+        )
+
+    def _pictures(self, person: Path) -> list[Path]:
+        paths = entries(person)
+        expected = [f"{person.name}_{number:04d}.jpg" for number in range(1, max(len(paths), 1) + 1)]
+        if difference := first_difference(expected, (path.name for path in paths)):
+            raise Refused(
+                f"expected\n{self.tree()}\nfirst difference in {person}: {difference}. Try unpacking the set again."
+            )
+        return paths
+
+    def _boxes(self, paths: Sequence[Path]) -> Tensor:
+        points = read_landmarks(Path(self.landmarks).expanduser())
+        names = [f"{path.parent.name}/{path.name}" for path in paths]
+        absent = [name for name in names if name not in points]
+        if absent:
+            raise Refused(
+                f"{self.landmarks}: expected landmarks of every picture, got none of {absent[0]} ({len(absent)} are "
+                "missing). Try dataset.landmarks=null."
+            )
+        return face_boxes(torch.tensor(np.stack([points[name] for name in names])))
+
+
+def face_boxes(points: Tensor) -> Tensor:
+    """Squares float64 [N, 4] (left, top, right, bottom) that show faces at one place and scale, from landmarks [N, 5,
+    2]; they may reach beyond the picture. The scale is the mean of two, which varies less than either: eyes come closer
+    when a face turns, the mouth when it nods."""
+    left, right, _, *mouth = points.double().unbind(1)
+    eyes, lips = (left + right) / 2, (mouth[0] + mouth[1]) / 2
+    by_eyes = SIDE_BY_EYES * (right - left).norm(dim=1)
+    by_mouth = SIDE_BY_MOUTH * (lips - eyes).norm(dim=1)
+    side = (by_eyes + by_mouth)[:, None] / 2
+    middle = (eyes + lips) / 2 - RAISED * side * torch.tensor([0.0, 1.0])
+    return torch.cat([middle - side / 2, middle + side / 2], dim=1)
+
+
+def read_landmarks(path: Path) -> dict[str, np.ndarray]:
+    """Landmarks [5, 2] by picture; refused unless all are there and finite."""
+    expected = f"{path}: expected an .npz file with texts `files` [N] and numbers `lm` [N, 5, 2]"
+    try:
+        with np.load(path, allow_pickle=False) as table:
+            files, points = table["files"], table["lm"].astype(np.float64)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:  # no file, pickles, no such array, no archive
+        raise Refused(f"{expected}, got {error}. Try dataset.landmarks=null.") from error
+    if files.ndim != 1 or points.shape != (len(files), 5, 2) or not np.isfinite(points).all():
+        raise Refused(
+            f"{expected}, all finite, got {list(files.shape)} and {list(points.shape)}. Try dataset.landmarks=null."
+        )
+    return dict(zip(files.tolist(), points, strict=True))

@@ -1,0 +1,436 @@
+"""Weights that others trained, in and out of the store: every format, every way a file can be the wrong one."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import conftest
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from midefense.architectures.mnist_cnn import MCNN
+from midefense.class_order import names_in, order_of, published_names_of, read_names, refuse_order, suspect_order
+from midefense.classifiers import get_classifier, open_target
+from midefense.pipeline import Pipeline
+from midefense.plan import stored_target
+from midefense.priors.gmi import GmiGan
+from midefense.published import to_published
+from midefense.published_weights import import_classifier, reordered, translated
+from midefense.session import Session
+from midefense.store import Store
+from midefense.store_command import run as command
+from midefense.types import Refused
+from midefense.weight_roles import looks_like
+
+REFERENCE = Path(conftest.ROOT).parent / "shared" / "reference" / "networks.json"
+WORDS = ("--as", "target", "--architecture", "mcnn", "--dataset", "toy")
+SMALL = ("evaluators.main.architecture.widths=[8,16]", "evaluators.main.recipe.epochs=2", "attack.search.steps=5")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A target trained here in a second, and its weights under the names of the original implementation."""
+    store = tmp_path_factory.mktemp("trained") / "store"
+    overrides = ("dataset=toy", "architecture=mcnn", "recipe=dmi_mnist", "recipe.epochs=3")
+    pipeline = Pipeline(conftest.plan_for("train_target", *overrides, store=store))
+    return pipeline.target.artefact, to_published(pipeline.target.model)
+
+
+@pytest.fixture
+def state(trained):
+    return {name: tensor.clone() for name, tensor in trained[1].items()}
+
+
+@pytest.fixture
+def save(tmp_path):
+    def write(content, name="weights.pt"):
+        torch.save(content, tmp_path / name)
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.fixture
+def bring(store, capsys):
+    """`bring(FILE, *words)`: the exit code of `import`, and what it said."""
+
+    def bring_in(file, *words, as_=WORDS):
+        code = command(["--store", str(store), "import", str(file), *as_, *words])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return bring_in
+
+
+def only(store, kind="target"):
+    (artefact,) = Store(store).list(kind)
+    return artefact
+
+
+def same(left, right):
+    """Whether two state dicts are equal bit for bit."""
+    return left.keys() == right.keys() and all(torch.equal(tensor, right[name]) for name, tensor in left.items())
+
+
+def prefixed(state, prefix):
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+FILES = {
+    "plug_and_play_attacks": lambda s: {
+        **{"epoch": 3, "model_state_dict": prefixed(s, "model.")},
+        "optimizer_state_dict": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3}]},
+    },
+    "plug_and_play_attacks compiled": lambda s: {"epoch": 3, "model_state_dict": prefixed(s, "model._orig_mod.")},
+    "ked_mi": lambda s: {"epoch": 3, "best_precision": 0.9, "state_dict": prefixed(s, "module.")},
+    "mibench": lambda s: {"state_dict": s, "config": {"num_classes": 4}, "model_name": "mcnn"},
+    "state_dict": lambda s: s,
+    "checkpoint": lambda s: {"net": s, "acc": 0.9},
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_format_gives_the_accuracy_it_had(kind, trained, state, save, bring, store):
+    file = save(FILES[kind](state), "weights.tar" if kind == "ked_mi" else "weights.pt")
+    accuracy = trained[0].metrics["test_accuracy_top1"]
+    assert accuracy > 0.5
+    code, said = bring(file, "--expect", str(accuracy), "--name", "theirs")
+    assert code == 0 and f"test accuracy {accuracy:.4f}; use it as target=" in said
+    artefact = only(store)
+    assert artefact.name == "theirs" and artefact.metrics["test_accuracy_top1"] == accuracy
+    assert artefact.metrics["claim"]["expected"] == accuracy and len(artefact.metrics["claim"]["test_split"]) == 64
+    assert artefact.recipe["recipe"]["format"] == kind.split()[0]
+    assert artefact.provenance["places"]["recipe.file"] == file
+    assert same(artefact.tensors(), trained[0].tensors())
+    assert bring(file) == (0, said) and only(store).path == artefact.path, "a second import finds the first"
+
+
+def test_an_imported_target_is_attacked_and_judged_as_any_other(state, save, bring, store, run_verb):
+    bring(save(state))
+    target = only(store)
+    result = run_verb("evaluate", f"target={target.id}", "prior=toy", *SMALL)
+    row = result.metrics["row"]
+    assert row["ids"]["target"] == target.id and row["architecture"] == "mcnn" and row["selection"] == "unknown"
+    assert result.metrics["metrics"]["utility/test_accuracy_top1"]["value"] == target.metrics["test_accuracy_top1"]
+
+
+def test_how_its_authors_selected_is_said_in_every_row(state, save, bring, store):
+    bring(save(state), "--select", "test_legacy")
+    assert only(store).metrics["selection"] == "test_legacy"
+
+
+def test_an_evaluator_is_named_instead_of_trained(state, save, bring, store, run_verb):
+    words = ("--as", "evaluator", "--architecture", "mcnn", "--dataset", "toy")
+    code, said = bring(save(state), as_=words)
+    evaluator = only(store)
+    assert code == 0 and f"use it as evaluators.main.artefact={evaluator.id}" in said
+    attack = ("dataset=toy", "architecture=mlp", "architecture.widths=[8]", "recipe.epochs=1", "prior=toy")
+    named = (*attack, "attack.search.steps=5", f"evaluators.main.artefact={evaluator.id}")
+    result = run_verb("evaluate", *named)
+    assert result.metrics["row"]["ids"]["evaluators"] == {"main": evaluator.id}
+    assert len(Store(store).list("target")) == 2, "the target and the imported evaluator, no other"
+    for beside in ("evaluators.main.recipe.epochs=3", "evaluator@evaluators.main=cnn_wide"):
+        with pytest.raises(Refused, match=r"evaluators.main.artefact=... brings its own .*leave out evaluator"):
+            run_verb("evaluate", *named, beside)
+    with pytest.raises(Refused, match="expected an evaluator of the target's dataset"):
+        run_verb("evaluate", *named, "dataset.seed=1")
+    defended = run_verb("train_target", *attack[:-1], "defense=random_erasing")
+    with pytest.raises(Refused, match="expected a target without a defense"):
+        run_verb("evaluate", *attack, f"evaluators.main.artefact={defended.id}")
+
+
+def test_an_evaluator_may_not_be_defended(state, save, bring):
+    words = ("--as", "evaluator", "--architecture", "mcnn", "--dataset", "toy")
+    code, said = bring(save(state), "defense=bido_hsic", as_=words)
+    assert code == 1 and "expected a network without a defense" in said
+
+
+def test_a_network_of_torchvision_answers_as_it_did_there(save, bring, store):
+    theirs = torchvision.models.resnet18(num_classes=4)
+    theirs.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    file = save({"model_state_dict": prefixed(theirs.state_dict(), "model.")})
+    words = ("--as", "target", "--architecture", "resnet18", "--dataset", "toy", "architecture.size=32")
+    code, said = bring(file, "--expect", "0", as_=words)
+    assert code == 0, said
+    session = Session(conftest.plan_for("train_target", store=store))
+    images = torch.rand(5, 1, 32, 32)
+    logits = open_target(session, only(store)).model(images).logits
+    torch.testing.assert_close(logits, theirs.eval()((images - 0.5) / 0.5))
+
+
+def test_what_was_imported_is_not_trained_again(state, save, bring, store):
+    bring(save(state))
+    plan = conftest.plan_for("train_target", "dataset=toy", store=store)
+    imported = stored_target(only(store))
+    assert get_classifier(Session(plan), imported).id == only(store).id
+    with pytest.raises(Refused, match="they were imported, so nothing here can train them; try `python -m midefense"):
+        get_classifier(Session(plan), replace(imported, seed=7))
+
+
+# Wrong files
+
+
+def test_another_role_is_named(trained, save, bring):
+    gan = GmiGan(channels=1, size=32, width=8)
+    for part, module in (("generator", gan.generator), ("critic", gan.critic)):
+        code, said = bring(save({"state_dict": to_published(module)}))
+        assert code == 1 and f"weights: expected a classifier, got what looks like a {part}" in said
+    with pytest.raises(Refused, match="expected a generator, got what looks like a classifier"):
+        translated(gan.generator, trained[1], "generator")
+
+
+def test_a_head_of_other_classes_is_counted(save, bring):
+    code, said = bring(save(to_published(MCNN(classes=6, channels=1))))
+    assert code == 1 and "classes: expected a head of 4, the classes of the dataset, got one of 6; try" in said
+
+
+def test_names_and_shapes_that_differ_are_listed(state, save, bring):
+    code, said = bring(save({name.replace("feature.8.", "feature.7."): tensor for name, tensor in state.items()}))
+    assert code == 1 and "2 missing (feature.8.weight, feature.8.bias); 2 unexpected (feature.7.weight" in said
+    code, said = bring(save({**state, "feature.0.weight": torch.zeros(64, 3, 7, 7)}))
+    assert code == 1 and "feature.0.weight [64, 3, 7, 7] instead of [64, 1, 7, 7]" in said
+    assert bring(save({"epoch": 3}))[0] == 1
+
+
+class Bomb:
+    """What a pickle may hide."""
+
+    def __init__(self, sentinel):
+        self.sentinel = str(sentinel)
+
+    def __reduce__(self):
+        return os.mkdir, (self.sentinel,)
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+def test_nothing_of_a_file_is_run(new, state, tmp_path, bring):
+    file, sentinel = tmp_path / "bomb.pt", tmp_path / "sprung"
+    torch.save({"state_dict": state, "note": Bomb(sentinel)}, file, _use_new_zipfile_serialization=new)
+    code, said = bring(file)
+    assert code == 1 and "asks for posix.mkdir" in said and not sentinel.exists()
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+def test_a_file_cut_short_is_refused(name, trained, store, tmp_path, bring):
+    whole = tmp_path / f"whole{Path(name).suffix}"
+    artefact = trained[0]
+    assert command(["--store", str(artefact.path.parents[1]), "export", artefact.id, str(whole)]) == 0
+    content = whole.read_bytes()
+    for share in (0.0, 0.001, 0.3, 0.9, 0.9999):
+        (tmp_path / name).write_bytes(content[: int(share * len(content))])
+        code, said = bring(tmp_path / name)
+        assert code == 1 and "refused: weights: expected a safetensors file" in said
+    assert bring(tmp_path / "absent.pt")[0] == 1 and Store(store).list() == []
+
+
+def test_an_accuracy_below_the_one_expected_is_refused(state, save, bring, store):
+    state["feature.0.weight"] = torch.randn_like(state["feature.0.weight"])
+    code, said = bring(save(state), "--expect", "0.99")
+    assert code == 1 and "expected 0.9900 or at most 0.02 less" in said and "the normalisation" in said
+    code, said = bring(save(state), "--expect", "88")
+    assert code == 1 and "expected an accuracy in [0, 1], got 88.0; try 0.88" in said
+    assert Store(store).list() == []
+
+
+# The order of the classes
+
+
+def shifted(state):
+    """The head's rows moved by one, as if the labels had been numbered otherwise."""
+    return {name: tensor.roll(1, 0) if name.startswith("fc_layer") else tensor for name, tensor in state.items()}
+
+
+def test_an_order_that_differs_is_suspected_named_and_put_right(trained, state, save, bring, store, tmp_path):
+    accuracy = trained[0].metrics["test_accuracy_top1"]
+    file = save(shifted(state))
+    code, said = bring(file)
+    assert code == 1 and "expected more than chance" in said
+    assert "the order of the labels, as" in said and "of the images get the label that their class mostly gets" in said
+    names = tmp_path / "names.txt"
+    names.write_text("private 3\nprivate 0\nprivate 1\nprivate 2\n")
+    code, said = bring(file, "--class-names", str(names))
+    assert code == 1 and "label 0 is 'private 0' in the dataset and 'private 3' in the head; try --reorder" in said
+    code, said = bring(file, "--class-names", str(names), "--reorder")
+    assert code == 0 and f"test accuracy {accuracy:.4f}" in said
+    assert only(store).recipe["recipe"]["order"] == [1, 2, 3, 0]
+    assert same(only(store).tensors(), trained[0].tensors())
+
+
+def test_a_head_is_put_in_order_with_or_without_a_bias():
+    state = {"classifier.weight": torch.arange(3.0)[:, None], "stages.a": torch.zeros(3)}
+    assert reordered(state, [2, 0, 1])["classifier.weight"].flatten().tolist() == [2, 0, 1]
+    assert set(reordered({**state, "classifier.bias": torch.zeros(3)}, [2, 0, 1])) == {
+        f"classifier.{n}" for n in ("weight", "bias")
+    }
+    with pytest.raises(Refused, match="--reorder: expected a head called classifier.weight"):
+        reordered({"model.classifier.weight": torch.zeros(3, 1)}, [2, 0, 1])
+
+
+def test_names_in_the_checkpoint_are_compared_too(state, save, bring):
+    names = [f"private {label}" for label in (0, 1, 3, 2)]
+    code, said = bring(save({"state_dict": state, "class_names": names}))
+    assert code == 1 and "label 2 is 'private 2' in the dataset and 'private 3' in the head" in said
+    code, said = bring(save({"state_dict": state, "idx_to_class": {0: "anna", 1: "bert", 2: "carl", 3: "dora"}}))
+    assert code == 1 and "that lack 4 of them (private 0, private 1, private 2)" in said
+    assert bring(save({"state_dict": state, "class_to_idx": {f"private {i}": i for i in range(4)}}))[0] == 0
+    code, said = bring(save(state), "--reorder")
+    assert code == 1 and "--reorder: expected class names" in said
+
+
+def test_numbers_sorted_as_text_are_recognised():
+    names = [str(label) for label in range(12)]
+    with pytest.raises(
+        Refused, match=r'sorted as text \("10" before "2"\): label 2 is \'2\' in the dataset and \'10\''
+    ):
+        refuse_order(sorted(names), names)
+    with pytest.raises(Refused, match=r'sorted by number \("2" before "10"\)'):
+        refuse_order(names, sorted(names))
+    labels = torch.arange(12).repeat(5)
+    row = torch.tensor([sorted(names).index(name) for name in names])
+    assert "look sorted as text" in suspect_order(row[labels], labels, names)
+    assert "1.0000 of the answers would be right" in suspect_order(row[labels], labels, names)
+    assert suspect_order(labels, labels, names) == ""
+    guesses = torch.randint(12, (60,), generator=torch.Generator().manual_seed(0))
+    assert suspect_order(guesses, labels, names) == ""
+    assert order_of(sorted(names), names)[:4] == [0, 1, 4, 5]
+
+
+def test_class_names_are_read_from_text_lists_and_mappings(tmp_path):
+    (tmp_path / "a.txt").write_text("anna\n\n bert \n")
+    assert read_names(tmp_path / "a.txt") == ["anna", "bert"]
+    for name, content in [("list", ["a", "b"]), ("by_name", {"b": 1, "a": 0}), ("by_label", {"0": "a", "1": "b"})]:
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        assert read_names(tmp_path / f"{name}.json") == ["a", "b"]
+    for content in ("{", "[1, 2]", '{"a": 0, "b": 2}'):
+        (tmp_path / "bad.json").write_text(content)
+        with pytest.raises(Refused, match="--class-names: expected"):
+            read_names(tmp_path / "bad.json")
+    with pytest.raises(Refused, match="expected a file"):
+        read_names(tmp_path / "absent")
+    assert published_names_of({"classes": 4}) is None and names_in([]) is None
+
+
+# Out of the store
+
+
+@pytest.mark.parametrize("name", ["out.pt", "out.tar", "out.safetensors"])
+@pytest.mark.parametrize("names", ["published", "plain"])
+def test_what_goes_out_comes_back_bit_for_bit(name, names, trained, store, tmp_path, bring):
+    artefact, file = trained[0], tmp_path / name
+    words = ["--store", str(artefact.path.parents[1]), "export", artefact.reference, str(file), "--format", names]
+    assert command(words) == 0
+    if name == "out.pt":
+        content = torch.load(file, weights_only=True)
+        assert ("fc_layer.weight" in content) is (names == "published")
+    code, said = bring(file)
+    if names == "plain":  # our names are not those of the original implementation
+        assert code == 1 and "missing (feature.0.weight" in said
+        return
+    assert same(only(store).tensors(), artefact.tensors())
+
+
+def test_an_export_overwrites_nothing_and_knows_its_endings(trained, tmp_path, capsys):
+    artefact, file = trained[0], tmp_path / "out.pt"
+    words = ["--store", str(artefact.path.parents[1]), "export", artefact.id]
+    assert command([*words, str(file)]) == 0 == command([*words, str(tmp_path / "again.pt")])
+    assert command([*words, str(file)]) == 1 and "which exists" in capsys.readouterr().err
+    assert command([*words, str(tmp_path / "out.onnx")]) == 1
+    assert "choices: .pt, .pth, .tar, .safetensors" in capsys.readouterr().err
+
+
+# The command line
+
+
+def test_words_that_do_not_fit_are_refused(state, save, bring, store, capsys):
+    file = save(state)
+    for words, as_, expected in [
+        (("recipe.epochs=3",), WORDS, "expected no recipe, as nothing is trained"),
+        ((), (*WORDS[:-1], "tow"), "Did you mean 'toy'?"),
+        (("dataset.colour=3",), WORDS, "dataset.colour"),
+        ((), ("--as", "target", "--dataset", "toy"), "expected --architecture NAME, got none"),
+        ((), ("--as", "prior", "--dataset", "toy"), "expected --prior NAME, got none"),
+    ]:
+        code, said = bring(file, *words, as_=as_)
+        assert code == 1 and expected in said, said
+    with pytest.raises(SystemExit):
+        bring(file, "--colour")
+    with pytest.raises(SystemExit):
+        command(["--store", str(store), "list", "seed=1"])
+    with pytest.raises(Refused, match="never loaded.*midefense.store import"):
+        Store(store).open(file, "target")
+
+
+# Priors
+
+
+@pytest.fixture
+def gan(save):
+    """The files of a generator and a critic, and the prior they make up."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        prior = GmiGan(channels=1, size=32, width=8)
+    files = [
+        save({"state_dict": prefixed(to_published(module), "module.")}, f"{name}.tar")
+        for name, module in (("generator", prior.generator), ("critic", prior.critic))
+    ]
+    return *files, prior
+
+
+PRIOR = ("--as", "prior", "--prior", "gmi_gan", "--dataset", "toy", "prior.width=8")
+
+
+def test_a_prior_comes_in_as_its_two_files_and_is_attacked_with(gan, bring, store, run_verb):
+    generator, critic, prior = gan
+    code, said = bring(generator, "--critic", critic, as_=PRIOR)
+    artefact = only(store, "prior")
+    assert code == 0 and f"use it as prior_artefact={artefact.id}" in said
+    assert same(artefact.tensors(), prior.state_dict())
+    target = ("dataset=toy", "architecture=mlp", "architecture.widths=[8]", "recipe.epochs=1")
+    named = (*target, f"prior_artefact={artefact.id}", *SMALL)
+    result = run_verb("evaluate", *named)
+    assert result.metrics["row"]["ids"]["prior"] == artefact.reference
+    assert result.metrics["row"]["prior"] == "gmi_gan(imported)"
+    assert [one.id for one in Store(store).list("prior")] == [artefact.id], "no other was trained"
+    recovered = run_verb("evaluate", f"recovered={result.metrics['row']['ids']['recovered']}", *SMALL[:2])
+    assert recovered.id == result.id
+    with pytest.raises(Refused, match=r"prior_artefact=... brings its own prior; leave out prior=toy"):
+        run_verb("evaluate", *named, "prior=toy")
+    with pytest.raises(Refused, match=r"expected a prior of images with \(channels, size\) = \(1, 64\)"):
+        run_verb("attack", *named[:-3], "dataset.size=64", "architecture.size=64")
+
+
+def test_files_of_the_wrong_parts_are_named(gan, bring, store):
+    generator, critic, _ = gan
+    code, said = bring(critic, "--critic", generator, as_=PRIOR)
+    assert code == 1 and "expected a generator, got what looks like a critic" in said
+    code, said = bring(generator, as_=PRIOR)
+    assert code == 1 and "--critic: expected the file of the critic of gmi_gan, got none" in said
+    code, said = bring(generator, "--critic", critic, as_=("--as", "prior", "--prior", "pixels", "--dataset", "toy"))
+    assert code == 1 and "expected one made of generator and critic, got pixels" in said
+    assert Store(store).list() == []
+
+
+# Roles
+
+
+def test_roles_of_the_original_networks_are_recognised():
+    if not REFERENCE.is_file():
+        pytest.skip(f"needs {REFERENCE}, the names and shapes of the original implementations")
+    kinds = {"Generator": "generator", "Discriminator": "critic", "DGWGAN": "critic"}
+    for name, network in json.loads(REFERENCE.read_text()).items():
+        state = {key: torch.empty(shape, device="meta") for key, shape in network["state"].items()}
+        expected = next((role for kind, role in kinds.items() if kind in name), "classifier")
+        assert looks_like(state) == expected, name
+
+
+def test_a_role_that_nothing_tells_is_unknown():
+    assert looks_like({"a": torch.zeros(3)}) == "unknown"
+    assert looks_like({"synthesis.b4.const": torch.zeros(1), "mapping.fc0.weight": torch.zeros(2, 2)}) == "generator"
+
+
+def test_an_unknown_role_is_refused_with_the_names_alone(store, save):
+    with pytest.raises(Refused, match=r"^state: expected the \d+ names"):
+        import_classifier(Store(store), save({"a": torch.zeros(3)}), role="target", architecture="mcnn", dataset="toy")
