@@ -4,10 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/ready
 STORE ?= $(or $(MIDEFENSE_STORE),store)
 
-.PHONY: help setup demo report test slow lint benchmark lock clean
+.PHONY: help setup demo demo-faces report test slow lint benchmark lock clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP) ## prepare the environment in .venv
 
@@ -21,6 +21,10 @@ $(STAMP): requirements.txt pyproject.toml
 
 demo: $(STAMP) ## train, attack and evaluate two targets over three seeds, write report.html, print its table
 	MIDEFENSE_STORE=$(STORE) $(BIN)/python evaluate.py -m experiment=demo defense=none,random_erasing seed=0,1,2
+	@$(MAKE) --no-print-directory report
+
+demo-faces: $(STAMP) ## the same on ten synthetic faces, one seed
+	MIDEFENSE_STORE=$(STORE) $(BIN)/python evaluate.py -m experiment=demo_faces defense=none,random_erasing
 	@$(MAKE) --no-print-directory report
 
 report: $(STAMP) ## write report.html and results.csv from the store, print the table

@@ -16,6 +16,7 @@ from midefense.types import Refused
 NAMES = options("dataset")
 PINNED = {
     "digits": "017dc6f9269c1f9c36b08a27227d0e58fbabb52dec5c291d6b08286faee183b8",
+    "synthetic_faces": "68c1b323ac0869c813e5c2031bc1c98d84c6b20a9c9cad3bd9e14ec4a97020cf",
     "toy": "96c0419b83431f386898375095196c72eb3c987dbfc6531af97c125682029283",
     "att_faces": "ab5614b58410cd06f05c911f474dd00615da9ed922a669e1fe99d0cf2ce2380b",  # of the small tree below
     "image_folder": "dc0cc343a1bc3ab381f8dbd342e4649decfb1d35fcba865568fbbb9d74d832d4",  # of the small tree below

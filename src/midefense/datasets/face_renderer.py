@@ -65,6 +65,7 @@ def hair_behind(sheet: Sheet, pose: Pose) -> None:
 
 
 def bun(sheet: Sheet, pose: Pose) -> None:
+    """A knot on top of the head."""
     sheet = band(sheet, -1.55, -0.70)
     knot = ellipse(sheet.u, sheet.v + (0.94 + pose.traits.hair_height), 0.30, 0.25)
     sheet.paint(sheet.cover(knot * 0.14), pose.traits.hair_colour * 0.85, tone=0.6 + 0.5 * glow(knot))
@@ -83,6 +84,7 @@ def neck(sheet: Sheet, pose: Pose) -> None:
 
 
 def ears(sheet: Sheet, pose: Pose) -> None:
+    """With a hollow in the middle."""
     size = pose.traits.ear_size
     sheet = band(sheet, -0.20, 0.36)
     pair = pose.pair(sheet, spacing=pose.traits.face_width * 1.02, v=0.08, depth=-0.12)
@@ -92,6 +94,7 @@ def ears(sheet: Sheet, pose: Pose) -> None:
 
 
 def head(sheet: Sheet, pose: Pose) -> None:
+    """The plain face; the layers after it give it features and light."""
     sheet = band(sheet, -1.0, 1.0)
     sheet.paint(sheet.cover(sheet.face * 0.45), pose.traits.skin)
 
@@ -121,6 +124,7 @@ def light(sheet: Sheet, pose: Pose) -> None:
 
 
 def earrings(sheet: Sheet, pose: Pose) -> None:
+    """A bead below each ear, in front of the hair."""
     radius = pose.traits.earring_size
     sheet = band(sheet, 0.20, 0.50)
     pair = pose.pair(sheet, spacing=pose.traits.face_width * 1.05, v=0.36, depth=-0.12)
