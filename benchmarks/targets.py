@@ -32,7 +32,7 @@ ROWS = (
     f"{ATT} architecture=cnn architecture.size=64 recipe=quick",
     f"{ATT} architecture=resnet18 recipe=quick",
     f"{CELEBA} architecture=cnn architecture.size=64 {FACES} recipe.epochs=30",
-    f"{CELEBA} architecture=resnet18 architecture.stem=small architecture.size=32 {FACES} recipe.epochs=15",
+    f"{CELEBA} architecture=resnet18 {FACES} recipe.epochs=15",
     f"{LFW} architecture=cnn architecture.size=64 {FACES} recipe.epochs=30",
 )
 

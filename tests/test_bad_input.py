@@ -175,6 +175,11 @@ def write_images(folder: Path, count: int, first: int, mode: str = "RGB") -> Non
         Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
+def write_image(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.RandomState(seed).randint(0, 255, (8, 8), dtype=np.uint8)).save(path)
+
+
 @pytest.fixture
 def folders(tmp_path):
     """Private classes a and b, public classes y and z, five RGB images each."""
@@ -249,6 +254,15 @@ def test_public_images_are_looked_at_before_training(refused, folders):
     )
     said = refused("attack", "dataset=toy", "prior=toy", *other)
     assert "public images have 3 channel(s), private images have 1; expected the same. Try" in said
+
+
+def test_a_prior_that_learns_wants_public_images_before_training(refused, tmp_path):
+    for person in range(1, 4):
+        for number in range(1, 11):
+            write_image(tmp_path / "faces" / f"s{person}" / f"{number}.pgm", 100 * person + number)
+    faces = (f"dataset.root={tmp_path}/faces", "dataset.private=3", "dataset.public=0", "dataset.size=32")
+    said = refused("attack", "dataset=att_faces", *faces, "attack=gmi")
+    assert "GmiGan: expected public images to learn from, got none" in said and "try public=..." in said
 
 
 def test_evaluators_images_are_looked_at_before_training(refused, folders):

@@ -71,7 +71,9 @@ class Pipeline:
 
     def check_images(self) -> None:
         """Look at all images that will be needed, so that wrong ones are refused before anything is trained."""
-        _ = self.public, self.evidence
+        _ = self.evidence
+        if self.plan.stored_prior is None:
+            self.plan.prior.target.require_some(self.public)
         for plan in self.plan.evaluators.values():
             images_of(plan, self.session.splits(plan.dataset))
 

@@ -60,13 +60,18 @@ class Prior(nn.Module):
         """How real each image looks [B]; higher is more real. Unbounded: log it beside the identity loss."""
         raise Refused(f"{type(self).__name__} has no critic")
 
+    @classmethod
+    def require_some(cls, images: Images) -> None:
+        """Refuse to learn from no public images at all."""
+        if cls.learns and not len(images):
+            raise Refused(
+                f"{cls.__name__}: expected public images to learn from, got none: this dataset has only private ones; "
+                "try public=... (see --help), or prior=pixels with an attack that takes it"
+            )
+
     def require(self, images: Images) -> None:
         """Refuse public images of another shape than this prior makes, and none at all."""
-        if not len(images):
-            raise Refused(
-                f"{type(self).__name__}: expected public images to learn from, got none: this dataset has only private "
-                "ones; try public=... (see --help)"
-            )
+        self.require_some(images)
         expected, got = (self.channels, self.size, self.size), tuple(images.pixels.shape[1:])
         if got != expected:
             raise Refused(
