@@ -28,7 +28,8 @@ SIDE = 64  # of the networks that are published for large images and take a size
 NOTE = (
     "No ranking: the large networks are made for large images and pretrained weights, and see neither here. Training "
     "accuracy is that of the last epoch's 160 images under the statistics of their batches; where test accuracy (40 "
-    "images) is far below it, 50 updates were too few for the running averages of batch norm that deployed networks use."
+    "images) is far below it, 50 updates were too few for the running averages of batch norm that deployment uses. "
+    "Transformers need more than 50 updates either way."
 )
 LARGE = ("resnet", "resnext", "densenet", "efficientnet", "vit_b", "swin", "maxvit", "resnest", "timm")
 # what cannot be trained so: it has no size of its own, or needs published weights to make sense
