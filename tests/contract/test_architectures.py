@@ -114,6 +114,22 @@ def test_gradients_reach_every_parameter_and_the_images(name):
 
 
 @pytest.mark.parametrize("name", EACH)
+def test_a_few_updates_lower_the_loss(name):
+    model = build(name).train()
+    images, labels = images_for(model, count=6), torch.tensor([0, 1, 2, 0, 1, 2])
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    losses = []
+    with seeds.isolated("updates", name):
+        for _ in range(5):
+            loss = torch.nn.functional.cross_entropy(model(images).logits, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert min(losses[2:]) < losses[0], losses
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_a_seed_decides_and_weights_survive(name):
     first, other = build(name, seed=1).eval(), build(name, seed=2).eval()
     weights = build(name, seed=1).state_dict()
