@@ -15,7 +15,7 @@ from torchvision.models import Weights, WeightsEnum
 from midefense import seeds
 from midefense.architectures.base import Preprocess
 from midefense.architectures.custom import Custom
-from midefense.architectures.resnet import ResNet18
+from midefense.architectures.resnet import ResNet
 from midefense.architectures.small import CNN, MLP
 from midefense.classifiers import load_classifier
 from midefense.pipeline import Pipeline
@@ -30,8 +30,8 @@ def custom(channels: int = 1, classes: int = 3) -> Custom:
 BUILDERS = {
     "mlp": lambda: MLP(classes=3, channels=1, widths=[16, 8], dropout=0.5),
     "cnn": lambda: CNN(classes=3, channels=1, widths=[4, 8], features=6),
-    "resnet18": lambda: ResNet18(classes=3, channels=1, size=32),
-    "resnet18_small": lambda: ResNet18(classes=3, channels=1, size=32, stem="small"),
+    "resnet18": lambda: ResNet(variant="resnet18", classes=3, channels=1, size=32),
+    "resnet18_small": lambda: ResNet(variant="resnet18", classes=3, channels=1, size=32, stem="small"),
     "custom": custom,
 }
 
@@ -138,13 +138,13 @@ def test_custom_refusals():
 def test_resnet_refuses_absent_weights_without_downloading(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(Refused, match="expected the file .*download=true"):
-        ResNet18(classes=3, channels=3, pretrained=True)
+        ResNet(variant="resnet18", classes=3, channels=3, pretrained=True)
     with pytest.raises(Refused, match="weights: got 'V1'; choices: IMAGENET1K_V1"):
-        ResNet18(classes=3, channels=3, pretrained=True, weights="V1")
+        ResNet(variant="resnet18", classes=3, channels=3, pretrained=True, weights="V1")
     with pytest.raises(Refused, match="expected stem=imagenet"):
-        ResNet18(classes=3, channels=3, pretrained=True, stem="small")
+        ResNet(variant="resnet18", classes=3, channels=3, pretrained=True, stem="small")
     with pytest.raises(Refused, match="stem: got 'tiny'"):
-        ResNet18(classes=3, channels=3, stem="tiny")
+        ResNet(variant="resnet18", classes=3, channels=3, stem="tiny")
 
 
 def cached_weights(monkeypatch, folder, content: bytes, name_hash: str | None = None) -> None:
@@ -177,14 +177,14 @@ class Trap:
 def test_cached_weights_are_checked_and_never_unpickled(tmp_path, monkeypatch):
     donor = torchvision.models.resnet18(weights=None).state_dict()
     cached_weights(monkeypatch, tmp_path, saved(donor))
-    model = ResNet18(classes=1000, channels=3, size=32, pretrained=True)
+    model = ResNet(variant="resnet18", classes=1000, channels=3, size=32, pretrained=True)
     assert torch.equal(model.classifier.weight, donor["fc.weight"])
     cached_weights(monkeypatch, tmp_path, saved(donor), name_hash="0123abcd")
     with pytest.raises(Refused, match="expected SHA-256 as in the name of .*0123abcd.pth, got "):
-        ResNet18(classes=3, channels=3, pretrained=True)
+        ResNet(variant="resnet18", classes=3, channels=3, pretrained=True)
     cached_weights(monkeypatch, tmp_path, saved({"fc.weight": Trap(tmp_path / "sprung")}))
     with pytest.raises(Refused, match="holds a pickle that asks for posix.mkdir"):
-        ResNet18(classes=3, channels=3, pretrained=True)
+        ResNet(variant="resnet18", classes=3, channels=3, pretrained=True)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -206,8 +206,8 @@ def test_pretrained_grey_stem_sees_what_three_equal_channels_would(monkeypatch):
 
     donor = resnet18(weights=None).eval()
     monkeypatch.setattr(official, "official_weights", lambda choices, name, download: donor.state_dict())
-    grey = ResNet18(classes=1000, channels=1, size=32, pretrained=True).eval()
-    rgb = ResNet18(classes=1000, channels=3, size=32, pretrained=True).eval()
+    grey = ResNet(variant="resnet18", classes=1000, channels=1, size=32, pretrained=True).eval()
+    rgb = ResNet(variant="resnet18", classes=1000, channels=3, size=32, pretrained=True).eval()
     images = torch.rand(2, 1, 32, 32)
     expected = donor((images.expand(-1, 3, -1, -1) - 0.5) / 0.5)
     torch.testing.assert_close(grey(images).logits, expected, rtol=1e-3, atol=1e-4)

@@ -73,38 +73,6 @@ class ResNet(Classifier):
         self.published = original_names(network, self)
 
 
-class ResNet18(ResNet):
-    """ResNet-18; stages and arguments as in `ResNet`."""
-
-    revision = 1
-
-    def __init__(
-        self,
-        *,
-        classes: int,
-        channels: int,
-        size: int = 224,
-        stem: str = "imagenet",
-        pretrained: bool = False,
-        weights: str | None = "IMAGENET1K_V1",
-        download: bool = False,
-        mean: float | Sequence[float] = 0.5,
-        std: float | Sequence[float] = 0.5,
-    ) -> None:
-        super().__init__(
-            variant="resnet18",
-            classes=classes,
-            channels=channels,
-            size=size,
-            stem=stem,
-            pretrained=pretrained,
-            weights=weights,
-            download=download,
-            mean=mean,
-            std=std,
-        )
-
-
 def _stem(network: nn.Module) -> nn.Sequential:
     """Everything in front of `layer1`."""
     return nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
