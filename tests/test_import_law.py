@@ -29,7 +29,7 @@ ONLY = {
     "hydra": {"build", "verbs", "train_target.py", "attack.py", "evaluate.py"},
     "omegaconf": {"build", "verbs", "train_target.py", "attack.py", "evaluate.py"},
     "wandb": {"tracking"},
-    "pickle": {"store", "architectures/checkpoints"},
+    "pickle": {"store", "architectures/checkpoints", "priors/closed_pickle"},
     "torch.load": {"store", "architectures/checkpoints"},
 }
 

@@ -1,6 +1,7 @@
 """Metrics: known answers of the cards, invariances, and loud failure."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from midefense import metrics
+from midefense.architectures.faces import UnitLength
 from midefense.metrics import base, features
 from midefense.metrics.feature_distance import class_distances
-from midefense.metrics.fid import frechet_distance
+from midefense.metrics.fid import frechet_distance, moments
 from midefense.metrics.kid import kernel_distance
+from midefense.metrics.prdc import overlap
 from midefense.types import Images, Refused, Trace
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -81,6 +84,7 @@ ALL_PRIVACY = [
     metrics.FeatureDistance(),
     metrics.FrechetDistance(features="main"),
     metrics.KernelDistance(features="main"),
+    metrics.PRDC(features="main"),
 ]
 
 
@@ -95,7 +99,15 @@ def test_accuracy_of_a_table_made_by_hand():
     assert (top2.value, top2.per_class) == (0.75, {0: 1.0, 1: 0.5})
     confidence = torch.tensor(rows).softmax(1)[range(4), [0, 0, 1, 1]].mean()
     assert measured["target_class_confidence/main"].value == pytest.approx(float(confidence), rel=1e-6)
+    correct = torch.tensor(rows).softmax(1)[[0, 2], [0, 1]].mean()
+    assert measured["correct_class_confidence/main"].value == pytest.approx(float(correct), rel=1e-6)
     assert "target_class_confidence/target" not in measured
+
+
+def test_confidence_of_correct_images_is_nan_where_there_are_none():
+    measured = measure(metrics.AttackAccuracy(top=[1]), table_world(), table([[0.9, 0.1, 0.2]], [1]))
+    number = measured["correct_class_confidence/main"]
+    assert math.isnan(number.value) and "recognises none of the 1 images" in number.reason
 
 
 def test_accuracy_counts_classes_that_are_not_private():
@@ -156,6 +168,33 @@ def test_distance_to_one_training_image_per_class_is_the_squared_distance():
     assert nearest.tolist() == [0, 1, 2]
 
 
+class Direction(nn.Module):
+    """An evaluator of unit-length features, as face networks have."""
+
+    def forward(self, images):
+        features = UnitLength()(2 * images.flatten(1) - 1)
+        return Trace(logits=features, features=features)
+
+
+@pytest.mark.parametrize(("pixels", "distance"), [([1.0, 1.0], 0.0), ([1.0, 0.0], 2.0), ([0.0, 0.0], 4.0)])
+def test_delta_face_is_the_distance_of_unit_features(pixels, distance):
+    private = Images(torch.full((1, 1, 1, 2), 255, dtype=torch.uint8), torch.zeros(1).long(), torch.zeros(1), "a")
+    world = metrics.World(private, {"main": Table(2), "face": Direction()}, 1)
+    judged = metrics.Judged(torch.tensor(pixels).view(1, 1, 1, 2), torch.zeros(1).long(), torch.zeros(1).long())
+    measured = measure(metrics.FeatureDistance(), world, judged)
+    assert measured["knn_distance/face"].value == pytest.approx(distance, abs=1e-6)  # 2 - 2 cos: equal, at 90, at 180
+
+
+@pytest.mark.parametrize("name", ["facenet_vggface2", "mobilefacenet"])
+def test_face_networks_that_give_delta_face_end_in_unit_length(name):
+    from contract.listing import node
+
+    bound = node("evaluate", "evaluators.face.architecture", f"+evaluator@evaluators.face={name}")
+    bound = bound.given(classes=3, channels=3, size=112)
+    network = replace(bound, arguments={**bound.arguments, **bound.target.blank}).build()
+    assert isinstance(network.stages["features"][-1], UnitLength)
+
+
 def test_nearest_image_is_of_the_target_class_and_mean_is_of_the_class():
     private = torch.tensor([[0.0, 0.0], [4.0, 0.0], [1.0, 0.0]])
     knn, mean, nearest = class_distances(
@@ -186,6 +225,58 @@ def test_class_without_training_images_is_nan_with_a_reason():
     world = world_of(images.take(images.labels != 2))
     measured = measure(metrics.FeatureDistance(), world, judged_of(images))["knn_distance/main"]
     assert math.isnan(measured.value) and "classes [2]" in measured.reason
+
+
+# Precision, recall, density, coverage
+
+# The card's answers, from the original code and the standard definitions, on one feature.
+CARD = [
+    ([0, 1, 2, 10], [0.5, 1.5, 6], 1, (1, 1, 5 / 3, 1), (2 / 3, 1, 1.25, 1)),
+    ([0, 1, 2, 3, 4, 20], [0.4, 1.6, 2.2, 9, 11], 3, (1, 1, 16 / 15, 1), (0.6, 1, 8 / 9, 1)),
+]
+
+
+@pytest.mark.parametrize(("private", "recovered", "k", "standard", "legacy"), CARD)
+def test_overlap_of_the_card(private, recovered, k, standard, legacy):
+    features = [torch.tensor(values, dtype=torch.float32)[:, None] for values in (private, recovered)]
+    assert overlap(*features, k) == pytest.approx(standard)
+    assert overlap(*features, k, legacy_ppa=True) == pytest.approx(legacy)
+
+
+def test_overlap_of_a_copy_and_of_what_is_far_away():
+    private = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    precision, recall, density, coverage = overlap(private, private.flip(0), 3)
+    assert (precision, recall, coverage) == (1, 1, 1)
+    assert density == pytest.approx(4 / 3)  # every image reaches itself and its 3 neighbours
+    assert overlap(private, private + 100, 3) == (0, 0, 0, 0)
+
+
+def test_overlap_is_a_mean_over_classes_and_says_which_class_is_too_small():
+    images = private_images(per_class=6)
+    judged = judged_of(images)
+    judged.images[images.labels == 0] = 0.0  # far from all private images
+    measured = measure(metrics.PRDC(features="main"), world_of(images), judged)
+    assert measured["precision/main"].per_class == {0: 0.0, 1: 1.0, 2: 1.0, 3: 1.0}
+    assert (measured["precision/main"].value, measured["precision/main"].n) == (0.75, 24)
+    assert measured["precision/main"].low < 0.75 < measured["precision/main"].high
+    few = images.take(torch.tensor([0, 1, 2, *range(6, 12)]))  # three of class 0: no third neighbour
+    measured = measure(metrics.PRDC(features="main"), world_of(images), judged_of(few))
+    assert math.isnan(measured["recall/main"].value) and "classes [0]: expected more than k=3" in (
+        measured["recall/main"].reason
+    )
+    assert measured["coverage/main"].value > 0.7
+    rare = world_of(images.take(images.labels != 1))
+    measured = measure(metrics.PRDC(features="main"), rare, judged_of(images))
+    assert all(math.isnan(number.value) and "classes [1]" in number.reason for number in measured.values())
+
+
+def test_legacy_overlap_bears_its_name():
+    images = private_images()
+    measured = measure(metrics.PRDC(features="main", legacy_ppa=True), world_of(images), judged_of(images))
+    names = ["precision", "recall", "density", "coverage"]
+    assert list(measured) == [f"{name}_legacy_ppa/main" for name in names]
+    with pytest.raises(Refused, match=r"PRDC\.k: expected at least 1, got 0"):
+        metrics.PRDC(k=0)
 
 
 # FID and KID
@@ -308,6 +399,42 @@ def test_inception_takes_grey_images_and_gives_2048_features(monkeypatch):
     assert trace.features.shape == (2, 2048) and trace.logits.shape == (2, 0)
 
 
+class Shown(nn.Module):
+    """In place of pytorch-fid's network: its features are what it is shown, before it maps [0, 1] to [-1, 1]."""
+
+    def __init__(self, resize_input, normalize_input):
+        super().__init__()
+        assert resize_input and normalize_input
+
+    def forward(self, images):
+        return [images]
+
+
+def test_legacy_fid_shows_the_network_what_the_code_of_ppa_shows_it(monkeypatch):
+    monkeypatch.setattr("pytorch_fid.inception.InceptionV3", Shown)
+    monkeypatch.setattr("midefense.metrics.fid.require_inception", lambda: None)
+    monkeypatch.setattr(features, "require_inception", lambda: None)
+    images = private_images(per_class=8)
+    world, judged = world_of(images), judged_of(images)
+    measured = measure(metrics.FrechetDistance(features="inception", legacy_ppa=True), world, judged)
+    assert list(measured) == ["fid_legacy_ppa/inception"]
+    shown = images.floats()
+    legacy, own = features.network(world, features.INCEPTION_PPA), features.network(world, "inception")
+    assert torch.equal(legacy(shown).features, own(2 * shown - 1).features)  # PPA's images are in [-1, 1]
+    assert torch.equal(own(shown).features, shown.expand(-1, 3, -1, -1).flatten(1))
+    assert torch.equal(judged.traces[features.INCEPTION_PPA].features, legacy(shown).features)
+    with pytest.raises(Refused, match="legacy_ppa: expected features=inception, .* got main"):
+        metrics.FrechetDistance(features="main", legacy_ppa=True)
+
+
+def test_moments_are_those_of_the_whole_set(monkeypatch):
+    monkeypatch.setattr("midefense.metrics.fid.ROWS", 7)
+    rows = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * 100 + 1000
+    mean, covariance = moments(rows)
+    torch.testing.assert_close(mean, rows.double().mean(0), rtol=1e-14, atol=0)
+    torch.testing.assert_close(covariance, torch.cov(rows.double().T), rtol=1e-12, atol=1e-10)
+
+
 # All privacy metrics
 
 
@@ -381,6 +508,14 @@ def test_bad_images_are_refused_by_name(metric):
         metric.compute(world)
 
 
+def test_large_images_are_shown_a_few_at_a_time():
+    small, large = nn.Identity(), nn.Identity()
+    large.size = 299
+    assert features.batch_rows(256, 64, small) == features.batch_rows(256, 64) == 256
+    assert features.batch_rows(256, 64, large) == features.batch_rows(256, 299, small) == 23
+    assert features.batch_rows(256, 4096) == 1
+
+
 def test_bad_evaluators_are_refused():
     images = private_images()
     judged = judged_of(images)
@@ -388,6 +523,8 @@ def test_bad_evaluators_are_refused():
         metrics.AttackAccuracy().update(judged, world_of(images, evaluator_classes=3))
     with pytest.raises(Refused, match="expected at least one, got none"):
         metrics.FeatureDistance().update(judged, metrics.World(images, {}, CLASSES))
+    with pytest.raises(Refused, match="expected names other than inception, .* got 'inception'"):
+        metrics.FeatureDistance().update(judged, metrics.World(images, {"inception": Table(4)}, CLASSES))
     with pytest.raises(Refused, match="got 'man'; choices: inception, main. Did you mean 'main'"):
         metrics.FrechetDistance(features="man").update(judged, world_of(images))
     broken = nn.Module()
@@ -452,7 +589,7 @@ def test_sets_compose_and_write_out_every_argument():
         parts = [
             name for name in ("privacy", "utility", "cost") for name in compose(overrides=[f"+metrics={name}"]).metrics
         ]
-    assert list(chosen) == parts == ["accuracy", "feature_distance", "fid", "kid", "utility", "cost"]
+    assert list(chosen) == parts == ["accuracy", "feature_distance", "fid", "kid", "prdc", "utility", "cost"]
     for node in chosen.values():
         arguments = {key: value for key, value in node.items() if key != "_target_"}
         kind = get_class(node._target_)

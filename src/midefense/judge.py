@@ -1,30 +1,33 @@
 """Judge what an attack recovered: the metrics, the same metrics on their anchors, and pictures beside the truth.
 
 Anchors say what a number means: private test images the target never saw (real), unattacked samples of the same
-prior under the same labels (prior), and blind guessing (chance).
+prior under the same labels (prior), and blind guessing (chance). Images are made, shown to every metric and forgotten
+a batch at a time; metrics keep what the networks say of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from midefense import seeds
 from midefense.artefacts import Artefact
+from midefense.candidates import BATCH, HEADLINE, Candidates, Stages, open_stages
 from midefense.datasets.splits import Splits
 from midefense.metrics.base import Judged, Measured, Metric, World
 from midefense.metrics.feature_distance import class_distances
-from midefense.metrics.features import judged_trace, reference_trace
+from midefense.metrics.features import batch_rows, judged_trace, reference_trace
 from midefense.priors.base import Prior
 from midefense.types import Images, clip_images
 
+PICTURES = 1000  # in all, but one per class: those of FaceScrub at 299 px would fill gigabytes otherwise
 PICTURES_PER_CLASS = 8
 PICTURE_COLUMNS = ["class", "candidate", "recovered", "nearest private", "distance", "target confidence"]
-BATCH = 256
 
 
 @dataclass
@@ -76,10 +79,7 @@ def judge(
     utility: Mapping[str, float],
     device: torch.device,
 ) -> Judgement:
-    """Measure a recovered artefact and its anchors; every image is clipped once, here, before it is judged."""
-    tensors = recovered.tensors()
-    labels = tensors["evidence.labels"][tensors["selected.evidence"]]
-    images = decode(prior, tensors["selected.latents"], device)
+    """Measure a recovered artefact, the stages that metrics ask for, and the anchors."""
     world = World(
         references=splits.private_train,
         evaluators=evaluators,
@@ -87,44 +87,28 @@ def judge(
         utility={"test_accuracy_top1": utility["test_accuracy_top1"]},
         bill={k: v for k, v in recovered.provenance["bill"].items() if isinstance(v, int | float)},
         device=device,
+        tests=splits.private_test,
+        target=target,
     )
-    judged = Judged(images, labels.to(device), rank_in_class(labels).to(device), confidence(target, images, labels))
-    measured, kinds = _measure(metrics, judged, world)
-    private = {name: metric for name, metric in metrics.items() if metric.kind == "privacy"}
-    draws = prior.sample(len(labels), seeds.generator("evaluate", "prior samples"))
-    floor = Judged(decode(prior, draws, device), judged.labels, judged.candidates)
-    attacked = splits.private_test.take(torch.isin(splits.private_test.labels, labels.unique()))
-    chance = {name: value for metric in private.values() for name, value in metric.chance(world).items()}
-    anchors = {
-        # a split that is not stratified may leave none of the attacked classes to test on
-        "real": _values(_measure(private, _real(attacked, device), world)[0]) if len(attacked) else {},
-        "prior": _values(_measure(private, floor, world)[0]),
-        "chance": chance,
-    }
-    pictures = _pictures(judged, world)
-    return Judgement(measured, kinds, anchors, pictures, candidates=len(labels) // len(labels.unique()))
+    with open_stages(recovered, prior, device) as stages:
+        candidates = stages[HEADLINE]
+        pictures = _Pictures(world, len(candidates.labels.unique()))
+        found = _measure(metrics, candidates.batches(target), world, pictures)
+        marked = _measure_stages(metrics, stages, target, world, found.by_metric)
+    return Judgement(
+        measured={**found.numbers, **marked.numbers},
+        kinds={**found.kinds(metrics), **marked.kinds(metrics)},
+        anchors=_anchors(metrics, candidates.labels, prior, splits.private_test, world),
+        tensors={**pictures.tensors(), **found.drawings},
+        candidates=len(candidates) // len(candidates.labels.unique()),
+    )
 
 
 @torch.no_grad()
 def decode(prior: Prior, latents: Tensor, device: torch.device) -> Tensor:
-    """Images [M, C, H, W] in [0, 1] of latents [M, ...], clipped."""
-    return torch.cat([clip_images(prior.decode(rows.to(device))) for rows in latents.split(BATCH)])
-
-
-@torch.no_grad()
-def confidence(target: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """How sure the attacked target is of each image's label [M]; asked by the judge, so nobody is charged."""
-    probs = torch.cat([target(rows).logits.float().softmax(1) for rows in images.split(BATCH)])
-    return probs.gather(1, labels.to(probs.device)[:, None])[:, 0]
-
-
-def rank_in_class(labels: Tensor) -> Tensor:
-    """Number every row among those of its label, in order: [3, 5, 3] gives [0, 0, 1]."""
-    order = torch.argsort(labels, stable=True)
-    ordered = labels[order]
-    ranks = torch.empty_like(labels)
-    ranks[order] = torch.arange(len(labels)) - torch.searchsorted(ordered, ordered)
-    return ranks
+    """Images [M, C, H, W] in [0, 1] of a few latents [M, ...], clipped."""
+    rows = batch_rows(BATCH, prior.size)
+    return torch.cat([clip_images(prior.decode(part.to(device))) for part in latents.split(rows)])
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -132,39 +116,119 @@ def to_pixels(images: Tensor) -> Tensor:
     return (clip_images(images) * 255).round().to(torch.uint8).cpu()
 
 
-def _real(images: Images, device: torch.device) -> Judged:
-    return Judged(images.floats(device=device), images.labels.to(device), rank_in_class(images.labels).to(device))
+@dataclass
+class _Found:
+    """What metrics found: their numbers by the metric's key and the number's name, and what they let one draw."""
+
+    by_metric: dict[str, dict[str, Measured]] = field(default_factory=dict)
+    drawings: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> dict[str, Measured]:
+        """All numbers by name."""
+        return {name: number for own in self.by_metric.values() for name, number in own.items()}
+
+    def kinds(self, metrics: Mapping[str, Metric]) -> dict[str, str]:
+        """Of which kind every number is."""
+        return {name: metrics[key].kind for key, own in self.by_metric.items() for name in own}
 
 
-def _measure(metrics: dict[str, Metric], judged: Judged, world: World) -> tuple[dict[str, Measured], dict[str, str]]:
-    measured: dict[str, Measured] = {}
-    kinds: dict[str, str] = {}
+def _measure(
+    metrics: Mapping[str, Metric], batches: Iterable[Judged], world: World, pictures: _Pictures | None = None
+) -> _Found:
+    """Show every batch to all metrics at once, so that each network looks at it once; then let each one count."""
     for metric in metrics.values():
         metric.reset()
-        metric.update(judged, world)
-        numbers = metric.compute(world)
-        measured |= numbers
-        kinds |= dict.fromkeys(numbers, metric.kind)
-    return measured, kinds
+    for judged in batches:
+        for metric in metrics.values():
+            metric.update(judged, world)
+        if pictures is not None:
+            pictures.update(judged)
+    found = _Found()
+    for key, metric in metrics.items():
+        found.by_metric[key] = metric.compute(world)
+        found.drawings |= metric.drawings()
+        metric.reset()  # its features need not outlive its numbers
+    return found
 
 
-def _values(measured: dict[str, Measured]) -> dict[str, float]:
-    return {name: number.value for name, number in measured.items() if not math.isnan(number.value)}
+def _measure_stages(
+    metrics: Mapping[str, Metric],
+    stages: Stages,
+    target: nn.Module,
+    world: World,
+    headline: Mapping[str, Mapping[str, Measured]],
+) -> _Found:
+    """The stages that metrics ask for, their numbers marked `<number>@<stage>/<network>`; NaN where candidates diverged
+    (the selection takes those last, so that the headline may be sound)."""
+    found = _Found()
+    for stage in stages.names:
+        asking = {k: m for k, m in metrics.items() if any(fnmatchcase(stage, pattern) for pattern in m.stages)}
+        if stage == HEADLINE or not asking:
+            continue
+        candidates = stages[stage]
+        if candidates.diverged:
+            reason = f"{candidates.diverged} of {len(candidates)} candidates diverged"
+            lost = {k: {name: Measured.undefined(reason, len(candidates)) for name in headline[k]} for k in asking}
+            own = _Found(lost)
+        else:
+            own = _measure(asking, candidates.batches(target), world)
+        for key, numbers in own.by_metric.items():
+            marked = {name.replace("/", f"@{stage}/", 1): number for name, number in numbers.items()}
+            found.by_metric.setdefault(key, {}).update(marked)
+    return found
 
 
-def _pictures(judged: Judged, world: World) -> dict[str, Tensor]:
-    """The first candidates of every class beside the private image that the first evaluator finds nearest."""
-    keep = (judged.candidates < PICTURES_PER_CLASS).nonzero()[:, 0]
-    images, labels = judged.images[keep], judged.labels[keep].cpu()
-    name = next(iter(world.evaluators))
-    found = judged_trace(judged, world, name, BATCH).features[keep]
-    known = reference_trace(world, name, BATCH).features
-    distance, _, nearest = class_distances(found, judged.labels[keep], known, world.references.labels)
-    return {
-        "reconstructions": to_pixels(images),
-        "nearest": world.references.pixels[nearest.cpu()],
-        "labels": labels,
-        "candidates": judged.candidates[keep].cpu(),
-        "distance": distance.float().cpu(),
-        "confidence": judged.target_confidence[keep].float().cpu(),
+def _anchors(
+    metrics: Mapping[str, Metric], labels: Tensor, prior: Prior, tests: Images, world: World
+) -> dict[str, dict[str, float]]:
+    """What the privacy metrics say of real images and of unattacked samples for the same `labels`, and chance."""
+    private = {key: metric for key, metric in metrics.items() if metric.kind == "privacy"}
+    draws = prior.sample(len(labels), seeds.generator("evaluate", "prior samples"))
+    attacked = torch.isin(tests.labels, labels.unique()).nonzero()[:, 0]
+    held_against = {
+        "real": Candidates.of_images(tests, attacked, world.device),
+        "prior": Candidates.of_latents(prior, draws, labels, world.device),
     }
+    anchors: dict[str, dict[str, float]] = {}
+    for name, candidates in held_against.items():
+        asked = {key: metric for key, metric in private.items() if name in metric.anchors}
+        # a split that is not stratified may leave none of the attacked classes to test on
+        numbers = _measure(asked, candidates.batches(), world).numbers if len(candidates) else {}
+        anchors[name] = {k: number.value for k, number in numbers.items() if not math.isnan(number.value)}
+    anchors["chance"] = {name: value for metric in private.values() for name, value in metric.chance(world).items()}
+    return anchors
+
+
+class _Pictures:
+    """The first candidates of every class beside the private image that the first evaluator finds nearest."""
+
+    def __init__(self, world: World, classes: int) -> None:
+        self._world, self._evaluator = world, next(iter(world.evaluators))
+        self._per_class = max(1, min(PICTURES_PER_CLASS, PICTURES // classes))
+        self._kept: list[dict[str, Tensor]] = []
+
+    def update(self, judged: Judged) -> None:
+        """Keep what is shown of a batch."""
+        keep = (judged.candidates < self._per_class).nonzero()[:, 0]
+        shown = {
+            "reconstructions": to_pixels(judged.images[keep]),
+            "labels": judged.labels[keep],
+            "candidates": judged.candidates[keep].cpu(),
+            "confidence": judged.target_confidence[keep].float().cpu(),
+            "features": judged_trace(judged, self._world, self._evaluator, BATCH).features[keep],
+        }
+        self._kept.append(shown)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`reconstructions` and `nearest` uint8 [K, C, H, W]; `labels`, `candidates`, `distance`, `confidence` [K]."""
+        shown = {name: torch.cat([part[name] for part in self._kept]) for name in self._kept[0]}
+        features, labels, references = shown.pop("features"), shown.pop("labels"), self._world.references
+        known = reference_trace(self._world, self._evaluator, BATCH).features
+        distance, _, nearest = class_distances(features, labels, known, references.labels)
+        found = {
+            "labels": labels.cpu(),
+            "distance": distance.float().cpu(),
+            "nearest": references.pixels[nearest.cpu()],
+        }
+        return {**shown, **found}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from midefense.artefacts import Artefact
@@ -50,8 +51,15 @@ def refuse_beside(what: str, brought: Sequence[str], overrides: Sequence[str]) -
     for override in overrides:
         key = key_of(override)
         for name in brought:
-            if key == name or key.startswith((f"{name}.", f"{name}/", f"{name}@")):
+            mounted = key.startswith(f"{name}@") and head_of(key) == name
+            if key == name or key.startswith((f"{name}.", f"{name}/")) or mounted:
                 raise Refused(f"{what}=... brings its own {name}; leave out {override}")
+
+
+def head_of(key: str) -> str:
+    """The option that a key belongs to: `attack` for `attack/objective`, `metrics` for an architecture mounted within
+    it (`architecture@metrics.knowledge.student`)."""
+    return re.split("[./]", key.split("@")[-1].removeprefix("_global_."))[0]
 
 
 def key_of(override: str) -> str:

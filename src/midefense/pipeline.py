@@ -240,6 +240,7 @@ class Pipeline:
             "access": recipe["attack"]["access"],
             "seeds": {"target": target.plan.seed, "prior": recipe["prior"].get("seed"), "attack": recipe["seed"]},
             "setup": setup_of(target.artefact.recipe, recipe),
+            "baseline": setup_of({k: v for k, v in target.artefact.recipe.items() if k != "defense"}, recipe),
             "selection": selection_of(target.plan),
             "classes": len(recipe["labels"]),
             "stopped": recovered.metrics["stopped"],

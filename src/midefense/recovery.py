@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from midefense.store import POLL_SECONDS, Work
 from midefense.tracking import Run, consume
 from midefense.types import Evidence, Found, Images, Progress
 
-STAGE_FIELDS = ("latents", "loss", "evidence", "scores")
+STAGE_FIELDS = ("latents", "loss", "evidence", "scores", "pixels")
 LOG_EVERY = 50  # steps of a search between two looks at the loss: looking makes the device wait
 
 
@@ -172,8 +172,7 @@ class _Group:
         attacked = run_group(r.attack, r.state, r.prior.prior, self.oracle, self.evidence, rng)
         for step, (found, self.stopped) in enumerate(attacked, start=1):
             if self.stopped:  # what was found is kept, unselected
-                unscored = torch.full((len(found),), torch.nan)
-                found = Found(found.latents, found.loss, found.evidence, "selected", unscored)
+                found = replace(found, stage="selected", scores=torch.full((len(found),), torch.nan))
             self.stages[found.stage] = found
             yield first + step, {"loss": float(found.loss.mean())} if step % LOG_EVERY == 0 else {}, dict
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from midefense.artefacts import Artefact, Draft, content_id
 from midefense.build import Bound
 from midefense.datasets.splits import Splits
-from midefense.named import TARGET_NODES, key_of
+from midefense.named import TARGET_NODES, head_of, key_of
 from midefense.plan import KEYS, Plan
 from midefense.store import Work
 from midefense.tracking import Run
@@ -87,5 +86,5 @@ class Session:
             brought = (*(TARGET_NODES if "target" in keys else ()), *(("prior",) if "prior_artefact" in keys else ()))
             words = [f"{group}={name.split('(')[0]}" for group, name in names.items() if name and group not in brought]
             known = set(KEYS[verb]) - set(ELSEWHERE)
-            words += [override for key, override in given if key not in names and re.split("[./@]", key)[0] in known]
+            words += [override for key, override in given if key not in names and head_of(key) in known]
         return shlex.join(["python", f"{verb}.py", *words])

@@ -68,7 +68,8 @@ class Trainer:
         return {"learning_rate": self.optimizer.param_groups[0]["lr"], **logs}
 
     def train(self, batch: Batch, seed: int, *step: int) -> dict[str, Tensor]:
-        """One update on a global batch: augment, transform, take this rank's rows, step."""
+        """One update on a global batch: conceal, augment, transform, take this rank's rows, step."""
+        batch = self.defense.conceal(batch)
         for index, augment in enumerate(self.recipe.augment):
             batch = replace(batch, images=augment(batch.images, seeds.fork(batch.rng, f"augment/{index}")))
         with seeds.isolated(seed, "train", "transform", *step):
@@ -251,6 +252,7 @@ def _epoch(trainer: Trainer, images: Images, epoch: int, seed: int) -> dict[str,
     sampler = trainer.defense.sampler or recipe.sampler
     order = seeds.generator(seed, "train", "order", epoch)
     batches = recipe.batches(images.labels, sampler, 2 * fabric.world_size, order)
+    batches = batches[: max(1, round(trainer.defense.epoch_share * len(batches)))]
     totals: dict[str, Tensor] = {}
     for index, rows in enumerate(batches):
         batch = Batch(

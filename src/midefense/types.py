@@ -165,16 +165,23 @@ class Evidence:
 class Found:
     """Candidates: aligned rows of `latents` [M, ...], `loss` [M] and `evidence` int64 [M], the row of the
     evidence that each candidate answers. `stage` names the moment: initial, optimised, selected, or a method's
-    own. `scores` [M] are the selection's (None before it)."""
+    own. `scores` [M] are the selection's (None before it). `pixels` uint8 [M, C, H, W] are the images themselves,
+    where the prior alone cannot decode them from the latents (None: it can)."""
 
     latents: Tensor
     loss: Tensor
     evidence: Tensor
     stage: str
     scores: Tensor | None = None
+    pixels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
+
+    def take(self, rows: Tensor, **changes: object) -> Found:
+        """The candidates at `rows` (indices on the CPU), with `changes` to other fields."""
+        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return replace(self, **{**{name: value[rows.to(value.device)] for name, value in tensors.items()}, **changes})
 
     def detached(self) -> Found:
         """A copy on the CPU that later steps cannot change."""
@@ -190,3 +197,8 @@ Progress = tuple[int, dict[str, float], Callable[[], dict[str, Tensor]]]
 def clip_images(images: Tensor) -> Tensor:
     """The one place where images are clipped to [0, 1] before they are scored or saved."""
     return images.detach().clamp(0, 1)
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Images [M, C, H, W] as uint8, clipped and rounded."""
+    return (clip_images(images) * 255).round().to(torch.uint8)

@@ -7,7 +7,7 @@ init -> search over latents, guided by an objective on what the target says of t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from midefense import seeds
 from midefense.oracle import BudgetExceeded, Oracle
 from midefense.priors.base import Prior
-from midefense.types import Access, Answer, Evidence, Found, Images, Progress, Refused
+from midefense.types import Access, Answer, Evidence, Found, Images, Progress, Refused, clip_images
 
 
 class Part:
@@ -74,10 +74,12 @@ class Attack:
 
 @dataclass
 class Shot:
-    """One look at candidates: `latents` [B, ...] and their `images` [B, C, H, W]; what the target was `shown`
-    (a view of them) and its `answer`; the `labels` [B] wanted. The objective turns it into a loss per image."""
+    """One look at candidates: `latents` [B, ...], the pictures `drawn` from them and their `images` [B, C, H, W]; what
+    the target was `shown` (a view of them) and its `answer`; the `labels` [B] wanted. The objective turns it into a
+    loss per image."""
 
     latents: Tensor
+    drawn: Tensor
     images: Tensor
     shown: Tensor
     answer: Answer
@@ -117,11 +119,29 @@ class Problem:
 
         `owners` int64 [B] on the CPU: the evidence row of each latent; its target is charged.
         """
-        images = self.prior.decode(latents)
+        return self.show(self.prior.draw(latents), latents, owners, views, draws, reads)
+
+    def show(
+        self,
+        drawn: Tensor,
+        latents: Tensor,
+        owners: Tensor,
+        views: Part | None = None,
+        draws: object = None,
+        reads=None,
+    ) -> Shot:
+        """As `look`, with pictures [B, C, r, r] that were drawn already."""
+        images = self.prior.frame(drawn)
         shown = images if views is None else views(images, draws)
         answer = self.oracle(shown, ids=self.evidence.ids[owners], reads=self.reads if reads is None else reads)
         labels = self.evidence.labels[owners].to(images.device, non_blocking=True)
-        return Shot(latents, images, shown, answer, labels, self.prior)
+        return Shot(latents, drawn, images, shown, answer, labels, self.prior)
+
+    def images(self, found: Found, rows: slice) -> Tensor:
+        """The images [B, C, H, W] of the candidates at `rows`, clipped, as they would be saved."""
+        if found.pixels is not None:
+            return found.pixels[rows].to(self.device).float().div_(255)
+        return clip_images(self.prior.decode(found.latents[rows]))
 
 
 class SearchAttack(Attack):
@@ -216,14 +236,7 @@ def best_of_each(found: Found, scores: Tensor, keep: int | None) -> Found:
         owners = found.evidence[order]
         first = torch.searchsorted(owners, owners)  # position where each target's rows begin
         order = order[torch.arange(len(order)) - first < keep]
-    rows = order.to(found.latents.device)
-    return Found(
-        latents=found.latents[rows].detach(),
-        loss=found.loss[rows],
-        evidence=found.evidence[order],
-        stage="selected",
-        scores=scores[order],
-    )
+    return replace(found, latents=found.latents.detach(), scores=scores).take(order, stage="selected")
 
 
 def run_group(

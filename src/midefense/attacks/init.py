@@ -72,11 +72,12 @@ class BestOfPool(Part):
         self, prior: Prior, oracle: Oracle, rng: torch.Generator, state: dict[str, Tensor] | None
     ) -> Iterator[Progress]:
         """Draw the pool and score it: state `pool.latents` [size, ...] and `pool.scores` [size, classes]."""
-        latents = prior.sample(self.size, rng)
+        latents, starts = self.draw(prior, rng)
         scores = [state["pool.scores"]] if state else []
         done = sum(map(len, scores))
         while done < self.size:
-            images = clip_images(prior.decode(latents[done : done + self.batch_size].to(prior.device)))
+            drawn = prior.draw(latents[done : done + self.batch_size].to(prior.device))
+            images = clip_images(prior.frame(clip_images(drawn)))
             views = [images, images.flip(3)] if self.flip else [images]
             asked = torch.stack([oracle(view, reads=("probs",)).probs for view in views])
             scores.append(asked.mean(0).cpu())
@@ -86,10 +87,15 @@ class BestOfPool(Part):
                 done,
                 {"pool_confidence": float(known.amax(0).mean())},
                 lambda known=known: {
-                    "pool.latents": latents,
+                    "pool.latents": starts,
                     "pool.scores": known,
                 },
             )
+
+    def draw(self, prior: Prior, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The latents [size, ...] to score, and those a search would start from; here the same."""
+        latents = prior.sample(self.size, rng)
+        return latents, latents
 
     def __call__(self, problem: Problem) -> Found:
         """The `candidates` best of the pool for each target's label, best first."""
@@ -97,3 +103,38 @@ class BestOfPool(Part):
         best = scores.topk(self.candidates, dim=0)
         latents = problem.state["pool.latents"][best.indices.T.flatten()].to(problem.device)
         return _starts(latents, len(problem.evidence), self.candidates, 1 - best.values.T.flatten())
+
+
+class BestOfStyles(BestOfPool):
+    """The most confident of one pool of truncated styles of a generator with a style per layer (PPA).
+
+    Args:
+        size, candidates, flip, batch_size: as `BestOfPool`.
+        psi: truncation of the first `cutoff` rows; 1 is none.
+        cutoff: how many rows are truncated; None is all.
+        single_w: search from the first row alone, for all layers. It is truncated, and what was scored had other rows
+            behind the cutoff: a start does not look as its score says.
+    """
+
+    needs = ("sample", "styles")
+
+    def __init__(
+        self,
+        *,
+        size: int = 2000,
+        candidates: int = 200,
+        flip: bool = True,
+        batch_size: int = 64,
+        psi: float = 0.5,
+        cutoff: int | None = 8,
+        single_w: bool = True,
+    ):
+        super().__init__(size=size, candidates=candidates, flip=flip, batch_size=batch_size)
+        if cutoff is not None and cutoff < 0:
+            raise Refused(f"attack.init.cutoff: expected a number of rows from 0 or null, got {cutoff}; try 8")
+        self.psi, self.cutoff, self.single_w = psi, cutoff, single_w
+
+    def draw(self, prior: Prior, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Styles [size, rows, width], and those or their first row [size, width]."""
+        styles = prior.styles(self.size, rng, self.psi, self.cutoff)
+        return styles, styles[:, 0].clone() if self.single_w else styles

@@ -73,7 +73,18 @@ class Realism(Part):
 
     def __call__(self, shot: Shot) -> Tensor:
         """Loss per image [B], unbounded."""
-        return -shot.prior.realism(shot.images)
+        return -shot.prior.realism(shot.drawn)
+
+
+class NonSaturating(Part):
+    """softplus(-D(G(w))): looking unreal costs, ever less where the critic is content (PPA's discriminator term)."""
+
+    reads = ("gradient",)
+    needs = ("realism",)
+
+    def __call__(self, shot: Shot) -> Tensor:
+        """Loss per image [B], from 0."""
+        return F.softplus(-shot.prior.realism(shot.drawn))
 
 
 class TotalVariation(Part):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from midefense.attacks.base import Part, Problem
-from midefense.types import Found, Refused, clip_images
+from midefense.types import Found, Refused
 
 
 class Everything(Part):
@@ -61,17 +61,19 @@ class TargetConfidence(Part):
     def __call__(self, problem: Problem, found: Found) -> Tensor:
         """Mean target confidence [M] in [0, 1]; asks `repeats` images per candidate."""
         labels = problem.evidence.labels[found.evidence]
-        images = [clip_images(problem.prior.decode(found.latents[rows])) for rows in problem.chunks(len(found))]
         rng = problem.draw("select")
-        total = torch.zeros(len(found))
-        for _ in range(self.repeats):
-            draws = None if self.views is None else self.views.draw(len(found), rng)
-            for rows, image in zip(problem.chunks(len(found)), images, strict=True):
-                shown = image if self.views is None else self.views(image, draws[rows].to(image.device))
-                ids = problem.evidence.ids[found.evidence[rows]]
-                probs = problem.oracle(shown, ids=ids, reads=("probs",)).probs.cpu()
-                total[rows] += probs.gather(1, labels[rows, None])[:, 0]
-        return total / self.repeats
+        # drawn for all candidates first, so that images need not be held for more of them than are shown at once
+        draws = [None if self.views is None else self.views.draw(len(found), rng) for _ in range(self.repeats)]
+        scores = torch.zeros(len(found))
+        for rows in problem.chunks(len(found)):
+            images = problem.images(found, rows)
+            ids, wanted = problem.evidence.ids[found.evidence[rows]], labels[rows, None].to(images.device)
+            total = images.new_zeros(len(images))
+            for drawn in draws:
+                shown = images if self.views is None else self.views(images, drawn[rows].to(images.device))
+                total += problem.oracle(shown, ids=ids, reads=("probs",)).probs.gather(1, wanted)[:, 0]
+            scores[rows] = total.cpu()
+        return scores / self.repeats
 
 
 def _at_least_one(keep: int) -> int:

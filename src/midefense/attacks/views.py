@@ -1,15 +1,18 @@
 """What the target is shown: differentiable transforms, drawn per image.
 
-`draw(count, rng)` gives one row of numbers per image (for the whole group, before it is cut to fit memory);
+`draw(count, rng)` gives one row of `columns` numbers per image (for the whole group, before it is cut to fit memory);
 calling the view applies the rows to images.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from midefense import erasing
 from midefense.attacks.base import Part
 from midefense.types import Refused
 
@@ -25,6 +28,8 @@ class RandomResizedCrop(Part):
         flip: probability of a mirror image.
         shared: one draw for all images of a call, as torchvision did in the original.
     """
+
+    columns = 4
 
     def __init__(
         self,
@@ -59,3 +64,68 @@ class RandomResizedCrop(Part):
         affine = torch.stack([torch.stack([width, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
         grid = F.affine_grid(affine.to(images.dtype), list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+class RandomErase(Part):
+    """Show the target what it was trained on: one rectangle per image overwritten, as by the defense of random erasing.
+
+    The attack that knows of the defense takes the expectation over its randomness (Athalye et al., ICML 2018): a loss
+    that need not be low behind the rectangle leaves to the prior what the target was never asked about.
+
+    Args:
+        p: share of images erased.
+        scale: least and largest share of the area.
+        ratio: least and largest height divided by width, drawn log-uniformly.
+        value: colour in [0, 1], one value or one per channel; grey images get the mean of several.
+    """
+
+    columns = erasing.COLUMNS
+
+    def __init__(
+        self,
+        *,
+        p: float = 1.0,
+        scale: Sequence[float] = (0.1, 0.4),
+        ratio: Sequence[float] = (1.0, 1.0),
+        value: float | Sequence[float] = (0.7425, 0.728, 0.703),
+    ):
+        erasing.require_boxes(p, scale, ratio)
+        self.p, self.scale, self.ratio, self.value = p, tuple(scale), tuple(ratio), value
+
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
+        """Dice [count, columns] in [0, 1)."""
+        return erasing.roll(count, rng)
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Views [B, C, H, W] of images [B, C, H, W]; `draws` [B, columns] on the images' device."""
+        height, width = images.shape[-2:]
+        boxes = erasing.random_boxes(draws, height, width, p=self.p, scale=self.scale, ratio=self.ratio)
+        fill = erasing.fill_of(self.value, images.shape[1]).to(images)
+        return torch.where(erasing.inside(boxes, height, width), fill, images)
+
+
+class Chain(Part):
+    """Several views, each of what the one before it shows.
+
+    Args:
+        members: name to view, in order.
+    """
+
+    def __init__(self, *, members: Mapping[str, Part]):
+        if not members:
+            raise Refused("views.members: expected one or more views, got none; try views: null")
+        self.members = dict(members)
+        self.reads = tuple(dict.fromkeys(name for view in self.members.values() for name in view.reads))
+        self.needs = tuple(dict.fromkeys(name for view in self.members.values() for name in view.needs))
+        self.columns = sum(view.columns for view in self.members.values())
+
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
+        """The members' draws side by side [count, columns]."""
+        return torch.cat([view.draw(count, rng) for view in self.members.values()], 1)
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Views [B, C, H, W] of images [B, C, H, W]; `draws` [B, columns] on the images' device."""
+        shares = draws.split([view.columns for view in self.members.values()], 1)
+        for view, share in zip(self.members.values(), shares, strict=True):
+            images = view(images, share)
+        return images

@@ -1,1 +1,1 @@
-"""Defenses: seven hooks, one per place where a defense can bite. One file per defense."""
+"""Defenses: eight hooks, one per place where a defense can bite. One file per defense."""

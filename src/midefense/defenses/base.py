@@ -6,6 +6,7 @@ loss terms back. What only one defense may do is a slot that it claims in `owns`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -26,13 +27,13 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Defense(nn.Module):
-    """Seven hooks that do nothing; a defense overrides those it needs.
+    """Eight hooks that do nothing; a defense overrides those it needs.
 
     Class attributes: `taps`, names of the stages it reads; `owns`, the slots it claims (`task` replaces the
     cross-entropy, `sampler` the recipe's, `step` the update rule, `release` what leaves the edge); `neutral`,
     constructor settings at which the trained weights equal those without a defense bit for bit (None: there are
     none); `coupled`, whether a loss term ties the images of a batch; `stochastic_when_deployed`; `sampler`, what it
-    asks of the recipe's slot of that name (None: nothing).
+    asks of the recipe's slot of that name (None: nothing); `epoch_share`, the share of an epoch's batches trained on.
     """
 
     revision = 1
@@ -42,6 +43,7 @@ class Defense(nn.Module):
     coupled = False
     stochastic_when_deployed = False
     sampler: str | dict[str, int] | None = None
+    epoch_share: float = 1.0
 
     def rebuild(self, model: nn.Module) -> nn.Module:
         """Change the network before training and before loading weights, and look up what the defense needs of it."""
@@ -50,6 +52,10 @@ class Defense(nn.Module):
     def begin_epoch(self, model: nn.Module, epoch: int, epochs: int) -> dict[str, float]:
         """Called before epoch `epoch` (from 0) of `epochs`, in training mode. Gives numbers to log."""
         return {}
+
+    def conceal(self, batch: Batch) -> Batch:
+        """As `transform`, but before the recipe augments the batch: what is hidden here moves with the picture."""
+        return batch
 
     def transform(self, batch: Batch) -> Batch:
         """Change the whole batch, on its device, images in [0, 1]; draws come from `batch.rng`."""
@@ -82,8 +88,8 @@ class NoDefense(Defense):
 class Stack(Defense):
     """Several defenses at once, in the order of `members` (name to defense).
 
-    `rebuild`, `transform` and `seal` chain, losses merge over one forward, and every member draws from a generator of
-    its own. Raises `Refused` if two members own one slot.
+    `rebuild`, `conceal`, `transform` and `seal` chain, losses merge over one forward, shares of an epoch multiply, and
+    every member draws from a generator of its own. Raises `Refused` if two members own one slot.
     """
 
     revision = 1
@@ -98,6 +104,7 @@ class Stack(Defense):
         self.coupled = any(member.coupled for member in members.values())
         self.stochastic_when_deployed = any(member.stochastic_when_deployed for member in members.values())
         self.sampler = members[owners["sampler"]].sampler if "sampler" in owners else None
+        self.epoch_share = math.prod(member.epoch_share for member in members.values())
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -113,6 +120,11 @@ class Stack(Defense):
         for name, member in self.members.items():
             logs |= _prefixed(name, member.begin_epoch(model, epoch, epochs))
         return logs
+
+    def conceal(self, batch: Batch) -> Batch:
+        for name, member in self.members.items():
+            batch = replace(member.conceal(_own_draws(batch, f"{name}/conceal")), rng=batch.rng)
+        return batch
 
     def transform(self, batch: Batch) -> Batch:
         for name, member in self.members.items():

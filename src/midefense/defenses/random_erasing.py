@@ -1,41 +1,42 @@
 """Random erasing as a defense (MIDRE; Tran et al., "Random Erasing vs. Model Inversion", TMLR 2025).
 
 Every training image has one rectangle overwritten with a constant colour, drawn anew for every image and epoch, so
-that the classifier never sees a whole object and has less of it to give away.
+that the classifier never sees a whole object and has less of it to give away. Where the rectangles lie is what the
+authors' ablations vary.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from midefense.architectures.base import Classifier, per_channel
-from midefense.defenses.base import Defense
+from midefense.architectures.base import Classifier
+from midefense.defenses.masking import Masking
+from midefense.erasing import chosen, inside, places_of, require_boxes, roll, sizes_of
 from midefense.types import Batch, Refused, refuse_unknown
 
-TRIES = 10  # as in torchvision: after ten refused draws the image stays whole
-LOCATIONS = ("random", "center", "per_image", "boundary")
-FILL_SPACES = ("normalized", "pixel")
+LOCATIONS = ("random", "center", "torus", "boundary", "per_image", "per_image_boundary")
+FIXED = ("per_image", "per_image_boundary")
+AVOIDED = ("contained", "strict")
 
 
-class RandomErasing(Defense):
+class RandomErasing(Masking):
     """Erase one rectangle per training image, on the batch's device, at the resolution of the stored images.
 
     `p`: share of images erased. `scale`: (low, high) of the erased share of the area. `ratio`: (low, high) of height
     to width, log-uniform. `value`: the fill, one value or one per channel; grey images get the mean of several.
     `fill_space`: `normalized`, the value is what the network sees after normalising (as the authors' code does), or
-    `pixel`, it is a colour in [0, 1]. `location`: `random`; `center`; `per_image`, one place per image id for the whole
-    training; `boundary`, random but never wholly inside the central half.
+    `pixel`, it is a colour in [0, 1]. `location`: `random`, which hides the middle most and the corners hardly ever;
+    `center`; `torus`, random but wrapped around the edges, so that every pixel is hidden equally often; `boundary`,
+    random but off the central half; `per_image`, one place per image id for the whole training, hidden before the
+    recipe's augmentation; `per_image_boundary`, both. `avoid_center` is what off the central half means: not wholly
+    `contained` in it (the authors' code), or `strict`, not touching it. Where no place is allowed, the image stays
+    whole.
     """
 
-    revision = 1
-    neutral: ClassVar[dict[str, float]] = {"p": 0.0}
-    fill: Tensor | None
+    revision = 2
     salt: Tensor
 
     def __init__(
@@ -47,87 +48,88 @@ class RandomErasing(Defense):
         value: float | Sequence[float] = (0.485, 0.456, 0.406),
         fill_space: str = "normalized",
         location: str = "random",
+        avoid_center: str = "contained",
     ) -> None:
-        super().__init__()
-        if not 0 <= p <= 1:
-            raise Refused(f"p: expected a probability in [0, 1], got {p}; try 1.0")
-        if not 0 <= scale[0] <= scale[1] <= 1:
-            raise Refused(f"scale: expected 0 <= low <= high <= 1, got {list(scale)}; try [0.1, 0.4]")
-        if not 0 < ratio[0] <= ratio[1]:
-            raise Refused(f"ratio: expected 0 < low <= high, got {list(ratio)}; try [1.0, 1.0]")
-        if fill_space not in FILL_SPACES:
-            raise refuse_unknown("fill_space", fill_space, FILL_SPACES)
+        super().__init__(p=p, value=value, fill_space=fill_space)
+        require_boxes(p, scale, ratio)
         if location not in LOCATIONS:
             raise refuse_unknown("location", location, LOCATIONS)
-        self.p = p
+        if avoid_center not in AVOIDED:
+            raise refuse_unknown("avoid_center", avoid_center, AVOIDED)
+        squarest = min(max(1.0, ratio[0]), ratio[1])
+        if avoid_center == "strict" and scale[1] * min(squarest, 1 / squarest) > 1 / 16:
+            raise Refused(
+                f"avoid_center: strict leaves a quarter of the side, expected scale up to 0.0625 (at ratio 1), got "
+                f"{list(scale)}; try [0.02, 0.0625]"
+            )
         self.scale = tuple(scale)
         self.ratio = tuple(ratio)
-        self.value = value
-        self.fill_space = fill_space
         self.location = location
-        self.register_buffer("fill", None, persistent=False)
+        self.avoid_center = avoid_center
         self.register_buffer("salt", torch.zeros((), dtype=torch.int64))
 
     def rebuild(self, model: Classifier) -> Classifier:
         """Express the fill as a pixel value, and draw the key of the fixed places."""
-        value = torch.as_tensor(self.value, dtype=torch.float32)
-        fill = per_channel("value", value.mean() if model.channels == 1 else value, model.channels)
-        preprocess = model.preprocess
-        if self.fill_space == "normalized":
-            fill = fill.to(preprocess.mean.device) * preprocess.std + preprocess.mean
-        self.fill = fill
-        if self.location == "per_image":
+        if self.location in FIXED:
             self.salt = torch.randint(2**62, ())
-        return model
+        return super().rebuild(model)
+
+    def conceal(self, batch: Batch) -> Batch:
+        return self.masked(batch) if self.location in FIXED else batch
 
     def transform(self, batch: Batch) -> Batch:
-        if self.fill is None:
-            raise Refused("random_erasing: expected rebuild(model) before training, got none; try train.assemble")
-        height, width = batch.images.shape[-2:]
-        top, left, tall, wide = self.boxes(batch).view(4, -1, 1, 1, 1)
-        rows = torch.arange(height, device=batch.images.device).view(1, 1, -1, 1)
-        columns = torch.arange(width, device=batch.images.device).view(1, 1, 1, -1)
-        inside = (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)
-        return replace(batch, images=torch.where(inside, self.fill, batch.images))
+        return batch if self.location in FIXED else self.masked(batch)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        return inside(self.boxes(batch), *batch.images.shape[-2:], wrap=self.location == "torus")
 
     def boxes(self, batch: Batch) -> Tensor:
         """Top, left, height and width in pixels, int64 [4, B]; a box of no pixels leaves its image whole."""
         count, _, height, width = batch.images.shape
-        tall, wide = self._sizes(count, height, width, batch.rng).to(batch.images.device)
-        top, left, placed = self._places(tall, wide, height, width, batch)
-        erased = placed & (torch.rand(count, generator=batch.rng) < self.p).to(placed.device)
-        return torch.stack([top, left, tall * erased, wide * erased])
+        dice, device = roll(count, batch.rng), batch.images.device
+        sizes = sizes_of(dice, height, width, self.scale, self.ratio).to(device)
+        places = places_of(dice).to(device)
+        if self.location in FIXED:
+            places = torch.stack([hashed_uniform(batch.ids, self.salt, axis) for axis in (0, 1)])
+        corners, placed = self._corners(places, sizes, torch.tensor([[height], [width]], device=device))
+        return torch.cat([corners, sizes * (placed & chosen(dice, self.p).to(device))])
 
-    def _sizes(self, count: int, height: int, width: int, rng: torch.Generator) -> Tensor:
-        """Heights and widths [2, count]: the first of ten draws that is smaller than the image, else nothing."""
-        area = height * width * _uniform((count, TRIES), *self.scale, rng)
-        ratio = _uniform((count, TRIES), math.log(self.ratio[0]), math.log(self.ratio[1]), rng).exp()
-        tall, wide = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
-        fits = (tall < height) & (wide < width)
-        first = _first(fits)
-        some = fits.any(dim=1)
-        return torch.stack([_at(tall, first) * some, _at(wide, first) * some])
-
-    def _places(
-        self, tall: Tensor, wide: Tensor, height: int, width: int, batch: Batch
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Top-left corners [B], [B], and whether a place was found [B]."""
-        room = torch.stack([height - tall, width - wide])
-        always = torch.ones_like(tall, dtype=torch.bool)
+    def _corners(self, places: Tensor, sizes: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Tops and lefts [2, B] from places [2, B] in [0, 1), and whether there was a place [B]."""
+        room = image - sizes
+        if self.location in ("boundary", "per_image_boundary"):
+            start, stop = image // 4, image - image // 4  # the central half
+            if self.avoid_center == "strict":
+                return around(places, room + 1, (start - sizes + 1).clamp(min=0), torch.minimum(stop, room + 1))
+            return around(places, room + 1, start, stop - sizes + 1)
+        always = torch.ones_like(places[0], dtype=torch.bool)
         if self.location == "center":
-            return *(room // 2), always
-        if self.location == "per_image":
-            draws = torch.stack([hashed_uniform(batch.ids, self.salt, axis) for axis in (0, 1)])
-            return *(draws * (room + 1)).long(), always
-        draws = _uniform((2, len(tall), TRIES), 0, 1, batch.rng).to(room.device)
-        top, left = (draws * (room + 1).unsqueeze(-1)).long()
-        if self.location == "random":
-            return top[:, 0], left[:, 0], always
-        inner_rows = (top >= height // 4) & (top + tall.unsqueeze(-1) <= height - height // 4)
-        inner_columns = (left >= width // 4) & (left + wide.unsqueeze(-1) <= width - width // 4)
-        allowed = ~(inner_rows & inner_columns)
-        first = _first(allowed)
-        return _at(top, first), _at(left, first), allowed.any(dim=1)
+            return room // 2, always
+        choices = image if self.location == "torus" else room + 1
+        return (places * choices).long(), always
+
+
+def around(places: Tensor, choices: Tensor, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
+    """Corners [2, B] that are equally likely wherever they are not both within [start, stop), and whether any is [B].
+
+    `places` [2, B] in [0, 1) pick the row and the column among `choices` of each: first the rows off the block, where
+    every column will do, then those of the block with the columns beside it.
+    """
+    block = (stop - start).clamp(min=0)
+    (rows, columns), (block_rows, block_columns) = choices, block
+    free, beside = (rows - block_rows) * columns, columns - block_columns
+    drawn = places[0] * (free + block_rows * beside)
+    off = drawn < free
+    row = torch.where(off, drawn / columns, (drawn - free) / beside.clamp(min=1)).long()
+    column = (places[1] * torch.where(off, columns, beside)).long()
+    row = torch.where(off, skip(row, start[0], block_rows), start[0] + row)
+    column = torch.where(off, column, skip(column, start[1], block_columns))
+    return torch.stack([row, column]), free + block_rows * beside > 0
+
+
+def skip(index: Tensor, start: Tensor, count: Tensor) -> Tensor:
+    """The `index`-th number from 0 that is not one of the `count` from `start` on."""
+    return index + count * (index >= start)
 
 
 def hashed_uniform(ids: Tensor, salt: Tensor, axis: int) -> Tensor:
@@ -144,16 +146,3 @@ def hashed_uniform(ids: Tensor, salt: Tensor, axis: int) -> Tensor:
 def _shifted(state: Tensor, bits: int) -> Tensor:
     """Logical right shift of int64 (torch's own keeps the sign)."""
     return (state >> bits) & (2 ** (64 - bits) - 1)
-
-
-def _uniform(shape: tuple[int, ...], low: float, high: float, rng: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=rng, dtype=torch.float64) * (high - low) + low
-
-
-def _first(accepted: Tensor) -> Tensor:
-    """Index [B] of the first accepted try of [B, tries]."""
-    return accepted.int().argmax(dim=1)
-
-
-def _at(values: Tensor, index: Tensor) -> Tensor:
-    return values.gather(1, index.unsqueeze(1)).squeeze(1)

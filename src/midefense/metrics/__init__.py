@@ -4,17 +4,23 @@ from midefense.metrics.accuracy import AttackAccuracy
 from midefense.metrics.base import Judged, Measured, Metric, World
 from midefense.metrics.cost import Cost
 from midefense.metrics.feature_distance import FeatureDistance
+from midefense.metrics.feature_space import FeatureSpace
 from midefense.metrics.fid import FrechetDistance
 from midefense.metrics.kid import KernelDistance
+from midefense.metrics.knowledge import KnowledgeExtraction
+from midefense.metrics.prdc import PRDC
 from midefense.metrics.utility import TargetUtility
 
 __all__ = [
+    "PRDC",
     "AttackAccuracy",
     "Cost",
     "FeatureDistance",
+    "FeatureSpace",
     "FrechetDistance",
     "Judged",
     "KernelDistance",
+    "KnowledgeExtraction",
     "Measured",
     "Metric",
     "TargetUtility",

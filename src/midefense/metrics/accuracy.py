@@ -1,7 +1,9 @@
 """Attack accuracy: does an independent evaluator see the target class in the recovered images?
 
 Sources: Zhang et al., CVPR 2020 (GMI) and Struppek et al., ICML 2022 (PPA): share of images whose top-k evaluator
-classes hold the target class, and the evaluator's mean softmax probability of it.
+classes hold the target class, and the evaluator's mean softmax probability of it, over all images and over those that
+it classifies correctly. Papers report selected candidates, PPA's code all of them too, IF-GMI (Qiu et al., ECCV 2024)
+every stage.
 """
 
 from __future__ import annotations
@@ -16,20 +18,32 @@ from midefense.types import Refused
 
 
 class AttackAccuracy(Metric):
-    """`attack_accuracy_top<k>/<evaluator>` and `target_class_confidence/<evaluator>`, each in [0, 1].
+    """`attack_accuracy_top<k>/<evaluator>`, `target_class_confidence/<evaluator>` and
+    `correct_class_confidence/<evaluator>` (of images whose top-1 is the target class), each in [0, 1].
 
     All classes of the evaluator compete, also those that are not private: what looks like a public digit is no leak.
     `target_class_confidence/target` is the attacked target's own confidence, where it was recorded: high there and low
     with the evaluators means that the attack fooled the target without recovering the class.
+
+    `stages`: patterns of the attack's other stages to measure too, as `attack_accuracy_top1@optimised/<evaluator>` and
+    so on: `initial` (before the search), `optimised` (all candidates, before the selection), `stage*` (the stages of a
+    staged search). A stage that the attack does not have is left out; the selected candidates bear no mark.
     """
 
     higher_leaks = True
     aside = ("batch_size",)
     best = {"attack_accuracy_top1": 1.0, "attack_accuracy_top5": 1.0}
 
-    def __init__(self, *, top: Sequence[int] = (1, 5), batch_size: int = 256) -> None:
+    def __init__(
+        self,
+        *,
+        top: Sequence[int] = (1, 5),
+        stages: Sequence[str] = ("initial", "optimised", "stage*"),
+        batch_size: int = 256,
+    ) -> None:
         super().__init__()
         self.top = tuple(top)
+        self.stages = tuple(stages)
         self.batch_size = batch_size
         if not self.top or min(self.top) < 1 or len(set(self.top)) < len(self.top):
             raise Refused(f"AttackAccuracy.top: expected distinct counts of at least 1, got {list(top)}; try [1, 5]")
@@ -54,6 +68,7 @@ class AttackAccuracy(Metric):
                 measured[f"attack_accuracy_top{top}/{name}"] = self._accuracy(rows, world, name, top)
             confidence = rows[f"confidence/{name}"]
             measured[f"target_class_confidence/{name}"] = over_classes(confidence, rows["label"], True)
+            measured[f"correct_class_confidence/{name}"] = self._correct_confidence(rows, name)
         asked = rows["confidence"].isfinite()
         if asked.all():
             measured["target_class_confidence/target"] = over_classes(rows["confidence"], rows["label"], True)
@@ -77,3 +92,10 @@ class AttackAccuracy(Metric):
             reason = f"top-{top} of the {classes} classes of evaluator {name!r} is always right"
             return Measured.undefined(reason, len(rows["label"]), higher_leaks=True)
         return over_classes(rows[f"rank/{name}"] <= top, rows["label"], higher_leaks=True)
+
+    def _correct_confidence(self, rows: dict[str, Tensor], name: str) -> Measured:
+        correct = rows[f"rank/{name}"] == 1
+        if not correct.any():
+            reason = f"evaluator {name!r} recognises none of the {len(correct)} images"
+            return Measured.undefined(reason, len(correct), higher_leaks=True)
+        return over_classes(rows[f"confidence/{name}"][correct], rows["label"][correct], higher_leaks=True)

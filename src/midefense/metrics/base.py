@@ -60,7 +60,8 @@ class Measured:
 class World:
     """What a metric may know: `references`, the private training images of all classes 0..classes-1; `evaluators`,
     classifiers by name whose first `classes` outputs are the private classes; `utility`, numbers of the target;
-    `bill`, what the attack cost. `cache` keeps what the networks say of the references, once per network."""
+    `bill`, what the attack cost; `tests`, the private test images, and `target`, the attacked network (None where a
+    judge has neither). `cache` keeps what the networks say of the references, once per network."""
 
     references: Images
     evaluators: dict[str, nn.Module]
@@ -68,6 +69,8 @@ class World:
     utility: dict[str, float] = field(default_factory=dict)
     bill: dict[str, float] = field(default_factory=dict)
     device: torch.device | str = "cpu"
+    tests: Images | None = None
+    target: nn.Module | None = None
     cache: dict[object, object] = field(default_factory=dict, repr=False)
 
 
@@ -75,13 +78,17 @@ class Metric:
     """A judge of recovered images. `update` takes any number of batches of any size, `compute` gives numbers by name.
 
     `higher_leaks` is the direction in which the attacker wins; `best` maps the part of a name before the slash to the
-    value that exact copies of private training images get, where that is known.
+    value that exact copies of private training images get, where that is known. `stages`: patterns of the attack's
+    stages that are measured beside its selected candidates; `anchors`: what else it is measured on, `real` private
+    test images and unattacked samples of the `prior`.
     """
 
     revision = 1
     kind = "privacy"
     higher_leaks: bool | None = None
     best: dict[str, float] = {}
+    stages: tuple[str, ...] = ()
+    anchors: tuple[str, ...] = ("real", "prior")
 
     def __init__(self) -> None:
         self.reset()
@@ -104,6 +111,10 @@ class Metric:
         """What blind guessing scores, for those names that have a closed form."""
         return {}
 
+    def drawings(self) -> dict[str, Tensor]:
+        """Tensors by name that the report draws, stored beside the last `compute`'s numbers; none by default."""
+        return {}
+
     def rows(self, judged: Judged, world: World) -> dict[str, Tensor]:
         """What to keep of a batch: tensors [M, ...] by name, aligned with its images."""
         raise NotImplementedError
@@ -115,9 +126,9 @@ class Metric:
     def _sorted_rows(self) -> dict[str, Tensor]:
         if not self._batches:
             raise Refused(f"{type(self).__name__}: expected images, got none; try update(judged, world) before compute")
-        rows = {name: torch.cat([batch[name] for batch in self._batches]) for name in self._batches[0]}
-        order = row_order(rows["label"], rows["candidate"])
-        rows = {name: row[order] for name, row in rows.items()}
+        order = row_order(*(torch.cat([batch[name] for batch in self._batches]) for name in ("label", "candidate")))
+        places = torch.argsort(order).split([len(batch["label"]) for batch in self._batches])
+        rows = {name: self._sorted(name, places) for name in self._batches[0]}
         repeated = (rows["label"].diff() == 0) & (rows["candidate"].diff() == 0)
         if repeated.any():
             row = int(repeated.nonzero()[0])
@@ -126,6 +137,14 @@ class Metric:
                 f"{int(rows['candidate'][row])} of class {int(rows['label'][row])} again; try reset() before a second "
                 f"set of images, and number candidates within their class"
             )
+        return rows
+
+    def _sorted(self, name: str, places: Sequence[Tensor]) -> Tensor:
+        """All rows of one name, each batch put at its `places`: features may fill memory, so they are copied once."""
+        first = self._batches[0][name]
+        rows = first.new_empty(sum(map(len, places)), *first.shape[1:])
+        for batch, place in zip(self._batches, places, strict=True):
+            rows[place] = batch[name]
         return rows
 
 

@@ -1,4 +1,4 @@
-"""What networks say of images: evaluators by their name, and the Inception network of FID as `inception`.
+"""What networks say of images: evaluators by their name, the attacked network as `target`, FID's as `inception`.
 
 Every network is asked in evaluation mode, without gradients and in batches, and is left in the mode it was found in.
 """
@@ -14,9 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from midefense.metrics.base import Judged, World
-from midefense.types import Refused, Trace, refuse_unknown
+from midefense.types import Images, Refused, Trace, refuse_unknown
 
 INCEPTION = "inception"
+INCEPTION_PPA = "inception_legacy_ppa"
+TARGET = "target"
+RESERVED = (INCEPTION, INCEPTION_PPA, TARGET)
+PIXELS = 2**21  # height x width of a batch together: what the first layers of a large network make of it fits in 1 GiB
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_ADDRESS = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
 
@@ -24,8 +28,10 @@ INCEPTION_ADDRESS = f"https://github.com/mseitzer/pytorch-fid/releases/download/
 def judged_trace(judged: Judged, world: World, name: str, batch_size: int) -> Trace:
     """What network `name` says of the judged images, computed once per batch of images."""
     if name not in judged.traces:
-        batches = (batch.to(world.device) for batch in judged.images.split(batch_size))
-        judged.traces[name] = ask(network(world, name), batches, name)
+        module = network(world, name)
+        rows = batch_rows(batch_size, judged.images.shape[-1], module)
+        batches = (batch.to(world.device) for batch in judged.images.split(rows))
+        judged.traces[name] = ask(module, batches, name)
     return judged.traces[name]
 
 
@@ -33,16 +39,31 @@ def reference_trace(world: World, name: str, batch_size: int) -> Trace:
     """What network `name` says of all private training images, computed once per world."""
     key = ("references", name)
     if key not in world.cache:
-        starts = range(0, len(world.references), batch_size)
-        batches = (world.references.floats(slice(i, i + batch_size), world.device) for i in starts)
-        world.cache[key] = ask(network(world, name), batches, name)
+        world.cache[key] = images_trace(world.references, world, name, batch_size)
     return world.cache[key]
+
+
+def images_trace(images: Images, world: World, name: str, batch_size: int) -> Trace:
+    """What network `name` says of stored images."""
+    module = network(world, name)
+    rows = batch_rows(batch_size, images.pixels.shape[-1], module)
+    batches = (images.floats(slice(i, i + rows), world.device) for i in range(0, len(images), rows))
+    return ask(module, batches, name)
+
+
+def batch_rows(batch_size: int, size: int, module: nn.Module | None = None) -> int:
+    """How many images of `size` pixels a side to hold, or to show `module`, at once: at most `batch_size`, fewer of
+    large ones (what counts is the size that the network brings them to)."""
+    side = max(size, getattr(module, "size", 0))
+    return max(1, min(batch_size, PIXELS // side**2))
 
 
 def evaluator_names(world: World) -> list[str]:
     """Names of the world's evaluators; refused if there is none to judge by."""
     if not world.evaluators:
         raise Refused("evaluators: expected at least one, got none; try evaluator=... on the command line")
+    if taken := sorted(set(RESERVED) & set(world.evaluators)):
+        raise Refused(f"evaluators: expected names other than {', '.join(RESERVED)}, got {taken[0]!r}; try main")
     return list(world.evaluators)
 
 
@@ -61,14 +82,16 @@ def class_count(world: World, name: str) -> int:
 
 
 def network(world: World, name: str) -> nn.Module:
-    """The network called `name`: `inception`, or one of the world's evaluators."""
-    if name != INCEPTION:
-        if name not in world.evaluators:
-            raise refuse_unknown("feature network", name, [INCEPTION, *world.evaluators])
-        return world.evaluators[name]
-    if INCEPTION not in world.cache:
-        world.cache[INCEPTION] = Inception().to(world.device)
-    return world.cache[INCEPTION]
+    """The network called `name`: `inception`, the `target`, or one of the world's evaluators."""
+    if name in (INCEPTION, INCEPTION_PPA):
+        if name not in world.cache:
+            world.cache[name] = Inception(legacy_ppa=name == INCEPTION_PPA).to(world.device)
+        return world.cache[name]
+    if name == TARGET and world.target is not None:
+        return world.target
+    if name not in world.evaluators:
+        raise refuse_unknown("feature network", name, [INCEPTION, *world.evaluators])
+    return world.evaluators[name]
 
 
 @torch.no_grad()
@@ -101,16 +124,24 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 class Inception(nn.Module):
     """The Inception-v3 of FID (Heusel et al., NeurIPS 2017) as ported by pytorch-fid, features [N, 2048] of its last
-    pooling. Takes images in [0, 1], grey or RGB; resizes to 299 by bilinear interpolation and normalises inside."""
+    pooling. Takes images in [0, 1], grey or RGB; resizes to 299 by bilinear interpolation and normalises inside.
 
-    def __init__(self) -> None:
+    `legacy_ppa`: show it what PPA's code shows it, images in [-1, 1] where the port expects [0, 1], so that it sees
+    values in [-3, 1]. Distances are then of no use but for comparison with numbers measured the same way.
+    """
+
+    size = 299
+
+    def __init__(self, *, legacy_ppa: bool = False) -> None:
         super().__init__()
         require_inception()
         from pytorch_fid.inception import InceptionV3
 
         self.blocks = InceptionV3(resize_input=True, normalize_input=True).eval()
+        self.legacy_ppa = legacy_ppa
 
     def forward(self, images: Tensor) -> Trace:
+        images = 2 * images - 1 if self.legacy_ppa else images
         features = self.blocks(images.expand(-1, 3, -1, -1))[0].flatten(1)
         return Trace(logits=features.new_zeros(len(features), 0), features=features)
 
@@ -144,9 +175,11 @@ def pin_features(arguments: dict[str, object]) -> dict[str, object]:
 
 
 def feature_sets(rows: dict[str, Tensor], world: World, name: str, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Private training features of the attacked classes [N, F], their labels [N], and the judged features [M, F],
-    both in float64 as sums over many images need."""
+    """Private training features of the attacked classes [N, F], their labels [N], and the judged features [M, F].
+    All float32: what sums over many images converts a few rows at a time, as both sets may fill memory."""
     labels = world.references.labels.to(world.device)
     attacked = torch.isin(labels, rows["label"])
-    private = reference_trace(world, name, batch_size).features[attacked]
-    return private.double(), labels[attacked], rows["features"].double()
+    private = reference_trace(world, name, batch_size).features
+    if not attacked.all():
+        private, labels = private[attacked], labels[attacked]
+    return private, labels, rows["features"]

@@ -2,6 +2,8 @@
 
 Source: Heusel et al., NeurIPS 2017, equation 6: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)). The feature network is
 part of the name: numbers of different networks must not be compared, and only `fid/inception` is the FID of papers.
+`fid_legacy_ppa/inception` is the number of PPA's code (Struppek et al., ICML 2022), which shows the network images of
+another range than it was made for; no other paper's FID can be compared with it.
 """
 
 from __future__ import annotations
@@ -10,9 +12,18 @@ import torch
 from torch import Tensor
 
 from midefense.metrics.base import Judged, Measured, Metric, World
-from midefense.metrics.features import INCEPTION, feature_sets, judged_trace, pin_features, require_inception
+from midefense.metrics.features import (
+    INCEPTION,
+    INCEPTION_PPA,
+    feature_sets,
+    judged_trace,
+    pin_features,
+    require_inception,
+)
+from midefense.types import Refused
 
 COMFORTABLE = 10
+ROWS = 1024
 
 
 class FrechetDistance(Metric):
@@ -20,16 +31,23 @@ class FrechetDistance(Metric):
 
     `features`: `inception`, the name of an evaluator, or `auto` (see `pin`). NaN unless both sets hold more images than
     the network has features, since a covariance of fewer is singular and the distance is then mostly bias.
+    `legacy_ppa`: show Inception both sets as PPA's code does (see `Inception`), as `fid_legacy_ppa/inception`.
     """
 
     higher_leaks = False
     aside = ("batch_size",)
     best = {"fid": 0.0}
 
-    def __init__(self, *, features: str = "auto", batch_size: int = 256) -> None:
+    def __init__(self, *, features: str = "auto", legacy_ppa: bool = False, batch_size: int = 256) -> None:
         super().__init__()
         self.features = str(self.pin({"features": features})["features"])
+        self.legacy_ppa = legacy_ppa
         self.batch_size = batch_size
+        if legacy_ppa and self.features != INCEPTION:
+            raise Refused(
+                f"legacy_ppa: expected features=inception, whose input range it changes, got {self.features}; "
+                "try legacy_ppa=false"
+            )
         if self.features == INCEPTION:
             require_inception()
 
@@ -39,11 +57,16 @@ class FrechetDistance(Metric):
         return pin_features(arguments)
 
     def rows(self, judged: Judged, world: World) -> dict[str, Tensor]:
-        return {"features": judged_trace(judged, world, self.features, self.batch_size).features}
+        return {"features": judged_trace(judged, world, self._network, self.batch_size).features}
 
     def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:
-        private, _, recovered = feature_sets(rows, world, self.features, self.batch_size)
-        return {f"fid/{self.features}": self._measure(private, recovered)}
+        private, _, recovered = feature_sets(rows, world, self._network, self.batch_size)
+        stem = "fid_legacy_ppa" if self.legacy_ppa else "fid"
+        return {f"{stem}/{self.features}": self._measure(private, recovered)}
+
+    @property
+    def _network(self) -> str:
+        return INCEPTION_PPA if self.legacy_ppa else self.features
 
     def _measure(self, private: Tensor, recovered: Tensor) -> Measured:
         counts = f"{len(private)} private and {len(recovered)} recovered images for {private.shape[1]} features"
@@ -66,11 +89,17 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     tr (S1 S2)^(1/2) is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric: no general
     matrix root, whose complex or failed results are known to spoil this number.
     """
-    first, second = first.double(), second.double()
-    shift = (first.mean(0) - second.mean(0)).square().sum()
-    first_covariance, second_covariance = torch.cov(first.T), torch.cov(second.T)
+    (first_mean, first_covariance), (second_mean, second_covariance) = moments(first), moments(second)
     values, vectors = torch.linalg.eigh(first_covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     product = torch.linalg.eigvalsh(root @ second_covariance @ root)
     overlap = product.clamp(min=0).sqrt().sum()
+    shift = (first_mean - second_mean).square().sum()
     return float(shift + first_covariance.trace() + second_covariance.trace() - 2 * overlap)
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [F] and unbiased covariance [F, F] of features [N, F], in float64, a few rows at a time."""
+    mean = sum(rows.double().sum(0) for rows in features.split(ROWS)) / len(features)
+    centred = (rows.double() - mean for rows in features.split(ROWS))
+    return mean, sum(rows.T @ rows for rows in centred) / (len(features) - 1)

@@ -60,10 +60,10 @@ def kernel_distance(private: Tensor, private_labels: Tensor, recovered: Tensor, 
     Sums of the kernel per pair of classes are enough for both: a resample only weighs the classes.
     """
     classes = labels.unique()
-    first = one_hot(torch.searchsorted(classes, private_labels), len(classes)).double()
-    second = one_hot(torch.searchsorted(classes, labels), len(classes)).double()
-    within = [_distinct_pairs(private, first), _distinct_pairs(recovered, second)]
-    between = _class_sums(private, first, recovered, second), _pair_counts(first, second)
+    first, second = torch.searchsorted(classes, private_labels), torch.searchsorted(classes, labels)
+    counts = [torch.bincount(owners, minlength=len(classes)).double() for owners in (first, second)]
+    within = [_distinct_pairs(private, first, counts[0]), _distinct_pairs(recovered, second, counts[1])]
+    between = _class_sums(private, first, recovered, second, len(classes)), _outer(*counts)
 
     def distance(weights: np.ndarray) -> np.ndarray:
         return sum(_mean(weights, *pairs) for pairs in within) - 2 * _mean(weights, *between)
@@ -78,25 +78,28 @@ def kernel_distance(private: Tensor, private_labels: Tensor, recovered: Tensor, 
     return measured
 
 
-def _class_sums(first: Tensor, first_owners: Tensor, second: Tensor, second_owners: Tensor) -> np.ndarray:
-    """Sum of the kernel over all pairs, per pair of classes [C, C]; owners are one-hot [N, C] and [M, C]."""
-    sums = first.new_zeros(first_owners.shape[1], second_owners.shape[1])
-    for features, owners in zip(first.split(ROWS), first_owners.split(ROWS), strict=True):
-        kernel = (features @ second.T / first.shape[1] + 1) ** 3
-        sums += owners.T @ kernel @ second_owners
+def _class_sums(first: Tensor, first_owners: Tensor, second: Tensor, second_owners: Tensor, classes: int) -> np.ndarray:
+    """Sum of the kernel over all pairs, per pair of classes [C, C]; owners are class numbers [N] and [M]."""
+    sums = first.new_zeros(classes, classes, dtype=torch.float64)
+    for rows, owners in zip(first.split(ROWS), first_owners.split(ROWS), strict=True):
+        rows, owners = rows.double(), one_hot(owners, classes).double()
+        for others, their_owners in zip(second.split(ROWS), second_owners.split(ROWS), strict=True):
+            kernel = (rows @ others.double().T / first.shape[1] + 1) ** 3
+            sums += owners.T @ kernel @ one_hot(their_owners, classes).double()
     return sums.cpu().numpy()
 
 
-def _pair_counts(first_owners: Tensor, second_owners: Tensor) -> np.ndarray:
-    """Number of pairs per pair of classes [C, C]."""
-    return torch.outer(first_owners.sum(0), second_owners.sum(0)).cpu().numpy()
+def _outer(first: Tensor, second: Tensor) -> np.ndarray:
+    """Number of pairs per pair of classes [C, C] of sets with so many images per class."""
+    return torch.outer(first, second).cpu().numpy()
 
 
-def _distinct_pairs(features: Tensor, owners: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _distinct_pairs(features: Tensor, owners: Tensor, counts: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Kernel sums and counts [C, C] of the pairs within one set; no image is paired with itself."""
-    itself = (features.square().sum(1) / features.shape[1] + 1) ** 3
-    sums = _class_sums(features, owners, features, owners) - np.diag((owners.T @ itself).cpu().numpy())
-    return sums, _pair_counts(owners, owners) - np.diag(owners.sum(0).cpu().numpy())
+    itself = torch.cat([(r.double().square().sum(1) / r.shape[1] + 1) ** 3 for r in features.split(ROWS)])
+    own = np.bincount(owners.cpu().numpy(), itself.cpu().numpy(), len(counts))
+    sums = _class_sums(features, owners, features, owners, len(counts)) - np.diag(own)
+    return sums, _outer(counts, counts) - np.diag(counts.cpu().numpy())
 
 
 def _mean(weights: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:

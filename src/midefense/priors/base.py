@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from midefense.types import Access, Images, Progress, Refused
+
+
+class Entrance(Protocol):
+    """A generator entered at one of its blocks. `features` [B, ...] are what that block takes (None at block 0), and
+    `images` the picture of the blocks below; None leaves out what they would have added."""
+
+    def draw(self, latents: Tensor, features: Tensor | None = None, images: Tensor | None = None) -> Tensor:
+        """Pictures [B, C, r, r]."""
+        ...
+
+    def lift(
+        self, latents: Tensor, features: Tensor | None = None, images: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Features and picture behind this block alone: what the next one takes."""
+        ...
 
 
 class Prior(nn.Module):
@@ -19,7 +35,8 @@ class Prior(nn.Module):
     Attributes:
         asks: the access `fit` needs to the target, or None. A prior that asks belongs to one target.
         learns: whether `fit` does anything; one that does not is never stored.
-        offers: what parts of an attack may ask of it: `sample`, `realism`.
+        offers: what parts of an attack may ask of it: `sample`, `realism`, and of StyleGAN2 `styles` (draws with a
+            truncation, a row per layer) and `blocks` (a generator that is entered at any block).
     """
 
     revision = 1
@@ -56,9 +73,31 @@ class Prior(nn.Module):
         """Images [B, C, H, W], nominally in [0, 1], differentiable in `latents` [B, ...]; not clamped."""
         raise Refused(f"{type(self).__name__} cannot decode latents")
 
-    def realism(self, images: Tensor) -> Tensor:
-        """How real each image looks [B]; higher is more real. Unbounded: log it beside the identity loss."""
+    def draw(self, latents: Tensor) -> Tensor:
+        """Pictures as the generator makes them, of any size, before they are framed as images; here the same."""
+        return self.decode(latents)
+
+    def frame(self, drawn: Tensor) -> Tensor:
+        """Images [B, C, H, W] of pictures: `decode(latents)` is `frame(draw(latents))`."""
+        return drawn
+
+    def realism(self, drawn: Tensor) -> Tensor:
+        """How real each picture looks [B]; higher is more real. Unbounded: log it beside the identity loss."""
         raise Refused(f"{type(self).__name__} has no critic")
+
+    def styles(self, count: int, rng: torch.Generator, psi: float = 1.0, cutoff: int | None = None) -> Tensor:
+        """`count` latents of one row per layer [count, rows, width]; the first `cutoff` rows (None: all) are drawn
+        towards the mean by the truncation `psi`."""
+        raise Refused(f"{type(self).__name__} has no styles; choose another attack.init")
+
+    @property
+    def blocks(self) -> int:
+        """At how many places the generator can be entered."""
+        return 1
+
+    def at(self, block: int) -> Entrance:
+        """The generator from `block` on (0: the whole of it)."""
+        raise Refused(f"{type(self).__name__} cannot be entered; choose another attack.search")
 
     @classmethod
     def require_some(cls, images: Images) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ def adversarial_fit(
         "critic": torch.optim.Adam(critic.parameters(), lr=learning_rate, betas=betas),
     }
     networks = {"generator": generator, "critic": critic}
-    done = _load(state, networks, optimizers)
+    done = load_training(state, networks, optimizers)
     generator.train()
     critic.train()
     sums = torch.zeros(2, device=device)
@@ -70,7 +70,7 @@ def adversarial_fit(
             means = (sums / (unit if (step + 1) % unit == 0 else steps % unit)).tolist()
             sums.zero_()
             logs = {"critic_loss": means[0], "generator_loss": means[1]}
-            yield step + 1, logs, _saver(networks, optimizers, step + 1)
+            yield step + 1, logs, training_state(networks, optimizers, step + 1)
     generator.eval()
     critic.eval()
 
@@ -105,7 +105,7 @@ def _generator_step(
     return loss.detach()
 
 
-def _saver(networks: dict, optimizers: dict, done: int):
+def training_state(networks: dict, optimizers: dict, done: int) -> Callable[[], dict[str, Tensor]]:
     """A function that gives everything needed to go on after step `done`, as a flat dict of tensors."""
 
     def state() -> dict[str, Tensor]:
@@ -120,7 +120,7 @@ def _saver(networks: dict, optimizers: dict, done: int):
     return state
 
 
-def _load(state: dict[str, Tensor] | None, networks: dict, optimizers: dict) -> int:
+def load_training(state: dict[str, Tensor] | None, networks: dict, optimizers: dict) -> int:
     """Put a saved state back; returns the steps done (0 without one)."""
     if not state:
         return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,9 +13,14 @@ from midefense.types import Refused
 
 
 class ToyFamily(Prior):
-    """Latents [B, 2] in [-1, 1] place the bell; `decode` draws it without noise."""
+    """Latents [B, 2] in [-1, 1] place the bell; `decode` draws it without noise.
 
-    offers = frozenset({"sample", "realism"})
+    It can be entered: block 0 hands the place on as its features [B, 2], block 1 draws the bell there. A style is a
+    place for each block [B, 2, 2], of which only the first matters.
+    """
+
+    offers = frozenset({"sample", "realism", "styles", "blocks"})
+    blocks = 2
 
     def __init__(self, *, channels: int, size: int):
         super().__init__(channels=channels, size=size)
@@ -25,10 +32,38 @@ class ToyFamily(Prior):
         """Places [count, 2], uniform in the square."""
         return torch.rand(count, 2, generator=rng) * 2 - 1
 
+    def styles(self, count: int, rng: torch.Generator, psi: float = 1.0, cutoff: int | None = None) -> Tensor:
+        """Places per block [count, 2, 2], the first `cutoff` drawn towards the centre."""
+        places = self.sample(count, rng)[:, None].repeat(1, self.blocks, 1)
+        places[:, :cutoff] *= psi
+        return places
+
     def decode(self, latents: Tensor) -> Tensor:
         """Bells [B, 1, size, size]."""
-        return render(latents, self.size)
+        return render(latents[:, 0] if latents.ndim == 3 else latents, self.size)
+
+    def at(self, block: int) -> ToyEntrance:
+        """The whole of it (0), or the drawing of the bell alone (1)."""
+        return ToyEntrance(self, block)
 
     def realism(self, images: Tensor) -> Tensor:
         """Minus the squared error of an image's mean brightness, which every whole bell shares [B]; at most 0."""
         return -((images.mean((1, 2, 3)) - self.mass) ** 2)
+
+
+@dataclass(frozen=True)
+class ToyEntrance:
+    """See `ToyFamily`."""
+
+    prior: ToyFamily
+    block: int
+
+    def draw(self, latents: Tensor, features: Tensor | None = None, images: Tensor | None = None) -> Tensor:
+        """Bells [B, 1, size, size]."""
+        return self.prior.decode(latents if self.block == 0 else features)
+
+    def lift(
+        self, latents: Tensor, features: Tensor | None = None, images: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        """The place [B, 2]; there is no picture yet."""
+        return (latents[:, 0] if latents.ndim == 3 else latents), None

@@ -23,6 +23,7 @@ from midefense.report.rows import (
     spread,
     summarise,
 )
+from midefense.report.tradeoff import trade_offs
 
 __all__ = ["Broken", "Row", "build", "read_rows", "table", "write_csv"]
 
@@ -73,14 +74,14 @@ def _write_lines(path: Path, heads: Sequence[str], lines: Sequence[Sequence[obje
 
 
 def _protocol_text(protocol: str, rows: Sequence[Row]) -> str:
-    shown = columns(rows)
+    shown, found = columns(rows), setups(rows)
     lines = [[*HEADS, "seeds", *(column.title.lower() for column in shown)]]
-    for setup in setups(rows):
+    for setup in found:
         numbers = []
         for column in shown:
-            found = summarise(setup.rows, column.metric)
-            partly = f" ({found.seen}/{found.total})" if 0 < found.seen < found.total else ""
-            numbers.append(_cell(found.mean, found.std, column.unit) + partly)
+            seen = summarise(setup.rows, column.metric)
+            partly = f" ({seen.seen}/{seen.total})" if 0 < seen.seen < seen.total else ""
+            numbers.append(_cell(seen.mean, seen.std, column.unit) + partly)
         attack = f"{setup['attack']} ({setup.note})" if setup.note else setup["attack"]
         attack += ", stopped early" if setup.stopped else ""
         attack += f", target {setup.legacy}" if setup.legacy else ""
@@ -89,7 +90,11 @@ def _protocol_text(protocol: str, rows: Sequence[Row]) -> str:
     for name, values in anchor_lines(rows):
         numbers = [_cell(*spread(values.get(column.metric, [])), column.unit, "") for column in shown]
         lines.append([name, *[""] * len(HEADS), *numbers])
-    return "\n".join([f"protocol {protocol}", *_aligned(lines, results)])
+    traded = [
+        f"trade-off Δ of {one.setup['defense']} · {one.setup['attack']} on {one.setup['architecture']}: {one.text}"
+        for one in trade_offs(found)
+    ]
+    return "\n".join([f"protocol {protocol}", *_aligned(lines, results), *traded])
 
 
 def _cell(mean: float, std: float, unit: str, absent: str = "n/a") -> str:

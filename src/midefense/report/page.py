@@ -13,6 +13,7 @@ from pathlib import Path
 from midefense.report.gallery import gallery
 from midefense.report.markup import Markup, join, tag
 from midefense.report.plot import scatter
+from midefense.report.projection import projections
 from midefense.report.rows import (
     NAMES,
     Broken,
@@ -28,6 +29,7 @@ from midefense.report.rows import (
     spread,
     summarise,
 )
+from midefense.report.tradeoff import trade_offs
 
 HEADS = ("dataset", "architecture", "defense", "prior", "attack")
 BARRED = ("percent",)  # units whose cells carry a bar
@@ -76,12 +78,15 @@ def _protocol(name: str, rows: Sequence[Row], place: Path, number: int) -> Marku
     if "Target accuracy" in by_title and "Attack accuracy" in by_title:
         figure = scatter(found, by_title["Target accuracy"], by_title["Attack accuracy"])
         parts.append(join(tag("h3", "Privacy against utility"), figure) if figure else None)
+    parts.append(_trade_offs(found))
     images = gallery(found)
     if images:
         lead = (
             "Above: recovered by the attack. Below: the private image nearest to it. Shown in stored order, not picked."
         )
         parts.append(join(tag("h3", "Reconstructions"), tag("p", lead, class_="lead"), images))
+    planes = projections(found)
+    parts.append(join(tag("h3", "Feature space"), planes) if planes else None)
     details = [_details(setup, place) for setup in found]
     parts.append(join(tag("h3", "Configuration and provenance"), *details))
     return tag("section", heading, *parts, class_="protocol", aria_labelledby=f"protocol-{number}")
@@ -164,6 +169,18 @@ def _cell(setup: Setup, column: Column) -> Markup:
     return tag(
         "td", *parts, class_="number bar" if bar else "number", style=bar, data_value=repr(found.mean), title=reason
     )
+
+
+def _trade_offs(found: Sequence[Setup]) -> Markup | None:
+    """What each defense takes from the attack and from the target, and the quotient; None if none has a baseline."""
+    lines = []
+    for one in trade_offs(found):
+        who = [one.setup["defense"], one.setup["attack"], one.setup["architecture"], one.setup.note]
+        lines.append(tag("li", tag("b", who[0]), f" · {' · '.join(word for word in who[1:] if word)}: {one.text}"))
+    if not lines:
+        return None
+    lead = "Δ: points of attack accuracy taken per point of target accuracy paid, against the undefended target."
+    return join(tag("h3", "Trade-off"), tag("p", lead, class_="lead"), tag("ul", *lines, class_="trade-offs"))
 
 
 def _anchor(values: dict[str, list[float]], column: Column) -> Markup:

@@ -20,6 +20,7 @@ NAMES = ("dataset", "public", "architecture", "defense", "prior", "attack", "acc
 SEEDS = ("target", "prior", "attack")
 LEGACY = "selected on the test set (legacy)"  # a target whose test accuracy is too high
 PICTURES = ("reconstructions", "nearest", "labels", "distance", "confidence")
+PROJECTION = ("points", "labels", "sets")
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,17 @@ class Row:
             return None
         with safe_open(self.picture_file, framework="numpy") as tensors:
             return {name: tensors.get_tensor(name) for name in PICTURES}
+
+    def projections(self) -> dict[str, np.ndarray] | None:
+        """Features of a few classes in a plane each: `points` [P, 2], `labels` [P], and `sets` [P] (0 private, 1
+        erased, 2 recovered); None if the row has none."""
+        if self.picture_file is None:
+            return None
+        with safe_open(self.picture_file, framework="numpy") as tensors:
+            names = {name: f"projection.{name}" for name in PROJECTION}
+            if not set(names.values()) <= set(tensors.keys()):
+                return None
+            return {name: tensors.get_tensor(full) for name, full in names.items()}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,193 @@
+"""Search a generator from the latents inwards: first the latents, then also what enters each next block (IF-GMI; Qiu et
+al., "A closer look at GAN priors", ECCV 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from midefense.attacks.base import Part, Problem, Shot
+from midefense.types import Found, Refused, to_pixels
+
+
+class Layerwise(Part):
+    """Stage i enters the generator at block i and varies the latents (for all blocks from there on) and, from stage 1
+    on, the features that block i takes; both stay in L1 balls around where the stage began.
+
+    Every stage is reported (`stage00`, `stage01`, ...), as the images it ended with. `optimised` is, per target, the
+    stage of which the attacked target itself is surest on average: the original chose by the evaluator.
+
+    Args:
+        steps: updates per stage.
+        optimizer: a partial torch optimiser, made anew for every stage.
+        feature_radius, latent_radius: L1 balls per stage, per candidate; 0 leaves a stage without.
+        keep_skip: carry along the picture of the blocks before the entrance. The original drops it.
+        reference_batch: the sum of losses is divided by it.
+    """
+
+    reads = ("probs", "gradient")
+    needs = ("blocks",)
+
+    def __init__(
+        self,
+        *,
+        steps: Sequence[int],
+        optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
+        feature_radius: Sequence[float],
+        latent_radius: Sequence[float],
+        keep_skip: bool = False,
+        reference_batch: float = 1,
+    ):
+        if not steps or min(steps) < 0 or reference_batch <= 0:
+            raise Refused(
+                f"attack.search: expected steps from 0 for one or more stages and reference_batch above 0, "
+                f"got {list(steps)}, {reference_batch}"
+            )
+        for name, radii in (("feature_radius", feature_radius), ("latent_radius", latent_radius)):
+            if len(radii) < len(steps):
+                raise Refused(
+                    f"attack.search.{name}: expected a radius for each of the {len(steps)} stages, got {list(radii)}; "
+                    "try 0 for stages without a bound"
+                )
+        self.stages, self.optimizer = tuple(steps), optimizer
+        self.feature_radius, self.latent_radius = tuple(feature_radius), tuple(latent_radius)
+        self.keep_skip, self.reference_batch = keep_skip, reference_batch
+
+    @property
+    def steps(self) -> int:
+        """What a search yields."""
+        return sum(self.stages) + 2 * len(self.stages)
+
+    def __call__(self, problem: Problem, found: Found) -> Iterator[Found]:
+        """Yields `optimised` after every step, and each stage at its end."""
+        if len(self.stages) > problem.prior.blocks:
+            raise Refused(
+                f"attack.search.steps: expected at most {problem.prior.blocks} stages, the blocks of the generator, "
+                f"got {len(self.stages)}; try fewer"
+            )
+        rng, chosen = problem.draw("search"), None
+        inner = _Inner(found.latents.detach().clone())
+        for stage in range(len(self.stages)):
+            for loss, pixels in self._descend(problem, inner, found.evidence, stage, rng):
+                moving = Found(inner.latents.detach(), loss, found.evidence, "optimised", pixels=pixels)
+                yield moving if chosen is None else chosen.found
+            ended, confidence = self._look_back(problem, inner, found.evidence, stage)
+            yield ended
+            chosen = _Chosen(ended, confidence) if chosen is None else chosen.against(ended, confidence)
+            yield chosen.found
+            if stage + 1 < len(self.stages):
+                inner = self._lift(problem, inner, stage)
+
+    def _descend(
+        self, problem: Problem, inner: _Inner, owners: Tensor, stage: int, rng: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One stage: moves `inner` and gives the loss [M] and images of every step, as they were before its update."""
+        moving = [tensor.requires_grad_() for tensor in (inner.latents, inner.features) if tensor is not None]
+        begun = [tensor.detach().clone() for tensor in moving]
+        radii = (self.latent_radius[stage], self.feature_radius[stage])
+        optimizer = self.optimizer(moving)
+        for _ in range(self.stages[stage]):
+            optimizer.zero_grad()
+            draws = None
+            if problem.views is not None:
+                draws = problem.views.draw(len(owners), rng).to(problem.device, non_blocking=True)
+            losses, pictures = [], []
+            for rows in problem.chunks(len(owners)):
+                shown = None if draws is None else draws[rows]
+                shot = self._shoot(problem, inner, owners, stage, rows, problem.views, shown)
+                loss = problem.objective(shot)
+                (loss.sum() / self.reference_batch).backward()
+                losses.append(loss.detach())
+                pictures.append(to_pixels(shot.images))
+            optimizer.step()
+            with torch.no_grad():
+                for tensor, start, radius in zip(moving, begun, radii, strict=False):
+                    if radius > 0:
+                        tensor.copy_(start + project_l1(tensor - start, radius))
+            yield torch.cat(losses), torch.cat(pictures)
+
+    def _shoot(
+        self, problem: Problem, inner: _Inner, owners: Tensor, stage: int, rows: slice, views=None, draws=None, reads=None
+    ) -> Shot:
+        latents, features, images = inner.take(rows)
+        drawn = problem.prior.at(stage).draw(latents, features, images)
+        return problem.show(drawn, latents, owners[rows], views, draws, reads)
+
+    @torch.no_grad()
+    def _look_back(self, problem: Problem, inner: _Inner, owners: Tensor, stage: int) -> tuple[Found, Tensor]:
+        """What a stage ended with, drawn again after its last update, and how sure the target is of it [M]."""
+        losses, pictures, confidences = [], [], []
+        reads = tuple(dict.fromkeys((*problem.reads, "probs")))
+        for rows in problem.chunks(len(owners)):
+            shot = self._shoot(problem, inner, owners, stage, rows, reads=reads)
+            losses.append(problem.objective(shot))
+            pictures.append(to_pixels(shot.images))
+            confidences.append(shot.answer.probs.gather(1, shot.labels[:, None])[:, 0])
+        ended = Found(inner.latents.detach().clone(), torch.cat(losses), owners, f"stage{stage:02d}")
+        ended.pixels = torch.cat(pictures)
+        return ended, torch.cat(confidences)
+
+    @torch.no_grad()
+    def _lift(self, problem: Problem, inner: _Inner, stage: int) -> _Inner:
+        """What enters the next block."""
+        pieces = [problem.prior.at(stage).lift(*inner.take(rows)) for rows in problem.chunks(len(inner.latents))]
+        features = torch.cat([features for features, _ in pieces])
+        images = torch.cat([images for _, images in pieces]) if self.keep_skip else None
+        return _Inner(inner.latents.detach().clone(), features, images)
+
+
+@dataclass
+class _Inner:
+    """Where a search stands in the generator: latents [M, ...], the features that enter the block and the picture so
+    far (None where there is none)."""
+
+    latents: Tensor
+    features: Tensor | None = None
+    images: Tensor | None = None
+
+    def take(self, rows: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        parts = (self.latents, self.features, self.images)
+        return tuple(None if part is None else part[rows] for part in parts)
+
+
+class _Chosen:
+    """Per target the stage of which the attacked target is surest."""
+
+    def __init__(self, ended: Found, confidence: Tensor):
+        self.found = Found(ended.latents, ended.loss, ended.evidence, "optimised", pixels=ended.pixels)
+        self.confidence = confidence
+
+    def against(self, ended: Found, confidence: Tensor) -> _Chosen:
+        """The better of what was chosen and another stage."""
+        owners = ended.evidence.to(confidence.device)
+        gain = confidence.new_zeros(int(ended.evidence.max()) + 1).index_add_(0, owners, confidence - self.confidence)
+        better = (gain > 0)[owners]
+
+        def either(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(better.view(-1, *[1] * (new.ndim - 1)), new, old)
+
+        chosen = Found(
+            latents=either(ended.latents, self.found.latents),
+            loss=either(ended.loss, self.found.loss),
+            evidence=ended.evidence,
+            stage="optimised",
+            pixels=either(ended.pixels, self.found.pixels),
+        )
+        return _Chosen(chosen, either(confidence, self.confidence))
+
+
+def project_l1(vectors: Tensor, radius: float) -> Tensor:
+    """The nearest point of the L1 ball to each of `vectors` [B, ...] (Duchi et al., ICML 2008, figure 1)."""
+    flat = vectors.flatten(1)
+    sizes = flat.abs()
+    ordered = sizes.sort(1, descending=True).values
+    excess = ordered.cumsum(1) - radius
+    ranks = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=flat.dtype)
+    last = (ordered * ranks > excess).sum(1, keepdim=True).clamp(min=1)
+    threshold = (excess.gather(1, last - 1) / last).clamp(min=0)
+    projected = flat.sign() * (sizes - threshold).clamp(min=0)
+    outside = sizes.sum(1, keepdim=True) >= radius
+    return torch.where(outside, projected, flat).view_as(vectors)

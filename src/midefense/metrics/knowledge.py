@@ -1,0 +1,128 @@
+"""Knowledge extraction score: how much of the private classes can be learned from reconstructions alone?
+
+Source: Struppek et al., "Be Careful What You Smooth For", ICLR 2024: a student network that has seen nothing but the
+selected reconstructions is asked about the target's private images; its accuracy is what the attack has extracted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from midefense import seeds
+from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
+from midefense.metrics.features import ask, batch_rows
+from midefense.recipe import shuffled_batches
+from midefense.types import Images, Refused
+
+STUDENT = "student"
+
+
+class KnowledgeExtraction(Metric):
+    """`knowledge_extraction_train/student` and `knowledge_extraction_test/student`: top-1 accuracy in [0, 1] on the
+    private training and test images of the attacked classes, of a student taught by the reconstructions alone.
+
+    The student knows the attacked classes in ascending order, and so do the private images it is asked about (the
+    authors' code renumbers the classes of the student and not those of the images, which is wrong unless all classes
+    are attacked; it also takes equal counts per class for granted, where ours takes the label of every image).
+
+    This metric alone keeps images: as uint8, M x C x H x W bytes.
+
+    Args:
+        student: an architecture, called with the number of classes and channels.
+        augment: augmentations, called in order with images [B, C, H, W] and a generator; drawn per image.
+        epochs, batch_size, learning_rate, momentum, weight_decay: SGD, the rate falling along a cosine to
+            `final_learning_rate`.
+        seed: of initial weights, order and augmentations.
+    """
+
+    higher_leaks = True
+    anchors = ("prior",)  # taught by the private test images, it would be asked about those
+
+    def __init__(
+        self,
+        *,
+        student: Callable[..., nn.Module],
+        augment: Sequence[Callable[[Tensor, torch.Generator], Tensor]] = (),
+        epochs: int = 75,
+        batch_size: int = 32,
+        learning_rate: float = 0.1,
+        final_learning_rate: float = 1e-4,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if epochs < 1 or batch_size < 2:
+            raise Refused(f"expected epochs >= 1 and batch_size >= 2, got {epochs} and {batch_size}; try 75 and 32")
+        if not callable(student):
+            raise Refused(f"student: expected a function of classes and channels, got {student!r}; try _partial_: true")
+        self.student = student
+        self.augment = list(augment)
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate, self.final_learning_rate = learning_rate, final_learning_rate
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.key = ("metrics", "knowledge extraction", seed)
+
+    def rows(self, judged: Judged, world: World) -> dict[str, Tensor]:
+        return {"pixels": (judged.images * 255).round().to(torch.uint8)}
+
+    def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:
+        if world.tests is None:
+            raise Refused(
+                "knowledge extraction: expected private test images to ask about, got none; try World(tests=)"
+            )
+        private = {"knowledge_extraction_train": world.references, "knowledge_extraction_test": world.tests}
+        classes, owners = rows["label"].unique(return_inverse=True)
+        if len(classes) < 2:
+            reason = "one class only: a student that knows no other is always right"
+            return {f"{name}/{STUDENT}": Measured.undefined(reason, len(owners), True) for name in private}
+        student = self._taught(rows["pixels"], owners, len(classes), world)
+        if not all(tensor.isfinite().all() for tensor in student.state_dict().values()):
+            reason = f"the student diverged; try metrics.knowledge.learning_rate={self.learning_rate / 10:g}"
+            return {f"{name}/{STUDENT}": Measured.undefined(reason, len(owners), True) for name in private}
+        return {
+            f"{name}/{STUDENT}": self._accuracy(student, images, classes, world) for name, images in private.items()
+        }
+
+    def _taught(self, pixels: Tensor, owners: Tensor, classes: int, world: World) -> nn.Module:
+        """A fresh student after all epochs on images uint8 [M, C, H, W] of classes `owners` [M]."""
+        with seeds.isolated(*self.key, "init"):
+            student = self.student(classes=classes, channels=pixels.shape[1]).to(world.device).train()
+        optimizer = torch.optim.SGD(
+            student.parameters(), lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+        for epoch in range(self.epochs):
+            optimizer.param_groups[0]["lr"] = self._rate(epoch)
+            order = seeds.generator(*self.key, "order", epoch)
+            for step, rows in enumerate(shuffled_batches(len(pixels), self.batch_size, 2, False, order)):
+                rng = seeds.generator(*self.key, "batch", epoch, step)
+                images = pixels[rows.to(pixels.device)].to(world.device).float() / 255
+                for index, augment in enumerate(self.augment):
+                    images = augment(images, seeds.fork(rng, f"augment/{index}"))
+                with seeds.isolated(*self.key, "step", epoch, step):
+                    loss = cross_entropy(student(images).logits, owners[rows.to(owners.device)])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return student
+
+    def _rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, from 0: half a cosine down to the final one."""
+        share = (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        return self.final_learning_rate + share * (self.learning_rate - self.final_learning_rate)
+
+    def _accuracy(self, student: nn.Module, images: Images, classes: Tensor, world: World) -> Measured:
+        rows = torch.isin(images.labels, classes.cpu()).nonzero()[:, 0]
+        if not len(rows):
+            return Measured.undefined("no private image of the attacked classes", 0, higher_leaks=True)
+        batches = (
+            images.floats(part, world.device) for part in rows.split(batch_rows(256, images.pixels.shape[-1], student))
+        )
+        answers = classes[ask(student, batches, STUDENT).logits.argmax(1)].cpu()
+        return over_classes(answers == images.labels[rows], images.labels[rows], higher_leaks=True)

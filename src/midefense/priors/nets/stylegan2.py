@@ -1,0 +1,350 @@
+"""StyleGAN2-ADA's generator (Karras et al., "Training generative adversarial networks with limited data", NeurIPS 2020;
+architecture of StyleGAN2, CVPR 2020) under the published parameter names, written from the maths.
+
+Latents z [B, z_dim] are mapped to styles ws [B, num_ws, w_dim], one row per layer; images [B, C, R, R] are nominally in
+[-1, 1] and not clamped. Convolutions scale the input by the style and the output by the demodulation coefficient, with
+one shared weight for the batch: the same maths as a weight per image (`fused=True`), without its memory.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from midefense.types import Refused, refuse_unknown
+
+TAPS = (1.0, 3.0, 3.0, 1.0)  # the resampling filter, per axis
+GAIN = math.sqrt(2)  # of the leaky rectifier
+SLOPE = 0.2
+NOISE = ("const", "random", "none")
+CRITICS = ("resnet", "orig")
+
+
+@dataclass(frozen=True)
+class StyleGan2Config:
+    """The shape of a pair of networks; defaults are those of the 1024-px files for FFHQ and MetFaces.
+
+    `label_size`: width of the label of a conditional pair, 0 without. `conv_clamp`: bound on what a convolution gives.
+    `critic_kind`: `resnet`, or `orig` (CIFAR). `minibatch_group`: images compared in the critic's last block.
+    """
+
+    resolution: int = 1024
+    image_channels: int = 3
+    z_dim: int = 512
+    w_dim: int = 512
+    label_size: int = 0
+    channel_base: int = 32768
+    channel_max: int = 512
+    mapping_layers: int = 8
+    mapping_rate: float = 0.01
+    conv_clamp: float | None = 256.0
+    critic_kind: str = "resnet"
+    minibatch_group: int = 4
+    label_mapping_layers: int = 8
+
+    def __post_init__(self) -> None:
+        if self.resolution < 8 or self.resolution & (self.resolution - 1):
+            raise Refused(f"resolution: expected a power of two from 8, got {self.resolution}; try 32, 64 or 1024")
+        if self.critic_kind not in CRITICS:
+            raise refuse_unknown("critic_kind", self.critic_kind, CRITICS)
+        smallest = (self.image_channels, self.z_dim, self.w_dim, self.channel_base, self.channel_max)
+        if min(*smallest, self.mapping_layers, self.minibatch_group, self.label_mapping_layers) < 1:
+            raise Refused(f"StyleGAN2: expected widths, layers and minibatch_group from 1, got {self}")
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """Sides of the blocks' images: 4, 8, ..., resolution."""
+        return tuple(2**power for power in range(2, self.resolution.bit_length()))
+
+    @property
+    def num_ws(self) -> int:
+        """Rows of styles that synthesis takes."""
+        return 2 * len(self.resolutions)
+
+    def channels(self, resolution: int) -> int:
+        """Channels of the features at a resolution."""
+        return min(self.channel_base // resolution, self.channel_max)
+
+
+class Dense(nn.Module):
+    """A linear layer whose stored weight is scaled when it is used (equalised learning rate)."""
+
+    def __init__(self, inputs: int, outputs: int, *, rate: float = 1.0, bias: float = 0.0, activate: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
+        self.bias = nn.Parameter(torch.full((outputs,), float(bias)))
+        self.rate, self.activate = rate, activate
+        self.scale = rate / math.sqrt(inputs)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[B, inputs] to [B, outputs]."""
+        bias = self.bias if self.rate == 1 else self.bias * self.rate
+        outputs = F.linear(inputs, self.weight * self.scale, bias)
+        return F.leaky_relu(outputs, SLOPE) * GAIN if self.activate else outputs
+
+
+class Mapping(nn.Module):
+    """Latents z [B, z_dim] (and labels [B, label_size]) to styles w [B, w_dim]; without `z_dim`, of labels alone.
+
+    In training mode `w_avg` follows the mean style.
+    """
+
+    def __init__(self, *, z_dim: int, label_size: int, w_dim: int, layers: int, rate: float, average: bool):
+        super().__init__()
+        if label_size:
+            self.embed = Dense(label_size, w_dim)
+        self.z_dim, self.label_size, self.layers = z_dim, label_size, layers
+        widths = [z_dim + (w_dim if label_size else 0), *[w_dim] * layers]
+        for index in range(layers):
+            self.add_module(f"fc{index}", Dense(widths[index], widths[index + 1], rate=rate, activate=True))
+        if average:
+            self.register_buffer("w_avg", torch.zeros(w_dim))
+
+    def forward(self, latents: Tensor | None, labels: Tensor | None = None) -> Tensor:
+        """Styles [B, w_dim]."""
+        parts = [] if latents is None else [_normalised(latents.float())]
+        if self.label_size:
+            if labels is None:
+                raise Refused(f"labels: expected [B, {self.label_size}] for a conditional generator, got none")
+            parts.append(_normalised(self.embed(labels.float())))
+        hidden = torch.cat(parts, 1)
+        for index in range(self.layers):
+            hidden = getattr(self, f"fc{index}")(hidden)
+        if self.training and hasattr(self, "w_avg"):
+            with torch.no_grad():
+                self.w_avg.lerp_(hidden.mean(0), 0.005)
+        return hidden
+
+
+class Styled(nn.Module):
+    """A modulated 3x3 convolution, twice as large if `up`, with noise, bias and a leaky rectifier."""
+
+    def __init__(self, inputs: int, outputs: int, *, w_dim: int, resolution: int, up: bool, clamp: float | None):
+        super().__init__()
+        self.affine = Dense(w_dim, inputs, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
+        self.noise_strength = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.register_buffer("resample_filter", resample_filter())
+        self.register_buffer("noise_const", torch.randn(resolution, resolution))
+        self.up, self.clamp = up, None if clamp is None else clamp * GAIN
+
+    def forward(self, features: Tensor, w: Tensor, noise: str, fused: bool) -> Tensor:
+        """Features [B, inputs, H, H] and styles [B, w_dim] to [B, outputs, r, r]."""
+        style = self.affine(w)
+        convolved, strength = modulated(features, self.weight, style, up=self.up, fused=fused)
+        offset = self.bias.view(1, -1, 1, 1)
+        if noise == "const":
+            offset = offset + self.noise_const * self.noise_strength
+        elif noise == "random":
+            drawn = torch.randn_like(convolved[:, :1])
+            offset = offset + drawn * self.noise_strength
+        # the rectifier's gain is positive, so it may be applied before it, to the smaller tensors
+        outputs = torch.addcmul(offset * GAIN, convolved, (strength * GAIN)[:, :, None, None])
+        return rectified(outputs, self.clamp)
+
+
+class ToRgb(nn.Module):
+    """Features to an image: a modulated 1x1 convolution without demodulation."""
+
+    def __init__(self, inputs: int, outputs: int, *, w_dim: int, clamp: float | None):
+        super().__init__()
+        self.affine = Dense(w_dim, inputs, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.clamp = clamp
+
+    def forward(self, features: Tensor, w: Tensor) -> Tensor:
+        """Images [B, C, r, r]; few outputs, so a weight per image is cheaper than scaling all features."""
+        style = self.affine(w) / math.sqrt(self.weight.shape[1])
+        weights = self.weight[:, :, 0, 0] * style[:, None]
+        images = torch.baddbmm(self.bias[None, :, None], weights, features.flatten(2))
+        images = images.unflatten(2, features.shape[2:])
+        return images if self.clamp is None else images.clamp(-self.clamp, self.clamp)
+
+
+class Block(nn.Module):
+    """One resolution: two styled convolutions (the first block, one on a learned constant) and their part of the image."""
+
+    def __init__(self, config: StyleGan2Config, resolution: int):
+        super().__init__()
+        outputs, clamp = config.channels(resolution), config.conv_clamp
+        common = {"w_dim": config.w_dim, "resolution": resolution, "clamp": clamp}
+        self.register_buffer("resample_filter", resample_filter())
+        if resolution == 4:
+            self.const = nn.Parameter(torch.randn(outputs, 4, 4))
+        else:
+            self.conv0 = Styled(config.channels(resolution // 2), outputs, up=True, **common)
+        self.conv1 = Styled(outputs, outputs, up=False, **common)
+        self.torgb = ToRgb(outputs, config.image_channels, w_dim=config.w_dim, clamp=clamp)
+        self.first = resolution == 4
+
+    def forward(
+        self, features: Tensor | None, images: Tensor | None, ws: Tensor, noise: str, fused: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Features and image of the block below (None: nothing) and this block's rows of ws to those of this block."""
+        if self.first:
+            features = self.const.expand(len(ws), -1, -1, -1)
+            features = self.conv1(features, ws[:, 0], noise, fused)
+        else:
+            features = self.conv0(features, ws[:, 0], noise, fused)
+            features = self.conv1(features, ws[:, 1], noise, fused)
+        own = self.torgb(features, ws[:, -1])
+        return features, own if images is None else upsampled(images) + own
+
+
+class Synthesis(nn.Module):
+    """Styles to images, block by block; it can be entered at any block and left at any resolution."""
+
+    def __init__(self, config: StyleGan2Config):
+        super().__init__()
+        self.resolutions = config.resolutions
+        self.checkpoint = False  # True: activations of a block are computed again for the backward pass
+        for resolution in self.resolutions:
+            self.add_module(f"b{resolution}", Block(config, resolution))
+
+    def forward(
+        self,
+        ws: Tensor,
+        *,
+        noise: str = "const",
+        fused: bool = False,
+        first: int = 0,
+        last: int | None = None,
+        features: Tensor | None = None,
+        images: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Features and images behind block `last` (None: the last), entered at block `first`.
+
+        Args:
+            ws: styles [B, num_ws, w_dim].
+            noise: `const` (stored), `random` (torch's stream) or `none`.
+            features: what block `first` takes, [B, channels, r, r], unless it is block 0.
+            images: the image so far [B, C, r, r]; None leaves out what the blocks below would have added.
+        """
+        if noise not in NOISE:
+            raise refuse_unknown("noise", noise, NOISE)
+        last = len(self.resolutions) - 1 if last is None else last
+        for index in range(first, last + 1):
+            block = getattr(self, f"b{self.resolutions[index]}")
+            # the image of a block shares its row with the first convolution of the next
+            rows = ws[:, 0:2] if index == 0 else ws[:, 2 * index - 1 : 2 * index + 2]
+            if self.checkpoint and torch.is_grad_enabled():
+                given = (features, images, rows, noise, fused)
+                features, images = checkpoint(block, *given, use_reentrant=False)
+            else:
+                features, images = block(features, images, rows, noise, fused)
+        return features, images
+
+
+class Generator(nn.Module):
+    """`mapping` and `synthesis` under the published names."""
+
+    def __init__(self, config: StyleGan2Config):
+        super().__init__()
+        self.config = config
+        self.mapping = Mapping(
+            z_dim=config.z_dim,
+            label_size=config.label_size,
+            w_dim=config.w_dim,
+            layers=config.mapping_layers,
+            rate=config.mapping_rate,
+            average=True,
+        )
+        self.synthesis = Synthesis(config)
+
+    def styles(
+        self, latents: Tensor, labels: Tensor | None = None, *, psi: float = 1.0, cutoff: int | None = None
+    ) -> Tensor:
+        """Styles ws [B, num_ws, w_dim] of latents z; the first `cutoff` rows (None: all) drawn towards the mean style,
+        w_avg + psi (w - w_avg)."""
+        ws = self.mapping(latents, labels)[:, None].repeat(1, self.config.num_ws, 1)
+        if psi != 1:
+            ws[:, :cutoff] = self.mapping.w_avg.lerp(ws[:, :cutoff], psi)
+        return ws
+
+
+def modulated(
+    features: Tensor, weight: Tensor, style: Tensor, *, up: bool, fused: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Convolution of features [B, I, H, H] by `weight` [O, I, 3, 3] modulated by `style` [B, I], and the demodulation
+    coefficients [B, O] that its output is still to be multiplied by (StyleGAN2, equations 1 to 3)."""
+    if fused:
+        own = weight * style[:, None, :, None, None]
+        own = own * (own.square().sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt()
+        batch, inputs = style.shape
+        grouped = features.reshape(1, batch * inputs, *features.shape[2:])
+        convolved = _convolved(grouped, own.flatten(0, 1), up=up, groups=batch)
+        return convolved.unflatten(1, (batch, -1))[0], torch.ones_like(own[:, :, 0, 0, 0])
+    strength = (style.square() @ weight.square().sum((2, 3)).T + 1e-8).rsqrt()
+    return _convolved(features * style[:, :, None, None], weight, up=up, groups=1), strength
+
+
+def _convolved(features: Tensor, weight: Tensor, *, up: bool, groups: int) -> Tensor:
+    if not up:
+        return F.conv2d(features, weight, padding=1, groups=groups)
+    # inputs and outputs change places within every group: the transposed convolution is a true one of the stretched input
+    swapped = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return blurred(F.conv_transpose2d(features, swapped, stride=2, groups=groups), padding=1, gain=4.0)
+
+
+def resample_filter() -> Tensor:
+    """The filter [4, 4] of all up- and downsampling, of sum 1."""
+    taps = torch.tensor(TAPS)
+    return torch.outer(taps, taps) / taps.sum() ** 2
+
+
+def blurred(images: Tensor, *, padding: int, gain: float = 1.0) -> Tensor:
+    """Images [B, C, H, W], padded with zeros on every side, under the resampling filter: [B, C, H + 2 padding - 3, ...].
+
+    A convolution per channel: twice as fast on a CPU as one axis at a time, five times as fast as sums of slices.
+    """
+    channels = images.shape[1]
+    kernel = (resample_filter() * gain).to(images)[None, None].expand(channels, 1, 4, 4)
+    return F.conv2d(images, kernel, padding=padding, groups=channels)
+
+
+def upsampled(images: Tensor) -> Tensor:
+    """Images [B, C, H, W] at twice the size: y[2i] = .75 x[i] + .25 x[i-1], y[2i+1] = .75 x[i] + .25 x[i+1] per axis,
+    zero outside."""
+    channels = images.shape[1]
+    kernel = (resample_filter() * 4).to(images)[None, None].expand(channels, 1, 4, 4)
+    return F.conv_transpose2d(images, kernel, stride=2, padding=1, groups=channels)
+
+
+def rectified(values: Tensor, clamp: float | None) -> Tensor:
+    """The leaky rectifier and a clamp, in place; its gradient is read off the result, so nothing else is kept."""
+    return _Rectified.apply(values, clamp)
+
+
+class _Rectified(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values: Tensor, clamp: float | None) -> Tensor:
+        F.leaky_relu_(values, SLOPE)
+        if clamp is not None:
+            values.clamp_(-clamp, clamp)
+        ctx.mark_dirty(values)
+        ctx.save_for_backward(values)
+        ctx.clamp = clamp
+        return values
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (values,) = ctx.saved_tensors
+        gradient = torch.ops.aten.leaky_relu_backward(gradient, values, SLOPE, True)
+        if ctx.clamp is None:
+            return gradient, None
+        if torch.is_grad_enabled():  # a gradient of the gradient is wanted: nothing may be overwritten
+            return torch.ops.aten.hardtanh_backward(gradient, values, -ctx.clamp, ctx.clamp), None
+        within = {"min_val": -ctx.clamp, "max_val": ctx.clamp, "grad_input": gradient}
+        return torch.ops.aten.hardtanh_backward(gradient, values, **within), None
+
+
+def _normalised(vectors: Tensor) -> Tensor:
+    """Vectors [B, N] of mean square 1."""
+    return vectors * (vectors.square().mean(1, keepdim=True) + 1e-8).rsqrt()

@@ -1,0 +1,210 @@
+"""The published setups of `conf/experiment/`: each composes, is accepted as its header runs it, and goes through attack
+and judgement on embedded data, with small networks in place of the published ones."""
+
+import math
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import configuration
+from contract.listing import composed, files, options
+from contract.test_configs import commands, header
+
+from midefense.artefacts import canonical
+from midefense.pipeline import Pipeline
+from midefense.plan import read_plan
+from midefense.priors.import_stylegan2 import FORMAT, NOTES
+from midefense.priors.nets.stylegan2 import Generator, StyleGan2Config
+from midefense.store import Store
+
+FILES = [file for file in files() if file.parts[0] == "experiment"]
+COUNTS = {".": 2, "base": 4, "if_gmi": 10, "midre": 60, "nls": 6, "ppa": 16}
+PAPERS = ("if_gmi", "midre", "nls", "ppa")
+ROWS = [file for file in FILES if file.parts[1] in PAPERS]
+PRIVATE = {"facescrub": "facescrub", "celeba": "celeba_ppa", "stanford_dogs": "stanford_dogs"}
+SMOOTHING = {"none": None, "positive": 0.1, "negative": -0.05}
+ERASED = {"none": None, "re04": 0.4, "re08": 0.8}
+IDENTITIES = 3
+BLOCKS = 4  # of a generator of 32 px
+
+
+def identity(file: Path) -> str:
+    return file.relative_to("experiment").with_suffix("").as_posix()
+
+
+def as_written(file: Path) -> tuple[dict, dict, list[str]]:
+    """Configuration, choices and overrides of the first command in a file's header."""
+    verb, overrides = commands(file)[0]
+    assert verb == "evaluate"
+    return *composed(verb, *overrides), overrides
+
+
+def test_the_listing():
+    counts = {}
+    for file in FILES:
+        folder = file.parent.relative_to("experiment").as_posix()
+        counts[folder] = counts.get(folder, 0) + 1
+    assert counts == COUNTS and counts["midre"] >= 37
+
+
+@pytest.mark.parametrize("file", FILES, ids=identity)
+def test_a_header_says_what_was_published_and_measured_and_how_that_is_known(file):
+    whole = "\n".join(header(file))
+    assert re.search(r"published: (none|.+\((verified in the source|recalled)\b)", whole)
+    assert re.search(r"measured: \S", whole)
+    if file in ROWS:
+        assert re.search(r"\nmeasured: not run: needs .*(FaceScrub|CelebA|Stanford Dogs)", whole)
+        assert re.search(r"\nsetup: (the authors' code|the first upload of the authors' code|recalled|ours)", whole)
+
+
+@pytest.mark.parametrize("file", FILES, ids=identity)
+def test_the_command_of_a_header_is_accepted_and_uses_the_file(file, store):
+    config, choices, overrides = as_written(file)
+    read_plan("evaluate", {**config, "store": str(store)}, choices, overrides)
+    used = [choices["experiment"], f"base/{choices.get('experiment/base')}"]
+    assert identity(file) in used
+
+
+@pytest.mark.parametrize("file", ROWS, ids=identity)
+def test_a_name_says_what_is_in_the_file(file):
+    config, choices, _ = as_written(file)
+    folder, name = file.parts[1], file.stem
+    if folder == "midre":
+        attack, rest = next((kind, name[len(kind) + 1 :]) for kind in ("if_gmi", "ppa", "gmi") if name.startswith(kind))
+        rest, _, level = rest.rpartition("_")
+        assert choices["attack"].startswith(attack)
+        assert choices["defense"] == ("none" if level == "none" else "random_erasing")
+        assert config["defense"].get("scale", [0.1, None])[1] == ERASED[level]
+        public = "" if choices["public"] == "own" else f"_{choices['public']}"
+        private = choices["dataset"].removesuffix("_ppa")
+        assert rest == f"{choices['architecture']}_{private}{public}"
+        return
+    private = next(private for private in PRIVATE if f"_{private}_" in name)
+    architecture, last = name.split(f"_{private}_")
+    assert (choices["architecture"], choices["dataset"]) == (architecture, PRIVATE[private])
+    if folder == "nls":
+        assert config["defense"].get("alpha") == SMOOTHING[last]
+        assert choices["attack"] == {"facescrub": "ppa", "celeba": "ppa_celeba_ffhq"}[private]
+    else:
+        assert choices["attack"].startswith(folder) and choices["defense"] == "none"
+        prior = config["prior"]["weights"].rpartition("/")[2].removesuffix(".safetensors")
+        assert re.sub("_(default|example)$", "", last) == prior
+
+
+@pytest.mark.parametrize("file", ROWS, ids=identity)
+def test_a_row_starts_from_published_weights(file):
+    config = as_written(file)[0]
+    networks = [config["architecture"], *(judge["architecture"] for judge in config["evaluators"].values())]
+    assert all(network.get("pretrained") or "/backbones/" in network.get("weights", "") for network in networks)
+
+
+def test_the_command_line_wins_over_a_row_and_a_row_over_its_base():
+    row = "experiment=midre/ppa_resnet18_facescrub_re08"
+    config, choices = configuration("evaluate", row, "attack.search.steps=1", "architecture=densenet201")
+    assert (config["attack"]["search"]["steps"], choices["architecture"]) == (1, "densenet201")
+    assert config["architecture"]["variant"] == "densenet201" and config["architecture"]["pretrained"]
+    assert (config["defense"]["scale"], config["dataset"]["size"]) == ([0.1, 0.8], 299)
+    assert configuration("evaluate", row, "dataset.size=224")[0]["dataset"]["size"] == 224
+    example = configuration("evaluate", "experiment=if_gmi/densenet169_facescrub_ffhq_example")[0]
+    assert (example["evidence"]["classes"], example["attack"]["search"]["steps"]) == ([0], [50, 10, 10, 10])
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    """One store for all dry runs, so that equal targets, priors and evaluators are made once."""
+    return tmp_path_factory.mktemp("experiments") / "store"
+
+
+@pytest.fixture(scope="module")
+def generator_file(tmp_path_factory) -> Path:
+    """A StyleGAN2 of 32 px and eight channels, as the importer writes them."""
+    config = StyleGan2Config(resolution=32, z_dim=16, w_dim=16, channel_base=256, channel_max=8, mapping_layers=2)
+    torch.manual_seed(0)
+    flat = {f"generator.{name}": tensor for name, tensor in Generator(config).state_dict().items()}
+    notes = {"config": canonical(asdict(config)), "source": "test", "source_sha256": "0" * 64, "format": FORMAT}
+    file = tmp_path_factory.mktemp("generator") / "tiny.safetensors"
+    safetensors.torch.save_file(flat, file, {NOTES: canonical(notes)})
+    return file
+
+
+def small_network(width: int) -> dict:
+    node = composed("evaluate", "architecture=cnn")[0]["architecture"]
+    return {**node, "widths": [width], "features": 8}
+
+
+def small_prior(prior: dict, generator_file: Path) -> dict:
+    """The same kind of prior: a published generator becomes the tiny one, one that learns hardly does."""
+    if "weights" in prior:
+        return {**prior, "weights": str(generator_file)}
+    return {**prior, "steps": 2, "width": 2}
+
+
+def small_attack(attack: dict) -> dict:
+    """The same attack in one step per stage, with a few candidates."""
+    steps = attack["search"]["steps"]
+    shrunk = {
+        "init": {"size": 4, "candidates": 2},
+        "search": {"steps": [1] * min(len(steps), BLOCKS) if isinstance(steps, list) else 1},
+        "select": {"keep": 1, "repeats": 1},
+    }
+    slots = {
+        slot: {**attack[slot], **{name: value for name, value in values.items() if name in attack[slot]}}
+        for slot, values in shrunk.items()
+    }
+    return {**attack, **slots}
+
+
+def small(config: dict, generator_file: Path, attack: str) -> dict:
+    """A configuration on a few synthetic faces with small networks; attack, defense, metrics and recipes stay."""
+    faces = composed("evaluate", "dataset=synthetic_faces")[0]["dataset"]
+    few = {"images_per_identity": 8, "test_images_per_identity": 2, "public_images_per_identity": 4}
+    wanted = config["evidence"]["classes"]
+    classes = wanted if wanted == "all" else [number for number in wanted if number < IDENTITIES]
+    evaluators = {
+        name: {
+            **judge,
+            "architecture": small_network(6),
+            "recipe": {**judge["recipe"], "epochs": min(1, judge["recipe"]["epochs"])},
+        }
+        for name, judge in config["evaluators"].items()
+    }
+    return {
+        **config,
+        "dataset": {**faces, **few, "identities": IDENTITIES, "public_identities": 2, "size": 32},
+        "architecture": small_network(4),
+        "recipe": {**config["recipe"], "epochs": 1},
+        "public": composed("evaluate")[0]["public"],
+        "evidence": {**config["evidence"], "classes": classes},
+        "prior": small_prior(config["prior"], generator_file),
+        "attack": small_attack(config["attack"]),
+        "evaluators": evaluators,
+        # so that attacks that differ in what is made small here have rows of their own
+        "seeds": {**config["seeds"], "attack": options("attack").index(attack)},
+    }
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.parts[1] != "base"], ids=identity)
+def test_a_dry_run_gives_a_row_of_what_the_file_names(file, shared, generator_file):
+    config, choices, overrides = as_written(file)
+    shrunk = {**small(config, generator_file, choices["attack"]), "store": str(shared)}
+    result = Pipeline(read_plan("evaluate", shrunk, choices, overrides)).result
+    row, numbers = result.metrics["row"], result.metrics["metrics"]
+    assert {name: row[name] for name in ("attack", "defense")} == {name: choices[name] for name in ("attack", "defense")}
+    assert all(math.isfinite(numbers[f"attack_accuracy_top1/{judge}"]["value"]) for judge in config["evaluators"])
+    ids, store = row["ids"], Store(shared)
+    assert_kept(store.open(ids["target"], "target").recipe["defense"], config["defense"])
+    assert_kept(store.open(ids["recovered"], "recovered").recipe["attack"], shrunk["attack"])
+
+
+def assert_kept(recipe: object, node: object) -> None:
+    """What a configuration says stands in the recipe of what was made: all but what changes no number."""
+    if isinstance(node, dict):
+        common = node.keys() & recipe.keys() - {"_target_"}  # classes go by their full names there
+        assert common or not node.keys() - {"_target_"}
+        for name in common:
+            assert_kept(recipe[name], node[name])
+    else:
+        assert recipe == node
