@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midefense import seeds
-from midefense.priors.nets.stylegan2 import Block, Generator, StyleGan2Config, Styled, ToRgb, resample_filter
+from midefense.priors.nets.stylegan2 import Block, Generator, Styled, StyleGan2Config, ToRgb, resample_filter
 
 REPORT = Path(__file__).with_suffix(".md")
 SHAPES = {  # at 256 px as the published paper256 files, at 1024 px as FFHQ's
@@ -163,8 +163,8 @@ def report(resolution: int, batch: int, device: torch.device, repeats: int) -> s
         f"measured {time.strftime('%Y-%m-%d')}, {device.type} ({name}), {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, {repeats} interleaved repeats; medians.",
         "",
-        f"Forward and gradient to the styles, {resolution} px, batch of {batch}, float32, random weights; both formulations "
-        "give the same images and gradients:",
+        f"Forward and gradient to the styles, {resolution} px, batch of {batch}, float32, random weights; both give "
+        "the same images and gradients:",
         "",
         "| formulation | time relative to ours | least to most, relative | peak memory of a step |",
         "|---|---|---|---|",

@@ -62,6 +62,7 @@ def test_a_sweep_over_defenses_trains_the_prior_and_the_evaluator_once(run_proce
     rows = [artefact.metrics["row"] for artefact in Store(store).list("result")]
     assert {row["defense"] for row in rows} == {"none", "random_erasing"}
     assert len({row["protocol"] for row in rows}) == 1, "rows of one protocol may be ranked"
+    assert len({row["baseline"] for row in rows}) == 1 and len({row["setup"] for row in rows}) == 2
     assert states(store)["train_prior"] == ["finished"]
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import html
 import itertools
 import json
 import math
@@ -21,6 +22,7 @@ from midefense.report.__main__ import main
 from midefense.report.gallery import png
 from midefense.report.markup import Markup, tag, void
 from midefense.report.rows import columns, setups, show, show_spread, summarise
+from midefense.report.tradeoff import trade_offs
 from midefense.store import Store
 
 
@@ -327,6 +329,76 @@ def test_names_of_anchors_at_one_height_do_not_cover_each_other(tmp_path):
     places = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" class="tick"><title>(?:Samples of \w+|Chance)</title>', text)
     heights = sorted(float(y) for _, y in places)
     assert len(heights) == 4 and all(above + 14 < below for above, below in itertools.pairwise(heights))
+
+
+def with_accuracy(content, utility):
+    content["metrics"]["utility/test_accuracy_top1"]["value"] = utility
+    return Row.parse(content)
+
+
+def test_trade_off_is_points_of_attack_per_point_of_target_over_seeds():
+    rows = [with_accuracy(document(seed, 0.9 - 0.2 * seed, baseline="b1"), 0.96 + 0.02 * seed) for seed in (0, 1)]
+    rows += [with_accuracy(document(seed, 0.5, defense="nls", baseline="b1"), 0.95) for seed in (0, 1)]
+    (found,) = trade_offs(setups(rows))
+    assert found.setup["defense"] == "nls" and found.reason == ""
+    assert (found.attack_drop, found.target_drop) == (pytest.approx(0.3), pytest.approx(0.02))
+    assert found.delta == pytest.approx(15) and found.text == "30.0 / 2.0 points = 15"
+    assert "trade-off Δ of nls · gmi on cnn: 30.0 / 2.0 points = 15" in table(rows)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "utility", "said"),
+    [
+        (0.4, 0.97, "50.0 / 0.0 points = n/a, the target's accuracy does not drop"),
+        (0.4, 0.98, "50.0 / -1.0 points = n/a, the target's accuracy does not drop"),
+        (math.nan, 0.96, "n/a / 1.0 points = n/a, an accuracy is n/a"),
+        (0.95, 0.96, "-5.0 / 1.0 points = -5"),
+    ],
+)
+def test_trade_off_never_divides_by_nothing(tmp_path, accuracy, utility, said):
+    rows = [Row.parse(document(0, 0.9, baseline="b1"))]
+    rows.append(with_accuracy(document(0, accuracy, defense="random_erasing", baseline="b1"), utility))
+    assert [one.text for one in trade_offs(setups(rows))] == [said]
+    text = build(rows, tmp_path / "report.html").read_text()
+    assert text.count("<h3>Trade-off</h3>") == 1 and html.escape(said) in text
+    assert Page(text).open == []
+
+
+def test_trade_off_needs_an_undefended_row_that_is_equal_in_everything_else(tmp_path):
+    defended = document(0, 0.4, defense="random_erasing", baseline="b1")
+    for other in (document(baseline="b2"), document(), document(0, 0.9, defense="vib", baseline="b1")):
+        rows = [Row.parse(other), Row.parse(defended)]
+        assert trade_offs(setups(rows)) == []
+        assert "Trade-off" not in build(rows, tmp_path / "report.html").read_text() and "Δ" not in table(rows)
+    assert trade_offs(setups([Row.parse(document()), Row.parse(document(defense="vib"))])) == [], "rows without a hash"
+
+
+def test_features_are_drawn_in_a_plane_per_class(tmp_path):
+    corners = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    planes = {
+        "projection.points": torch.cat([corners, corners + 1, corners[:2], corners]),
+        "projection.labels": torch.tensor([0] * 8 + [1] * 3),
+        "projection.sets": torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 0, 0, 0]),
+    }
+    put(tmp_path / "store", document(), "none", **planes)
+    put(tmp_path / "store", document(defense="random_erasing"), "random_erasing")
+    rows, broken = read_rows(tmp_path / "store")
+    assert not broken and [row.projections() is None for row in rows] == [False, True]
+    text = build(rows, tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert page.open == [] and text.count("<h3>Feature space</h3>") == 1
+    assert [one["aria-label"] for one in page.all("svg") if "features of" in one.get("aria-label", "")] == [
+        "features of class 0: 3 private, 3 erased, 2 recovered",
+        "features of class 1: 3 private, 0 erased, 0 recovered",
+    ]
+    hulls = [one["points"] for one in page.all("polygon") if one.get("class") == "hull"]
+    assert len(hulls) == 3, "two points have no hull"
+    # Class 0 spans 3 x 2 units over 220 - 2 x 14 pixels: 64 pixels a unit, upwards.
+    assert {tuple(corner.split(",")) for corner in hulls[0].split()} == {
+        ("14.0", "206.0"),
+        ("142.0", "206.0"),
+        ("14.0", "142.0"),
+    }
 
 
 def test_pictures_are_exact_when_small_and_reduced_when_large():

@@ -1,4 +1,4 @@
-"""StyleGAN2: its networks against the recorded original, against a formulation of their own, and by what the maths says."""
+"""StyleGAN2: its networks against the recorded original, against another formulation, and by what the maths says."""
 
 import importlib.util
 import json
@@ -15,8 +15,8 @@ from midefense.priors.nets.stylegan2 import (
     Dense,
     Generator,
     Mapping,
-    StyleGan2Config,
     Styled,
+    StyleGan2Config,
     ToRgb,
     blurred,
     resample_filter,
@@ -131,7 +131,9 @@ def test_entering_at_a_block_continues_the_whole():
         dropped = generator.synthesis(ws, first=block, features=features)[1]
         for _ in range(2 - block + 1):
             picture = upsampled(picture)
-        torch.testing.assert_close(dropped, whole - picture, atol=1e-5, rtol=1e-5)  # the path of the picture is additive
+        torch.testing.assert_close(
+            dropped, whole - picture, atol=1e-5, rtol=1e-5
+        )  # the path of the picture is additive
         assert not torch.allclose(dropped, whole, atol=1e-2)
 
 

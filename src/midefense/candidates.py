@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
@@ -18,9 +18,14 @@ from midefense.metrics.features import batch_rows
 from midefense.priors.base import Prior
 from midefense.types import Images, Refused, clip_images
 
-Rows = Any  # a tensor, or one of a safetensors file; either gives a tensor for a slice of rows
 BATCH = 256
 HEADLINE = "selected"  # the stage whose numbers bear no mark
+
+
+class Rows(Protocol):
+    """A tensor, or one of a safetensors file that is read when it is sliced."""
+
+    def __getitem__(self, rows: slice) -> Tensor: ...
 
 
 @dataclass(frozen=True)

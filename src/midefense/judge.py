@@ -21,9 +21,9 @@ from midefense.candidates import BATCH, HEADLINE, Candidates, Stages, open_stage
 from midefense.datasets.splits import Splits
 from midefense.metrics.base import Judged, Measured, Metric, World
 from midefense.metrics.feature_distance import class_distances
-from midefense.metrics.features import batch_rows, judged_trace, reference_trace
+from midefense.metrics.features import batch_rows, judged_trace, reference_features
 from midefense.priors.base import Prior
-from midefense.types import Images, clip_images
+from midefense.types import Images, clip_images, to_pixels
 
 PICTURES = 1000  # in all, but one per class: those of FaceScrub at 299 px would fill gigabytes otherwise
 PICTURES_PER_CLASS = 8
@@ -109,11 +109,6 @@ def decode(prior: Prior, latents: Tensor, device: torch.device) -> Tensor:
     """Images [M, C, H, W] in [0, 1] of a few latents [M, ...], clipped."""
     rows = batch_rows(BATCH, prior.size)
     return torch.cat([clip_images(prior.decode(part.to(device))) for part in latents.split(rows)])
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """Images [M, C, H, W] as uint8 on the CPU, clipped and rounded."""
-    return (clip_images(images) * 255).round().to(torch.uint8).cpu()
 
 
 @dataclass
@@ -212,7 +207,7 @@ class _Pictures:
         """Keep what is shown of a batch."""
         keep = (judged.candidates < self._per_class).nonzero()[:, 0]
         shown = {
-            "reconstructions": to_pixels(judged.images[keep]),
+            "reconstructions": to_pixels(judged.images[keep]).cpu(),
             "labels": judged.labels[keep],
             "candidates": judged.candidates[keep].cpu(),
             "confidence": judged.target_confidence[keep].float().cpu(),
@@ -224,7 +219,7 @@ class _Pictures:
         """`reconstructions` and `nearest` uint8 [K, C, H, W]; `labels`, `candidates`, `distance`, `confidence` [K]."""
         shown = {name: torch.cat([part[name] for part in self._kept]) for name in self._kept[0]}
         features, labels, references = shown.pop("features"), shown.pop("labels"), self._world.references
-        known = reference_trace(self._world, self._evaluator, BATCH).features
+        known = reference_features(self._world, self._evaluator, BATCH)
         distance, _, nearest = class_distances(features, labels, known, references.labels)
         found = {
             "labels": labels.cpu(),

@@ -31,7 +31,7 @@ from midefense.recovery import Recovery, StoredPrior
 from midefense.session import Session
 from midefense.store import Work
 from midefense.tracking import Run, consume, under_sweep_agent
-from midefense.types import Evidence, Images, Refused
+from midefense.types import Evidence, Images, Refused, to_pixels
 
 ROW_NAMES = ("dataset", "public", "architecture", "defense", "prior", "attack")
 RECOVERED_NAME = ("dataset", "architecture", "defense", "prior", "attack")
@@ -73,6 +73,7 @@ class Pipeline:
         """Look at all images that will be needed, so that wrong ones are refused before anything is trained."""
         _ = self.evidence
         if self.plan.stored_prior is None:
+            self.plan.prior.target.require_files(self.plan.prior.arguments, self.plan.attack.build().needs)
             self.plan.prior.target.require_some(self.public)
         for plan in self.plan.evaluators.values():
             images_of(plan, self.session.splits(plan.dataset))
@@ -188,7 +189,7 @@ class Pipeline:
             samples = judge.decode(
                 prior.eval(), prior.sample(16, seeds.generator(seed, "prior", "pictures")), self.device
             )
-            rows = [{"sample": i, "image": image} for i, image in enumerate(judge.to_pixels(samples))]
+            rows = [{"sample": i, "image": image} for i, image in enumerate(to_pixels(samples).cpu())]
             run.pictures("samples", rows, ["sample", "image"])
             bill = {"shared_queries": oracle.shared_bill if oracle else 0}
             return self.session.finish(run, work, prior.state_dict(), {}, bill=bill)

@@ -32,7 +32,7 @@ WORLD = (
 STYLES = (
     *("attack.init.size=300", "attack.init.psi=1", "attack.select.repeats=10", "attack.select.keep=6"),
     *("attack.search.optimizer.lr=0.02", "attack.search.milestones=[]", "attack.init.flip=false"),
-    *("attack.select.views.flip=0", "attack.chunk=null"),
+    "attack.chunk=null",
 )
 LAYERS = (
     *("attack.init.size=300", "attack.init.psi=1", "attack.search.steps=[25,25]", "attack.init.flip=false"),
@@ -41,15 +41,16 @@ LAYERS = (
 )
 FITTED = {
     "mi_face": ("attack.search.reference_batch=0.1", "prior.start=noise", "attack.select.keep=12"),
-    "pool": ("attack.init.size=300", "attack.select.repeats=10"),
-    **{name: STYLES for name in NAMES if name.startswith("ppa")},
+    **dict.fromkeys(("pool", "pool_masked"), ("attack.init.size=300", "attack.select.repeats=10")),
+    **{name: (*STYLES, "attack.select.views.flip=0") for name in NAMES if name.startswith("ppa")},
+    "ppa_masked": STYLES,
     **{name: LAYERS for name in NAMES if name.startswith("if_gmi")},
 }
 BARS = {"mi_face": 0.9}  # every pixel has its way to go; latents come within .6 of the error of draws
 
 
 def test_the_listing():
-    assert len(NAMES) == 11, "a new attack: say here how to fit it to the toy, then raise the count"
+    assert len(NAMES) == 28, "a new attack: say here how to fit it to the toy, then raise the count"
     assert set(FITTED) | set(BARS) | set(PIXELS) <= set(NAMES)
 
 

@@ -129,3 +129,18 @@ class Chain(Part):
         for view, share in zip(self.members.values(), shares, strict=True):
             images = view(images, share)
         return images
+
+
+class Clip(Part):
+    """Pixels cut to [0, 1] before what comes after it (PPA's `clip`, off in all its published configurations). What is
+    cut gets no gradient."""
+
+    columns = 0
+
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
+        """Nothing [count, 0]."""
+        return torch.empty(count, 0)
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Views [B, C, H, W] of images [B, C, H, W]."""
+        return images.clamp(0, 1)

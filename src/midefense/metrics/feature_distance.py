@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
-from midefense.metrics.features import evaluator_names, judged_trace, reference_trace
+from midefense.metrics.features import evaluator_names, judged_trace, reference_features
 
 
 class FeatureDistance(Metric):
@@ -39,7 +39,7 @@ class FeatureDistance(Metric):
     def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:
         measured, nearest = {}, []
         for name in evaluator_names(world):
-            private = reference_trace(world, name, self.batch_size).features
+            private = reference_features(world, name, self.batch_size)
             knn, mean, rows_of_nearest = class_distances(rows[name], rows["label"], private, world.references.labels)
             nearest.append(rows_of_nearest)
             measured[f"knn_distance/{name}"] = self._measured(knn, rows["label"])

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from midefense import seeds
 from midefense.hull import convex_hull, inside
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
-from midefense.metrics.features import TARGET, ask, batch_rows, feature_sets, judged_trace, network
+from midefense.metrics.features import TARGET, ask_features, batch_rows, feature_sets, judged_trace, network
 from midefense.metrics.kid import kernel_distance
 from midefense.types import Batch, Refused
 
@@ -47,6 +47,8 @@ class FeatureSpace(Metric):
         super().__init__()
         if drawn < 0:
             raise Refused(f"FeatureSpace.drawn: expected 0 or more classes, got {drawn}; try 4")
+        if not hasattr(erasing, "transform"):
+            raise Refused(f"FeatureSpace.erasing: expected a defense, got {type(erasing).__name__}; try random_erasing")
         self.erasing = erasing
         self.drawn = drawn
         self.key = ("metrics", "feature space", seed)
@@ -114,7 +116,7 @@ class FeatureSpace(Metric):
                 self.erasing.to(world.device).rebuild(target)
             rows = batch_rows(self.batch_size, world.references.pixels.shape[-1], target)
             batches = (part for images in self._erased_images(world) for part in images.split(rows))
-            world.cache[key] = ask(target, batches, TARGET).features
+            world.cache[key] = ask_features(target, batches, TARGET, len(world.references))
         return world.cache[key]
 
     def _erased_images(self, world: World) -> Iterator[Tensor]:
@@ -128,7 +130,9 @@ class FeatureSpace(Metric):
                 weight=torch.ones(len(rows), device=device),
                 rng=seeds.generator(*self.key, index),
             )
-            yield self.erasing.transform(self.erasing.conceal(batch)).images
+            with seeds.isolated(*self.key, index):
+                erased = self.erasing.transform(self.erasing.conceal(batch)).images
+            yield erased
 
 
 def principal_plane(reference: Tensor, sets: list[Tensor]) -> list[Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from midefense.metrics.base import Judged, World
-from midefense.types import Images, Refused, Trace, refuse_unknown
+from midefense.types import Refused, Trace, refuse_unknown
 
 INCEPTION = "inception"
 INCEPTION_PPA = "inception_legacy_ppa"
@@ -35,20 +35,15 @@ def judged_trace(judged: Judged, world: World, name: str, batch_size: int) -> Tr
     return judged.traces[name]
 
 
-def reference_trace(world: World, name: str, batch_size: int) -> Trace:
-    """What network `name` says of all private training images, computed once per world."""
+def reference_features(world: World, name: str, batch_size: int) -> Tensor:
+    """Features [N, F] that network `name` gives all private training images, computed once per world."""
     key = ("references", name)
     if key not in world.cache:
-        world.cache[key] = images_trace(world.references, world, name, batch_size)
+        module, images = network(world, name), world.references
+        rows = batch_rows(batch_size, images.pixels.shape[-1], module)
+        batches = (images.floats(slice(i, i + rows), world.device) for i in range(0, len(images), rows))
+        world.cache[key] = ask_features(module, batches, name, len(images))
     return world.cache[key]
-
-
-def images_trace(images: Images, world: World, name: str, batch_size: int) -> Trace:
-    """What network `name` says of stored images."""
-    module = network(world, name)
-    rows = batch_rows(batch_size, images.pixels.shape[-1], module)
-    batches = (images.floats(slice(i, i + rows), world.device) for i in range(0, len(images), rows))
-    return ask(module, batches, name)
 
 
 def batch_rows(batch_size: int, size: int, module: nn.Module | None = None) -> int:
@@ -108,6 +103,18 @@ def ask(module: nn.Module, batches: Iterable[Tensor], name: str) -> Trace:
             f"{len(broken)} images; try to retrain it"
         )
     return Trace(logits=logits, features=features)
+
+
+def ask_features(module: nn.Module, batches: Iterable[Tensor], name: str, count: int) -> Tensor:
+    """The features [count, F] alone, each batch's put in its place: they may fill memory and never lie there twice."""
+    features, done = torch.empty(0), 0
+    for batch in batches:
+        part = ask(module, [batch], name).features
+        if not done:
+            features = part.new_empty(count, part.shape[1])
+        features[done : done + len(part)] = part
+        done += len(part)
+    return features
 
 
 @contextlib.contextmanager
@@ -179,7 +186,7 @@ def feature_sets(rows: dict[str, Tensor], world: World, name: str, batch_size: i
     All float32: what sums over many images converts a few rows at a time, as both sets may fill memory."""
     labels = world.references.labels.to(world.device)
     attacked = torch.isin(labels, rows["label"])
-    private = reference_trace(world, name, batch_size).features
+    private = reference_features(world, name, batch_size)
     if not attacked.all():
         private, labels = private[attacked], labels[attacked]
     return private, labels, rows["features"]

@@ -17,7 +17,7 @@ from midefense import seeds
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
 from midefense.metrics.features import ask, batch_rows
 from midefense.recipe import shuffled_batches
-from midefense.types import Images, Refused
+from midefense.types import Images, Refused, to_pixels
 
 STUDENT = "student"
 
@@ -70,7 +70,7 @@ class KnowledgeExtraction(Metric):
         self.key = ("metrics", "knowledge extraction", seed)
 
     def rows(self, judged: Judged, world: World) -> dict[str, Tensor]:
-        return {"pixels": (judged.images * 255).round().to(torch.uint8)}
+        return {"pixels": to_pixels(judged.images)}
 
     def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:
         if world.tests is None:

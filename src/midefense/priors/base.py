@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -98,6 +98,11 @@ class Prior(nn.Module):
     def at(self, block: int) -> Entrance:
         """The generator from `block` on (0: the whole of it)."""
         raise Refused(f"{type(self).__name__} cannot be entered; choose another attack.search")
+
+    @classmethod
+    def require_files(cls, arguments: Mapping[str, object], needs: Iterable[str]) -> None:
+        """Refuse files among the constructor's arguments that are missing, or lack what an attack `needs`; called
+        before anything is trained."""
 
     @classmethod
     def require_some(cls, images: Images) -> None:

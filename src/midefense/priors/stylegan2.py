@@ -3,8 +3,8 @@ the features at the entrance of any block (PPA, IF-GMI, MIRROR)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,8 @@ class StyleBased(Prior):
         self.config, self.crop = config, crop
         self.generator = Generator(config)
         self.critic = Discriminator(config) if critic else None
+        if not critic:
+            self.offers = self.offers - {"realism"}
         # stands in for the spread within a batch, so that the realism of an image does not depend on the others
         self.register_buffer("deviation", torch.zeros(()))
         self.last = len(config.resolutions) - 1
@@ -151,9 +153,7 @@ class FromBlock:
         """Features and picture behind this block alone: what the next one takes."""
         return self._run(latents, features, images, self.block)
 
-    def _run(
-        self, latents: Tensor, features: Tensor | None, images: Tensor | None, last: int
-    ) -> tuple[Tensor, Tensor]:
+    def _run(self, latents: Tensor, features: Tensor | None, images: Tensor | None, last: int) -> tuple[Tensor, Tensor]:
         rows = self.prior._rows(latents)
         return self.prior.generator.synthesis(rows, first=self.block, last=last, features=features, images=images)
 
@@ -186,6 +186,7 @@ class StyleGan2(StyleBased):
     ):
         require_hash(weights, sha256)
         config, generator, critic, _ = read_imported(weights)
+        critic = critic if judges(config) else None
         super().__init__(
             channels=channels, size=size, config=config, crop=crop, checkpoint=checkpoint, critic=critic is not None
         )
@@ -200,6 +201,16 @@ class StyleGan2(StyleBased):
         self.measured = False
 
     @classmethod
+    def require_files(cls, arguments: Mapping[str, object], needs: Iterable[str]) -> None:
+        """Refuse a missing or foreign file, and one without a critic where an attack asks for realism."""
+        config, _, critic, _ = read_imported(str(arguments["weights"]))
+        if "realism" in needs and (critic is None or not judges(config)):
+            raise Refused(
+                "prior.weights: expected an unconditional generator with its critic, which this attack asks, got "
+                f"{arguments['weights']}; try NVIDIA's .pkl, or attack/objective=poincare"
+            )
+
+    @classmethod
     def pin(cls, arguments: dict[str, object]) -> dict[str, object]:
         """The arguments with the hash of the file."""
         require_hash(str(arguments["weights"]), arguments["sha256"])
@@ -211,6 +222,11 @@ class StyleGan2(StyleBased):
             self.measure_deviation(seeds.generator("stylegan2", "deviation"), groups=4)
             self.measured = True
         return super().realism(drawn)
+
+
+def judges(config: StyleGan2Config) -> bool:
+    """Whether a critic can say how real an image is: one that also asks for its label cannot."""
+    return not config.label_size
 
 
 def hash_of(path: str) -> str:
@@ -227,6 +243,7 @@ def require_hash(path: str, sha256: str | None) -> None:
     """Refuse a file that is not the one a recipe names."""
     if sha256 is not None and (got := hash_of(path)) != sha256:
         raise Refused(f"prior.weights: expected a file with SHA-256 {sha256}, got {got}: {path}; try prior.sha256=null")
+
 
 class StyleGan2Trained(StyleBased):
     """A small StyleGAN2 that learns from public images (non-saturating loss, lazy R1, moving average of the weights).

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from midefense.attacks.base import Part, Problem, Shot
+from midefense.attacks.base import Part, Problem
 from midefense.types import Found, Refused, to_pixels
 
 
@@ -88,7 +88,7 @@ class Layerwise(Part):
         moving = [tensor.requires_grad_() for tensor in (inner.latents, inner.features) if tensor is not None]
         begun = [tensor.detach().clone() for tensor in moving]
         radii = (self.latent_radius[stage], self.feature_radius[stage])
-        optimizer = self.optimizer(moving)
+        optimizer, entrance = self.optimizer(moving), problem.prior.at(stage)
         for _ in range(self.stages[stage]):
             optimizer.zero_grad()
             draws = None
@@ -97,7 +97,9 @@ class Layerwise(Part):
             losses, pictures = [], []
             for rows in problem.chunks(len(owners)):
                 shown = None if draws is None else draws[rows]
-                shot = self._shoot(problem, inner, owners, stage, rows, problem.views, shown)
+                latents, features, images = inner.take(rows)
+                drawn = entrance.draw(latents, features, images)
+                shot = problem.show(drawn, latents, owners[rows], problem.views, shown)
                 loss = problem.objective(shot)
                 (loss.sum() / self.reference_batch).backward()
                 losses.append(loss.detach())
@@ -109,20 +111,15 @@ class Layerwise(Part):
                         tensor.copy_(start + project_l1(tensor - start, radius))
             yield torch.cat(losses), torch.cat(pictures)
 
-    def _shoot(
-        self, problem: Problem, inner: _Inner, owners: Tensor, stage: int, rows: slice, views=None, draws=None, reads=None
-    ) -> Shot:
-        latents, features, images = inner.take(rows)
-        drawn = problem.prior.at(stage).draw(latents, features, images)
-        return problem.show(drawn, latents, owners[rows], views, draws, reads)
-
     @torch.no_grad()
     def _look_back(self, problem: Problem, inner: _Inner, owners: Tensor, stage: int) -> tuple[Found, Tensor]:
         """What a stage ended with, drawn again after its last update, and how sure the target is of it [M]."""
         losses, pictures, confidences = [], [], []
         reads = tuple(dict.fromkeys((*problem.reads, "probs")))
         for rows in problem.chunks(len(owners)):
-            shot = self._shoot(problem, inner, owners, stage, rows, reads=reads)
+            latents, features, images = inner.take(rows)
+            drawn = problem.prior.at(stage).draw(latents, features, images)
+            shot = problem.show(drawn, latents, owners[rows], reads=reads)
             losses.append(problem.objective(shot))
             pictures.append(to_pixels(shot.images))
             confidences.append(shot.answer.probs.gather(1, shot.labels[:, None])[:, 0])

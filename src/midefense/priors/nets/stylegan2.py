@@ -169,7 +169,7 @@ class ToRgb(nn.Module):
 
 
 class Block(nn.Module):
-    """One resolution: two styled convolutions (the first block, one on a learned constant) and their part of the image."""
+    """One resolution: two styled convolutions (in the first block one, on a learned constant), a part of the image."""
 
     def __init__(self, config: StyleGan2Config, resolution: int):
         super().__init__()
@@ -288,7 +288,7 @@ def modulated(
 def _convolved(features: Tensor, weight: Tensor, *, up: bool, groups: int) -> Tensor:
     if not up:
         return F.conv2d(features, weight, padding=1, groups=groups)
-    # inputs and outputs change places within every group: the transposed convolution is a true one of the stretched input
+    # inputs and outputs change places within a group: the transposed convolution is a true one of the stretched input
     swapped = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
     return blurred(F.conv_transpose2d(features, swapped, stride=2, groups=groups), padding=1, gain=4.0)
 
@@ -300,7 +300,7 @@ def resample_filter() -> Tensor:
 
 
 def blurred(images: Tensor, *, padding: int, gain: float = 1.0) -> Tensor:
-    """Images [B, C, H, W], padded with zeros on every side, under the resampling filter: [B, C, H + 2 padding - 3, ...].
+    """Images [B, C, H, W], padded with zeros on every side, under the filter: [B, C, H + 2 padding - 3, ...].
 
     A convolution per channel: twice as fast on a CPU as one axis at a time, five times as fast as sums of slices.
     """

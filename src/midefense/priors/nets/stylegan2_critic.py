@@ -21,10 +21,18 @@ from midefense.types import Refused
 
 
 class Convolution(nn.Module):
-    """A convolution with equalised learning rate, at half the size if `down`; `activate` adds bias, rectifier, clamp."""
+    """A convolution with equalised learning rate, halving if `down`; `activate` adds bias, rectifier and clamp."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int, *, down: bool = False, activate: bool = True, clamp=None, gain=1.0
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        down: bool = False,
+        activate: bool = True,
+        clamp: float | None = None,
+        gain: float = 1.0,
     ):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
@@ -87,10 +95,7 @@ class Epilogue(nn.Module):
 
     def forward(self, features: Tensor, deviation: Tensor | None) -> Tensor:
         """Scores [B, 1] or vectors [B, width]."""
-        if deviation is None:
-            spread = minibatch_deviation(features, self.group)
-        else:
-            spread = deviation.expand(len(features))
+        spread = minibatch_deviation(features, self.group) if deviation is None else deviation.expand(len(features))
         features = torch.cat([features, spread.view(-1, 1, 1, 1).expand(-1, 1, 4, 4)], 1)
         return self.out(self.fc(self.conv(features).flatten(1)))
 
