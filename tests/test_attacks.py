@@ -562,7 +562,7 @@ def test_poincare_survives_half_precision_and_silence(dtype):
 
 
 def shot_of(images: Tensor, logits: Tensor, labels: Tensor, prior: Prior | None = None) -> Shot:
-    return Shot(images, images, images, Answer(logits=logits), labels, prior)
+    return Shot(images, images, images, images, Answer(logits=logits), labels, prior)
 
 
 def test_objectives_in_closed_form():
@@ -659,6 +659,32 @@ def test_almost_sign_descent_moves_no_further_than_its_rates(world, milestones, 
     stages, _ = run(plug_and_play(search=search, views=None), world)
     moved = (stages["optimised"].latents - stages["initial"].latents).abs().max().item()
     assert 0.95 * bound < moved <= bound + 1e-5  # float32 rounds 50 times
+
+
+class Louder(nn.Module):
+    """A classifier whose logits are so many times as large: as sure as a defense of confident targets makes one."""
+
+    def __init__(self, model: nn.Module, factor: float):
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, images: Tensor, taps: tuple = ()) -> Trace:
+        trace = self.model(images)
+        return Trace(trace.logits * self.factor, trace.features)
+
+
+def test_poincare_moves_where_cross_entropy_is_satisfied(world):
+    """Card ppa.md, section 8: with saturated logits cross-entropy has no gradient left, the Poincaré loss has."""
+    loud = replace(world, target=Louder(world.target, 100.0))
+    moved = {}
+    for name, objective in (("poincare", Poincare()), ("cross entropy", CrossEntropy())):
+        stages, _ = run(plug_and_play(objective=objective, select=Everything()), loud)
+        start, end = stages["initial"], stages["optimised"]
+        sure = loud.confidence(start) > 0.999
+        assert sure.any()
+        margin = [world.confidence(found)[sure] for found in (start, end)]  # as the quiet target sees it
+        moved[name] = float((margin[1] - margin[0]).mean())
+    assert moved["poincare"] > moved["cross entropy"] + 0.05
 
 
 def test_rows_of_the_pool_attack_move_alone_or_together(world):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from midefense.attacks.base import Part, Problem
+from midefense.attacks.base import Part, Problem, Shot
 from midefense.types import Found, Refused, to_pixels
 
 
@@ -119,10 +119,12 @@ class Layerwise(Part):
         for rows in problem.chunks(len(owners)):
             latents, features, images = inner.take(rows)
             drawn = problem.prior.at(stage).draw(latents, features, images)
-            shot = problem.show(drawn, latents, owners[rows], reads=reads)
-            losses.append(problem.objective(shot))
-            pictures.append(to_pixels(shot.images))
-            confidences.append(shot.answer.probs.gather(1, shot.labels[:, None])[:, 0])
+            pictures.append(to_pixels(problem.prior.frame(drawn)))
+            saved = pictures[-1].float().div_(255)  # the target is asked about what is kept
+            answer = problem.oracle(saved, ids=problem.evidence.ids[owners[rows]], reads=reads)
+            labels = problem.evidence.labels[owners[rows]].to(saved.device)
+            losses.append(problem.objective(Shot(latents, drawn, saved, saved, answer, labels, problem.prior)))
+            confidences.append(answer.probs.gather(1, labels[:, None])[:, 0])
         ended = Found(inner.latents.detach().clone(), torch.cat(losses), owners, f"stage{stage:02d}")
         ended.pixels = torch.cat(pictures)
         return ended, torch.cat(confidences)
