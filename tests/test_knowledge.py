@@ -86,6 +86,15 @@ def test_attacked_classes_keep_their_order_and_others_are_not_asked():
         assert number.low == number.high == 1.0
 
 
+def test_test_images_that_were_taught_are_not_asked_about():
+    world = world_of()
+    world.tests.pixels[:5] = (pictures(LABELS, 3)[:5] * 255).round().to(torch.uint8)  # half of class 0 was taught
+    number = score(LABELS, world=world)["knowledge_extraction_test/student"]
+    assert number.n == 35 and number.value == 1.0
+    world.references.pixels[:5] = world.tests.pixels[:5]
+    assert score(LABELS, world=world)["knowledge_extraction_train/student"].n == 40, "a copy of those is extraction"
+
+
 def test_the_seed_decides_and_neither_order_nor_batches_do():
     shown = (LABELS + (torch.arange(len(LABELS)) % 2)) % CLASSES  # half of the pictures are wrong
     first = score(LABELS, shown, epochs=2)
@@ -104,7 +113,7 @@ def test_what_cannot_be_asked_is_nan_or_refused():
         score(LABELS, world=blind)
     untested = metrics.World(stored(LABELS, 1), {}, CLASSES, tests=stored(torch.tensor([0, 0]), 2))
     part = score(LABELS[10:], world=untested)["knowledge_extraction_test/student"]
-    assert math.isnan(part.value) and "no private image of the attacked classes" in part.reason
+    assert math.isnan(part.value) and "no private image of the attacked classes that" in part.reason
     with pytest.raises(Refused, match="expected epochs >= 1 and batch_size >= 2, got 0 and 32"):
         metrics.KnowledgeExtraction(student=Linear, epochs=0)
 
@@ -124,7 +133,8 @@ def test_a_real_architecture_is_told_the_attacked_classes(run_verb):
     number = result.metrics["metrics"]["knowledge_extraction_test/student"]
     assert 0 <= number["value"] <= 1 and len(number["per_class"]) == 4
     anchors = result.metrics["anchors"]
-    assert set(anchors["prior"]) == set(result.metrics["metrics"]) and anchors["real"] == {}
+    assert set(anchors["prior"]) == set(result.metrics["metrics"])
+    assert set(anchors["real"]) == {"knowledge_extraction_train/student"}, "it was taught what it would be tested on"
 
 
 def test_a_mounted_student_may_stand_beside_a_named_target(run_verb):

@@ -187,9 +187,8 @@ def _anchors(
     }
     anchors: dict[str, dict[str, float]] = {}
     for name, candidates in held_against.items():
-        asked = {key: metric for key, metric in private.items() if name in metric.anchors}
         # a split that is not stratified may leave none of the attacked classes to test on
-        numbers = _measure(asked, candidates.batches(), world).numbers if len(candidates) else {}
+        numbers = _measure(private, candidates.batches(), world).numbers if len(candidates) else {}
         anchors[name] = {k: number.value for k, number in numbers.items() if not math.isnan(number.value)}
     anchors["chance"] = {name: value for metric in private.values() for name, value in metric.chance(world).items()}
     return anchors

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -24,6 +24,7 @@ from midefense.classifiers import (
     selection_of,
 )
 from midefense.datasets.splits import Splits, digest
+from midefense.metrics.features import evaluating
 from midefense.oracle import Oracle
 from midefense.plan import Plan, name_of, setup_of
 from midefense.priors.base import Prior
@@ -178,21 +179,26 @@ class Pipeline:
         with self.session.run(draft, "train_prior") as run:
             prior.to(self.device)
             progress = prior.fit(self.public, seed=seed, oracle=oracle, state=work.load("state"))
-            consume(
-                progress,
-                run,
-                total=prior.fit_steps(self.public),
-                description=draft.name,
-                namespace="prior",
-                save=lambda step, state: work.save("state", state()),
-            )
-            samples = judge.decode(
-                prior.eval(), prior.sample(16, seeds.generator(seed, "prior", "pictures")), self.device
-            )
-            rows = [{"sample": i, "image": image} for i, image in enumerate(to_pixels(samples).cpu())]
-            run.pictures("samples", rows, ["sample", "image"])
+            total = prior.fit_steps(self.public)
+            previews = {-(-total * quarter // 4) for quarter in (1, 2, 3)}
+
+            def save(step: int, state: Callable) -> None:
+                work.save("state", state())
+                if due := [preview for preview in previews if preview <= step < total]:
+                    previews.difference_update(due)
+                    self._show_samples(run, prior, f"samples_at_{step}")
+
+            consume(progress, run, total=total, description=draft.name, namespace="prior", save=save)
+            self._show_samples(run, prior.eval(), "samples")
             bill = {"shared_queries": oracle.shared_bill if oracle else 0}
             return self.session.finish(run, work, prior.state_dict(), {}, bill=bill)
+
+    def _show_samples(self, run: Run, prior: Prior, name: str) -> None:
+        """Sixteen samples, of the same latents every time; a prior that is being trained goes on as it was."""
+        latents = prior.sample(16, seeds.generator(self.plan.seeds["prior"], "prior", "pictures"))
+        with evaluating(prior):
+            samples = to_pixels(judge.decode(prior, latents, self.device)).cpu()
+        run.pictures(name, [{"sample": i, "image": image} for i, image in enumerate(samples)], ["sample", "image"])
 
     def _judge(self, draft: Draft, evaluators: dict[str, Artefact], protocol: str, work: Work) -> Artefact:
         recovered, target = self.recovered, self.target

@@ -79,8 +79,7 @@ class Metric:
 
     `higher_leaks` is the direction in which the attacker wins; `best` maps the part of a name before the slash to the
     value that exact copies of private training images get, where that is known. `stages`: patterns of the attack's
-    stages that are measured beside its selected candidates; `anchors`: what else it is measured on, `real` private
-    test images and unattacked samples of the `prior`.
+    stages that are measured beside its selected candidates.
     """
 
     revision = 1
@@ -88,7 +87,6 @@ class Metric:
     higher_leaks: bool | None = None
     best: dict[str, float] = {}
     stages: tuple[str, ...] = ()
-    anchors: tuple[str, ...] = ("real", "prior")
 
     def __init__(self) -> None:
         self.reset()

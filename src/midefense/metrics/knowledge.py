@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from midefense import seeds
+from midefense.datasets.cache import picture_hashes
+from midefense.datasets.splits import hashes_of
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
 from midefense.metrics.features import ask, batch_rows
 from midefense.recipe import shuffled_batches
@@ -30,7 +32,8 @@ class KnowledgeExtraction(Metric):
     authors' code renumbers the classes of the student and not those of the images, which is wrong unless all classes
     are attacked; it also takes equal counts per class for granted, where ours takes the label of every image).
 
-    This metric alone keeps images: as uint8, M x C x H x W bytes.
+    Test images that it was taught are not asked about: of the anchor of real images only the training number stands,
+    the ceiling of what this student can learn. This metric alone keeps images: as uint8, M x C x H x W bytes.
 
     Args:
         student: an architecture, called with the number of classes and channels.
@@ -41,7 +44,6 @@ class KnowledgeExtraction(Metric):
     """
 
     higher_leaks = True
-    anchors = ("prior",)  # taught by the private test images, it would be asked about those
 
     def __init__(
         self,
@@ -77,18 +79,19 @@ class KnowledgeExtraction(Metric):
             raise Refused(
                 "knowledge extraction: expected private test images to ask about, got none; try World(tests=)"
             )
-        private = {"knowledge_extraction_train": world.references, "knowledge_extraction_test": world.tests}
         classes, owners = rows["label"].unique(return_inverse=True)
+        asked = {
+            "knowledge_extraction_train": (world.references, _rows_of(world.references, classes)),
+            "knowledge_extraction_test": (world.tests, _unseen(world.tests, classes, rows["pixels"])),
+        }
         if len(classes) < 2:
             reason = "one class only: a student that knows no other is always right"
-            return {f"{name}/{STUDENT}": Measured.undefined(reason, len(owners), True) for name in private}
+            return {f"{name}/{STUDENT}": Measured.undefined(reason, len(owners), True) for name in asked}
         student = self._taught(rows["pixels"], owners, len(classes), world)
         if not all(tensor.isfinite().all() for tensor in student.state_dict().values()):
             reason = f"the student diverged; try metrics.knowledge.learning_rate={self.learning_rate / 10:g}"
-            return {f"{name}/{STUDENT}": Measured.undefined(reason, len(owners), True) for name in private}
-        return {
-            f"{name}/{STUDENT}": self._accuracy(student, images, classes, world) for name, images in private.items()
-        }
+            return {f"{name}/{STUDENT}": Measured.undefined(reason, len(owners), True) for name in asked}
+        return {f"{name}/{STUDENT}": _accuracy(student, *of, classes, world) for name, of in asked.items()}
 
     def _taught(self, pixels: Tensor, owners: Tensor, classes: int, world: World) -> nn.Module:
         """A fresh student after all epochs on images uint8 [M, C, H, W] of classes `owners` [M]."""
@@ -117,12 +120,25 @@ class KnowledgeExtraction(Metric):
         share = (1 + math.cos(math.pi * epoch / self.epochs)) / 2
         return self.final_learning_rate + share * (self.learning_rate - self.final_learning_rate)
 
-    def _accuracy(self, student: nn.Module, images: Images, classes: Tensor, world: World) -> Measured:
-        rows = torch.isin(images.labels, classes.cpu()).nonzero()[:, 0]
-        if not len(rows):
-            return Measured.undefined("no private image of the attacked classes", 0, higher_leaks=True)
-        batches = (
-            images.floats(part, world.device) for part in rows.split(batch_rows(256, images.pixels.shape[-1], student))
-        )
-        answers = classes[ask(student, batches, STUDENT).logits.argmax(1)].cpu()
-        return over_classes(answers == images.labels[rows], images.labels[rows], higher_leaks=True)
+
+def _rows_of(images: Images, classes: Tensor) -> Tensor:
+    """The rows of the attacked classes."""
+    return torch.isin(images.labels, classes.cpu()).nonzero()[:, 0]
+
+
+def _unseen(images: Images, classes: Tensor, taught: Tensor) -> Tensor:
+    """The rows of the attacked classes without pictures that are among those `taught`, uint8 [M, C, H, W]."""
+    known = {key.tobytes() for key in picture_hashes(taught.cpu()).numpy()}
+    rows, keys = _rows_of(images, classes), hashes_of(images).numpy()
+    return rows[torch.tensor([keys[row].tobytes() not in known for row in rows.tolist()], dtype=torch.bool)]
+
+
+def _accuracy(student: nn.Module, images: Images, rows: Tensor, classes: Tensor, world: World) -> Measured:
+    """Top-1 accuracy on the images at `rows`, whose labels are among `classes`, in the order of the student's."""
+    if not len(rows):
+        reason = "no private image of the attacked classes that the student was not taught"
+        return Measured.undefined(reason, 0, higher_leaks=True)
+    size = batch_rows(256, images.pixels.shape[-1], student)
+    batches = (images.floats(part, world.device) for part in rows.split(size))
+    answers = classes[ask(student, batches, STUDENT).logits.argmax(1)].cpu()
+    return over_classes(answers == images.labels[rows], images.labels[rows], higher_leaks=True)
