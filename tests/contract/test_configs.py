@@ -29,7 +29,7 @@ COUNTS = {
     "defense": 17,
     "evaluator": 6,
     "evidence": 1,
-    "metrics": 4,
+    "metrics": 6,
     "prior": 13,
     "public": 17,
     "recipe": 13,

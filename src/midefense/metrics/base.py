@@ -27,13 +27,14 @@ class Judged:
     """Images to judge: `images` float [M, C, H, W] in [0, 1]; `labels` int64 [M], the class each was recovered for;
     `candidates` int64 [M], the rank among that class's candidates; `target_confidence` float [M], how sure the
     attacked target itself is of the class (None if it was not asked). `traces` holds what each network answered,
-    filled on first use so that all metrics share one forward."""
+    filled on first use so that all metrics share one forward; `sound`, whether the pixels were found to be images."""
 
     images: Tensor
     labels: Tensor
     candidates: Tensor
     target_confidence: Tensor | None = None
     traces: dict[str, Trace] = field(default_factory=dict, repr=False, compare=False)
+    sound: bool = field(default=False, repr=False, compare=False)
 
 
 @dataclass
@@ -169,10 +170,15 @@ def check(judged: Judged, world: World) -> None:
     unknown = sorted({int(label) for label in labels.unique()} - set(range(world.classes)))
     if unknown:
         raise Refused(f"labels: expected classes 0..{world.classes - 1}, got {unknown}")
-    _check_values(judged)
+    if not judged.sound:
+        _check_pixels(judged)
+        judged.sound = True
+    confidence = judged.target_confidence
+    if confidence is not None and not (confidence.shape == labels.shape and confidence.isfinite().all()):
+        raise Refused(f"target_confidence: expected {len(images)} finite values, got {confidence}; try None")
 
 
-def _check_values(judged: Judged) -> None:
+def _check_pixels(judged: Judged) -> None:
     broken = ~judged.images.isfinite().flatten(1).all(1)
     if broken.any():
         first = int(broken.nonzero()[0])
@@ -183,9 +189,6 @@ def _check_values(judged: Judged) -> None:
     low, high = float(judged.images.min()), float(judged.images.max())
     if low < 0 or high > 1:
         raise Refused(f"images: expected pixels in [0, 1], got [{low:.4g}, {high:.4g}]; try types.clip_images")
-    confidence = judged.target_confidence
-    if confidence is not None and not (confidence.shape == judged.labels.shape and confidence.isfinite().all()):
-        raise Refused(f"target_confidence: expected {len(broken)} finite values, got {confidence}; try None")
 
 
 @functools.lru_cache(maxsize=1)
