@@ -78,8 +78,13 @@ def judge(
     metrics: dict[str, Metric],
     utility: Mapping[str, float],
     device: torch.device,
+    known: dict[str, Tensor] | None = None,
 ) -> Judgement:
-    """Measure a recovered artefact, the stages that metrics ask for, and the anchors."""
+    """Measure a recovered artefact, the stages that metrics ask for, and the anchors.
+
+    `known`: the features that evaluators give the private images, by evaluator; what is missing is added.
+    """
+    known = {} if known is None else known
     world = World(
         references=splits.private_train,
         evaluators=evaluators,
@@ -89,12 +94,14 @@ def judge(
         device=device,
         tests=splits.private_test,
         target=target,
+        cache={("references", name): features for name, features in known.items()},
     )
     with open_stages(recovered, prior, device) as stages:
         candidates = stages[HEADLINE]
         pictures = _Pictures(world, len(candidates.labels.unique()))
         found = _measure(metrics, candidates.batches(target), world, pictures)
         marked = _measure_stages(metrics, stages, target, world, found.by_metric)
+    known |= {name: world.cache[key] for name in evaluators if (key := ("references", name)) in world.cache}
     return Judgement(
         measured={**found.numbers, **marked.numbers},
         kinds={**found.kinds(metrics), **marked.kinds(metrics)},

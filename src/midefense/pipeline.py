@@ -35,6 +35,8 @@ from midefense.tracking import Run, consume, under_sweep_agent
 from midefense.types import Evidence, Images, Refused, to_pixels
 
 ROW_NAMES = ("dataset", "public", "architecture", "defense", "prior", "attack")
+# What evaluators make of the private images, by evaluator and images: the last run's, for the next in this process.
+KNOWN: dict[tuple[str, str], torch.Tensor] = {}
 RECOVERED_NAME = ("dataset", "architecture", "defense", "prior", "attack")
 
 
@@ -203,6 +205,8 @@ class Pipeline:
     def _judge(self, draft: Draft, evaluators: dict[str, Artefact], protocol: str, work: Work) -> Artefact:
         recovered, target = self.recovered, self.target
         with self.session.run(draft, "evaluate") as run:
+            by_content = {name: (artefact.id, self.splits.references_hash) for name, artefact in evaluators.items()}
+            known = {name: KNOWN[content] for name, content in by_content.items() if content in KNOWN}
             judgement = judge.judge(
                 recovered=recovered,
                 prior=self._prior_of(recovered),
@@ -212,7 +216,10 @@ class Pipeline:
                 metrics={name: node.build() for name, node in self.plan.metrics.items()},
                 utility=target.artefact.metrics,
                 device=self.device,
+                known=known,
             )
+            KNOWN.clear()  # the runs of a sweep share an evaluator; another's features would only take memory
+            KNOWN.update({by_content[name]: features for name, features in known.items()})
             row = {
                 **{name: draft.names.get(name, "own") for name in ROW_NAMES},
                 **self._row(recovered, evaluators),
