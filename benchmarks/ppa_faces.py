@@ -156,24 +156,14 @@ def main() -> None:
         print(pipeline("attack", words(*place, DATASET, TARGET, ATTACK, PRIOR)).prior.artefact.reference)
         return
     rows: dict[str, list[dict]] = {}
+    settings = {defense: f"defense={defense}" for defense in DEFENSES}
     for seed in arguments.seeds:
-        for defense in DEFENSES:
-            run = words(*place, DATASET, TARGET, ATTACK, METRICS, PRIOR, EVALUATORS, f"defense={defense} seed={seed}")
-            made = pipeline("evaluate", run)
+        for name, setting in {**settings, "none, 0 steps": "defense=none attack.search.steps=0"}.items():
+            parts = (DATASET, TARGET, ATTACK, METRICS, PRIOR, EVALUATORS, setting, f"seed={seed}")
+            made = pipeline("evaluate", words(*place, *parts))
             accuracy = {"target accuracy": made.target.artefact.metrics["test_accuracy_top1"]}
-            rows.setdefault(defense, []).append({**cells(made.result), **accuracy})
-            print(defense, seed, rows[defense][-1]["attack_accuracy_top1/main"], flush=True)
-        still = words(
-            *place,
-            DATASET,
-            TARGET,
-            ATTACK,
-            METRICS,
-            PRIOR,
-            EVALUATORS,
-            f"defense=none seed={seed} attack.search.steps=0",
-        )
-        rows.setdefault("none, 0 steps", []).append(cells(pipeline("evaluate", still).result))
+            rows.setdefault(name, []).append({**cells(made.result), **accuracy})
+            print(name, seed, rows[name][-1]["attack_accuracy_top1/main"], flush=True)
     text = report(rows)
     print(text, end="")
     if arguments.write:
