@@ -136,7 +136,8 @@ def small_prior(prior: dict, generator_file: Path) -> dict:
     """The same kind of prior: a published generator becomes the tiny one, one that learns hardly does."""
     if "weights" in prior:
         return {**prior, "weights": str(generator_file)}
-    return {**prior, "steps": 2, "width": 2}
+    narrow = {"width": 2, "channel_base": 32, "channel_max": 4, "latent_size": 8}
+    return {**prior, "steps": 2, **{name: value for name, value in narrow.items() if name in prior}}
 
 
 def small_attack(attack: dict) -> dict:

@@ -11,15 +11,17 @@ from midefense import metrics
 from midefense.types import Images, Trace
 
 SETS = options("metrics")
-NAMES = ["accuracy", "cost", "feature_distance", "fid", "kid", "utility"]
+NAMES = ["accuracy", "cost", "feature_distance", "fid", "kid", "prdc", "utility"]
+# Not in `all`: they ask the target or teach a student (tests/test_feature_space.py, tests/test_knowledge.py).
+APART = ["feature_space", "knowledge"]
 CLASSES = 4
 
 
 def test_the_listing():
-    assert SETS == ["all", "cost", "privacy", "utility"]
+    assert SETS == ["all", "cost", "feature_space", "knowledge", "privacy", "utility"]
     assert sorted(composed("evaluate", "metrics=all")[0]["metrics"]) == NAMES
     parts = [name for part in SETS[1:] for name in composed("evaluate", f"metrics={part}")[0]["metrics"]]
-    assert sorted(parts) == NAMES, "all holds every set"
+    assert sorted(set(parts) - set(APART)) == NAMES and len(parts) == len(NAMES + APART), "all holds every other set"
 
 
 @pytest.fixture(params=NAMES)
@@ -135,6 +137,12 @@ def kid(world, images):
     return judged_of(images, torch.zeros(images.pixels.shape)), {"kid/main": float(pairs) + 1 - 2}
 
 
+def prdc(world, images):
+    """Of a copy, every image reaches itself and its three neighbours, no two of which are equally far."""
+    expected = {"precision/main": 1, "recall/main": 1, "density/main": 4 / 3, "coverage/main": 1}
+    return judged_of(images), expected
+
+
 def utility(world, images):
     return judged_of(images), {f"utility/{name}": value for name, value in world.utility.items()}
 
@@ -143,7 +151,7 @@ def cost(world, images):
     return judged_of(images), {f"cost/{name}": value for name, value in world.bill.items()}
 
 
-CLOSED_FORMS = [accuracy, cost, feature_distance, fid, kid, utility]
+CLOSED_FORMS = [accuracy, cost, feature_distance, fid, kid, prdc, utility]
 
 
 def test_every_metric_has_a_closed_form():
