@@ -16,6 +16,7 @@ from midefense.defenses.base import NoDefense, Stack
 from midefense.defenses.bido import BiDO
 from midefense.defenses.label_smoothing import LabelSmoothing
 from midefense.defenses.random_erasing import RandomErasing
+from midefense.parallel import leave_group
 from midefense.recipe import Recipe, identity_batches, shuffled_batches
 from midefense.types import Images, Refused
 
@@ -324,6 +325,7 @@ def ranks_main(folder: str) -> None:
         *_, (_, logs, give) = train.fit(model, defense, toy(123), recipe(optimizer=SGD), seed=5, fabric=fabric)
         results[name] = {**give(), "loss": torch.tensor(logs["loss"])}
     torch.save(results, f"{folder}/rank{fabric.global_rank}.pt")
+    leave_group()
 
 
 def test_two_ranks_agree_and_equal_one_process(tmp_path):

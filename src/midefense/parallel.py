@@ -3,6 +3,7 @@ groups of work and meet in the store."""
 
 from __future__ import annotations
 
+import atexit
 import os
 
 import torch
@@ -78,7 +79,16 @@ class Compute:
         else:
             fabric = Fabric(accelerator=self.device().type, strategy=SingleDeviceStrategy(device=self.device()))
         fabric.launch()
+        if ranks:
+            atexit.register(leave_group)
         return fabric
+
+
+def leave_group() -> None:
+    """Close the connections between processes: gloo's, left to the interpreter's end, now and then abort a rank that
+    had done all its work (seen on a busy machine with torch 2.15)."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def local_rank() -> int:
