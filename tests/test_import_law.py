@@ -20,6 +20,7 @@ FORBIDDEN = {
     "datasets": ["defenses", "oracle", "priors", "attacks", "metrics"],
     "defenses": ["oracle", "priors", "attacks", "metrics"],
     "oracle": ["architectures"],
+    "hull": ["*"],
     "erasing": ["architectures", "defenses", "oracle", "priors", "attacks", "metrics"],
     "priors": ["attacks", "metrics", "defenses", "datasets"],
     "attacks": ["architectures", "defenses", "datasets", "metrics", "train", "store", "tracking", "evidence"],
