@@ -105,8 +105,8 @@ def splits_of(case: Case) -> Splits:
     return Splits(images(max(10, case.per_class)), images(1), images(1))
 
 
-def measure(case: Case) -> tuple[float, float]:
-    """MiB at the peak above what the process held before, and seconds."""
+def measure(case: Case) -> float:
+    """MiB at the peak above what the process held before."""
     prior = Colours(channels=3, size=case.size)
     owners = torch.arange(case.classes).repeat_interleave(case.per_class)
     latents = prior.sample(len(owners), torch.Generator().manual_seed(2))
@@ -121,7 +121,7 @@ def measure(case: Case) -> tuple[float, float]:
         draft = Draft(kind="recovered", name="case", recipe={"kind": "recovered"})
         artefact = Store(folder).work(draft).finish(tensors, {}, bill={})
         del tensors, latents
-        before, started = _held(), time.perf_counter()
+        before = _held()
         judge.judge(
             recovered=artefact,
             prior=prior,
@@ -133,7 +133,7 @@ def measure(case: Case) -> tuple[float, float]:
             device=torch.device("cpu"),
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return (peak - before) / MIB, time.perf_counter() - started
+    return (peak - before) / MIB
 
 
 def _held() -> int:
@@ -142,11 +142,10 @@ def _held() -> int:
     return pages * resource.getpagesize()
 
 
-def in_a_process(number: int) -> tuple[float, float]:
+def in_a_process(number: int) -> float:
     """`measure` of one case in a process of its own: a peak never goes down."""
     command = [sys.executable, __file__, "--case", str(number)]
-    peak, seconds = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    return float(peak), float(seconds)
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def report() -> str:
@@ -159,14 +158,14 @@ def report() -> str:
         "",
         "The selected stage and both anchors; accuracy, feature distance, FID and PRDC (KID too, in the first line):",
         "",
-        "| what is judged | candidates | as float images | features | peak above the start | seconds |",
-        "|---|---|---|---|---|---|",
+        "| what is judged | candidates | as float images | features | peak above the start |",
+        "|---|---|---|---|---|",
     ]
     for number, case in enumerate(CASES):
-        peak, seconds = in_a_process(number)
+        peak = in_a_process(number)
         count = case.classes * case.per_class
         floats = f"{count * 3 * case.size**2 * 4 / MIB:,.0f} MiB"
-        numbers = f"{case.features} | {peak:,.0f} MiB | {seconds:.0f}"
+        numbers = f"{case.features} | {peak:,.0f} MiB"
         lines.append(f"| {case.name}, {case.size} px | {count:,} | {floats} | {numbers} |")
     return "\n".join(lines) + "\n"
 
@@ -177,7 +176,7 @@ def main() -> None:
     parser.add_argument("--case", type=int, help="measure one case in this process")
     options = parser.parse_args()
     if options.case is not None:
-        print(*measure(CASES[options.case]))
+        print(measure(CASES[options.case]))
         return
     text = report()
     print(text)
