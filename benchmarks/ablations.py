@@ -60,16 +60,16 @@ def measure(setting: str, store: Path, seeds: tuple[int, ...], threads: int) -> 
     return rows
 
 
-def report(measured: dict[str, list[dict[str, float]]], seeds: tuple[int, ...]) -> str:
+def report(measured: dict[str, list[dict[str, float]]], seeds: tuple[int, ...], threads: int) -> str:
     """The settings as markdown, per cent, mean and standard deviation over seeds."""
     columns = list(next(iter(measured.values()))[0])
     lines = [
         "# Ablations",
         "",
         "`python benchmarks/ablations.py --write`",
-        f"measured {time.strftime('%Y-%m-%d')}, cpu ({platform.machine()}), torch {torch.__version__}, seeds "
-        f"{', '.join(map(str, seeds))}; per cent (KNN distance as it is), mean ± standard deviation over seeds. "
-        "Chance is 10 %.",
+        f"measured {time.strftime('%Y-%m-%d')}, cpu ({platform.machine()}), threads: {threads}, "
+        f"torch {torch.__version__}, seeds {', '.join(map(str, seeds))}; per cent (KNN distance as it is), "
+        "mean ± standard deviation over seeds. Chance is 10 %.",
         "",
         "| setting | " + " | ".join(columns) + " |",
         "|---" * (len(columns) + 1) + "|",
@@ -88,14 +88,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", type=Path, default=Path("store"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--write", action="store_true", help=f"also write {REPORT.name} beside this file")
     arguments = parser.parse_args()
     seeds, measured = tuple(arguments.seeds), {}
     for name, setting in SETTINGS.items():
         measured[name] = measure(setting, arguments.store, seeds, arguments.threads)
         print(name, [row["attack accuracy"] for row in measured[name]], flush=True)
-    text = report(measured, seeds)
+    text = report(measured, seeds, arguments.threads)
     print(text, end="")
     if arguments.write:
         REPORT.write_text(text)

@@ -3,9 +3,9 @@ StyleGAN2 that learns from them, targets with and without a defense, two evaluat
 
     python benchmarks/ppa_faces.py --packs DIR --write [--only targets|prior] [--threads N]
 
-`--packs` holds celeba_id_aligned/celeba (the private people, official layout) and celeba_10k_public/*.jpg (pictures of
-others at half size, 89x109), and nets/mobilefacenet_068.ckpt. Everything is kept in `--store`, so that a run that was
-ended goes on.
+`--packs` holds celeba_id_aligned/celeba (the private people, official layout) and celeba_10k_public/*.jpg (others
+at half size, 89x109: celeba_10k_half without the rows that its index flags as private people), and
+nets/mobilefacenet_068.ckpt. Everything is kept in `--store`, so that a run that was ended goes on.
 """
 
 from __future__ import annotations
@@ -113,15 +113,15 @@ OTHERS = {
 }
 
 
-def report(rows: dict[str, list[dict]]) -> str:
+def report(rows: dict[str, list[dict]], threads: int) -> str:
     """What was measured, as markdown."""
     lines = [
         "# PPA on real faces, end to end",
         "",
         "`python benchmarks/ppa_faces.py --packs DIR --write`",
-        f"measured {time.strftime('%Y-%m-%d')}, cpu ({platform.machine()}), torch {torch.__version__}, seeds "
-        f"{', '.join(map(str, SEEDS))} for target and attack, one prior (seed 0). Numbers are per cent, mean over "
-        "seeds ± half of the 95 % interval (Student's t).",
+        f"measured {time.strftime('%Y-%m-%d')}, cpu ({platform.machine()}), threads: {threads}, "
+        f"torch {torch.__version__}, seeds {', '.join(map(str, SEEDS))} for target and attack, one prior (seed 0). "
+        "Numbers are per cent, mean over seeds ± half of the 95 % interval (Student's t).",
         "",
         f"Private: 100 people of CelebA (20 training images each); {PEOPLE} of them attacked, 10 of 20 candidates "
         f"kept. Public: 9,840 pictures of others. Everything at {SIZE} px RGB, which is what two CPU cores allow: a "
@@ -140,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--packs", type=Path, required=True)
     parser.add_argument("--store", type=Path, default=Path("store"))
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="which, in which order")
     parser.add_argument("--only", choices=("targets", "prior"))
     parser.add_argument("--write", action="store_true", help=f"also write {REPORT.name} beside this file")
@@ -164,7 +164,7 @@ def main() -> None:
             accuracy = {"target accuracy": made.target.artefact.metrics["test_accuracy_top1"]}
             rows.setdefault(name, []).append({**cells(made.result), **accuracy})
             print(name, seed, rows[name][-1]["attack_accuracy_top1/main"], flush=True)
-    text = report(rows)
+    text = report(rows, arguments.threads)
     print(text, end="")
     if arguments.write:
         REPORT.write_text(text)

@@ -12,7 +12,7 @@ from midefense.architectures.small import CNN, MLP
 from midefense.defenses.base import Defense, NoDefense, Stack, cross_entropy
 from midefense.defenses.bido import BiDO, centre, normalise
 from midefense.defenses.label_smoothing import LabelSmoothing, smoothed_cross_entropy
-from midefense.defenses.random_erasing import RandomErasing, hashed_uniform
+from midefense.defenses.random_erasing import RandomErasing
 from midefense.types import Batch, Refused, Trace
 
 
@@ -108,18 +108,6 @@ def test_erasing_locations():
     reordered = batch_of(images, key=3)
     reordered.ids = reordered.ids.flip(0)
     assert torch.equal(fixed.boxes(reordered), once.flip(1))
-
-
-def test_hashed_places_are_uniform_and_unrelated():
-    ids, salt = torch.arange(100_000), torch.tensor(12345)
-    rows, columns = hashed_uniform(ids, salt, 0), hashed_uniform(ids, salt, 1)
-    assert rows.min() >= 0 and rows.max() < 1
-    for draws in (rows, columns, hashed_uniform(ids, salt + 1, 0)):
-        assert torch.histc(draws.float(), 10, 0, 1).sub(10_000).abs().max() < 500
-    assert (
-        torch.corrcoef(torch.stack([rows, columns, hashed_uniform(ids, salt + 1, 0)])).sub(torch.eye(3)).abs().max()
-        < 0.02
-    )
 
 
 def test_erasing_refusals():

@@ -412,7 +412,6 @@ class Shown(nn.Module):
 
 def test_legacy_fid_shows_the_network_what_the_code_of_ppa_shows_it(monkeypatch):
     monkeypatch.setattr("pytorch_fid.inception.InceptionV3", Shown)
-    monkeypatch.setattr("midefense.metrics.fid.require_inception", lambda: None)
     monkeypatch.setattr(features, "require_inception", lambda: None)
     images = private_images(per_class=8)
     world, judged = world_of(images), judged_of(images)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -377,7 +376,3 @@ def test_mirroring_and_resizing_show_the_public_images():
 def test_options_without_meaning_are_refused(wrong):
     with pytest.raises(Refused):
         small(**wrong)
-
-
-def test_the_repository_ships_no_weights():
-    assert list(Path(ROOT).glob("conf/**/*.safetensors")) == []

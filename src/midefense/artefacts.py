@@ -131,7 +131,7 @@ class Artefact:
         )
         for name, expected in self.provenance["files"].items():
             path = self.path / name
-            got = _sha256(path) if path.exists() else "no file"
+            got = file_sha256(path) if path.exists() else "no file"
             if got != expected:
                 raise Refused(f"{self.reference}: {name}: expected sha256 {expected[:12]}, got {got[:12]}; {advice}")
         if content_id(self.recipe) != self.id:
@@ -153,7 +153,8 @@ def savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     with open(path, "rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

@@ -7,6 +7,7 @@ top, left, height and width in pixels. A box of no pixels leaves its image whole
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -67,8 +68,13 @@ def random_boxes(
 ) -> Tensor:
     """Boxes [4, B] that are everywhere as likely as they fit."""
     sizes = sizes_of(dice, height, width, scale, ratio)
-    room = torch.tensor([[height], [width]], device=dice.device) - sizes
+    room = extent(height, width, sizes) - sizes
     return torch.cat([(places_of(dice) * (room + 1)).long(), sizes * chosen(dice, p)])
+
+
+def extent(height: int, width: int, like: Tensor) -> Tensor:
+    """Height and width of an image for every column of `like` [2, B], made on its device: nothing is copied there."""
+    return torch.stack([torch.full_like(like[0], height), torch.full_like(like[1], width)])
 
 
 def inside(boxes: Tensor, height: int, width: int, wrap: bool = False) -> Tensor:
@@ -90,6 +96,12 @@ def fill_of(value: float | Sequence[float], channels: int) -> Tensor:
     if len(values) not in (1, channels):
         raise Refused(f"value: expected 1 or {channels} values for {channels} channels, got {len(values)}")
     return values.expand(channels).reshape(1, channels, 1, 1).clone()
+
+
+@functools.cache
+def fill_on(value: float | tuple[float, ...], channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`fill_of` on a device, copied there once: a copy at every step of a search would make it wait."""
+    return fill_of(value, channels).to(device, dtype)
 
 
 def _between(dice: Tensor, low: float, high: float) -> Tensor:

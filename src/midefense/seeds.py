@@ -27,15 +27,15 @@ def fork(rng: torch.Generator, purpose: str) -> torch.Generator:
     return generator(rng.initial_seed(), purpose)
 
 
-def hashed_uniform(seed: int, *counters: Tensor) -> Tensor:
+def hashed_uniform(seed: int | Tensor, *counters: Tensor) -> Tensor:
     """Numbers in [0, 1), float64, of the shape the `counters` (int64) broadcast to.
 
     A number depends on `seed` and its own counters only: on no other row, and not on the device or its threads.
     Every counter is folded in by SplitMix64 (Steele et al., OOPSLA 2014); int64 products wrap, which is what it needs.
     """
-    state = torch.tensor(seed)
+    state = torch.zeros((), dtype=torch.int64, device=counters[0].device) + seed
     for counter in counters:
-        state = state.to(counter.device) + (counter + 1) * -0x61C8864680B583EB
+        state = state + (counter + 1) * -0x61C8864680B583EB
         state = (state ^ _shifted(state, 30)) * -0x40A7B892E31B1A47
         state = (state ^ _shifted(state, 27)) * -0x6B2FB644ECCEEE15
         state = state ^ _shifted(state, 31)

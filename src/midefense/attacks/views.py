@@ -90,7 +90,8 @@ class RandomErase(Part):
         value: float | Sequence[float] = (0.7425, 0.728, 0.703),
     ):
         erasing.require_boxes(p, scale, ratio)
-        self.p, self.scale, self.ratio, self.value = p, tuple(scale), tuple(ratio), value
+        self.p, self.scale, self.ratio = p, tuple(scale), tuple(ratio)
+        self.value = value if isinstance(value, int | float) else tuple(value)
 
     def draw(self, count: int, rng: torch.Generator) -> Tensor:
         """Dice [count, columns] in [0, 1)."""
@@ -100,7 +101,7 @@ class RandomErase(Part):
         """Views [B, C, H, W] of images [B, C, H, W]; `draws` [B, columns] on the images' device."""
         height, width = images.shape[-2:]
         boxes = erasing.random_boxes(draws, height, width, p=self.p, scale=self.scale, ratio=self.ratio)
-        fill = erasing.fill_of(self.value, images.shape[1]).to(images)
+        fill = erasing.fill_on(self.value, images.shape[1], images.device, images.dtype)
         return torch.where(erasing.inside(boxes, height, width), fill, images)
 
 

@@ -17,7 +17,7 @@ from midefense import seeds
 from midefense.architectures.base import Classifier
 from midefense.defenses.base import Defense
 from midefense.defenses.masking import require_share
-from midefense.erasing import inside
+from midefense.erasing import extent, inside
 from midefense.types import Batch, Refused
 
 
@@ -88,7 +88,7 @@ class CutMix(Mixing):
         super().__init__(p=p, alpha=alpha)
 
     def blend(self, images: Tensor, partners: Tensor, share: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        image = torch.tensor([[images.shape[2]], [images.shape[3]]], device=images.device)
+        image = extent(*images.shape[2:], share.expand(2, -1))
         sizes = ((1 - share).sqrt() * image).long()
         centres = torch.rand(2, len(images), generator=rng).to(images.device) * image
         pasted = inside(torch.cat([centres.long() - sizes // 2, sizes]), *images.shape[2:])

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from midefense import seeds
 from midefense.architectures.base import Classifier
 from midefense.defenses.masking import Masking
-from midefense.erasing import chosen, inside, places_of, require_boxes, roll, sizes_of
+from midefense.erasing import chosen, extent, inside, places_of, require_boxes, roll, sizes_of
 from midefense.types import Batch, Refused, refuse_unknown
 
 LOCATIONS = ("random", "center", "torus", "boundary", "per_image", "per_image_boundary")
@@ -90,12 +91,13 @@ class RandomErasing(Masking):
         sizes = sizes_of(dice, height, width, self.scale, self.ratio).to(device)
         places = places_of(dice).to(device)
         if self.location in FIXED:
-            places = torch.stack([hashed_uniform(batch.ids, self.salt, axis) for axis in (0, 1)])
-        corners, placed = self._corners(places, sizes, torch.tensor([[height], [width]], device=device))
+            # the counter of a place is 2 id + axis: pinned, since it decides the pixels of stored targets
+            places = torch.stack([seeds.hashed_uniform(self.salt, 2 * batch.ids + axis - 1) for axis in (0, 1)])
+        corners, placed = self._corners(places, sizes, extent(height, width, sizes))
         return torch.cat([corners, sizes * (placed & chosen(dice, self.p).to(device))])
 
     def _corners(self, places: Tensor, sizes: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Tops and lefts [2, B] from places [2, B] in [0, 1), and whether there was a place [B]."""
+        """Tops and lefts [2, B] from places [2, B] in [0, 1) of an `image` so large, and whether there was one."""
         room = image - sizes
         if self.location in ("boundary", "per_image_boundary"):
             start, stop = image // 4, image - image // 4  # the central half
@@ -130,19 +132,3 @@ def around(places: Tensor, choices: Tensor, start: Tensor, stop: Tensor) -> tupl
 def skip(index: Tensor, start: Tensor, count: Tensor) -> Tensor:
     """The `index`-th number from 0 that is not one of the `count` from `start` on."""
     return index + count * (index >= start)
-
-
-def hashed_uniform(ids: Tensor, salt: Tensor, axis: int) -> Tensor:
-    """Numbers in [0, 1), float64, one per id: the same for the same (id, salt, axis), in any batch.
-
-    SplitMix64's finaliser (Steele et al., OOPSLA 2014); int64 products wrap, which is what it needs.
-    """
-    state = (2 * ids + axis) * -0x61C8864680B583EB + salt
-    state = (state ^ _shifted(state, 30)) * -0x40A7B892E31B1A47
-    state = (state ^ _shifted(state, 27)) * -0x6B2FB644ECCEEE15
-    return _shifted(state ^ _shifted(state, 31), 11).double() * 2.0**-53
-
-
-def _shifted(state: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64 (torch's own keeps the sign)."""
-    return (state >> bits) & (2 ** (64 - bits) - 1)

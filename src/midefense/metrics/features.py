@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from midefense.metrics.base import Judged, World
+from midefense.metrics.base import Judged, Metric, World
 from midefense.types import Refused, Trace, refuse_unknown
 
 INCEPTION = "inception"
@@ -23,6 +23,38 @@ RESERVED = (INCEPTION, INCEPTION_PPA, TARGET)
 PIXELS = 2**21  # height x width of a batch together: what the first layers of a large network make of it fits in 1 GiB
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_ADDRESS = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
+
+
+class FeatureMetric(Metric):
+    """A metric of the features that one network gives private and recovered images.
+
+    Args:
+        features: `inception`, the name of an evaluator, or `auto` (see `pin_features`).
+        legacy_ppa: show Inception what PPA's code shows it (see `Inception`).
+    """
+
+    aside = ("batch_size",)
+
+    def __init__(self, *, features: str, batch_size: int, legacy_ppa: bool = False) -> None:
+        super().__init__()
+        self.features = str(self.pin({"features": features})["features"])
+        self.legacy_ppa = legacy_ppa
+        self.batch_size = batch_size
+        if self.features == INCEPTION:
+            require_inception()
+
+    @classmethod
+    def pin(cls, arguments: dict[str, object]) -> dict[str, object]:
+        """The arguments with `features: auto` made concrete for this machine."""
+        return pin_features(arguments)
+
+    @property
+    def network(self) -> str:
+        """The network that is asked."""
+        return INCEPTION_PPA if self.legacy_ppa and self.features == INCEPTION else self.features
+
+    def rows(self, judged: Judged, world: World) -> dict[str, Tensor]:
+        return {"features": judged_trace(judged, world, self.network, self.batch_size).features}
 
 
 def judged_trace(judged: Judged, world: World, name: str, batch_size: int) -> Trace:

@@ -11,22 +11,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from midefense.metrics.base import Judged, Measured, Metric, World
-from midefense.metrics.features import (
-    INCEPTION,
-    INCEPTION_PPA,
-    feature_sets,
-    judged_trace,
-    pin_features,
-    require_inception,
-)
+from midefense.metrics.base import Measured, World
+from midefense.metrics.features import INCEPTION, FeatureMetric, feature_sets
 from midefense.types import Refused
 
 COMFORTABLE = 10
 ROWS = 1024
 
 
-class FrechetDistance(Metric):
+class FrechetDistance(FeatureMetric):
     """`fid/<network>` over all attacked classes together, at least 0, lower means closer to the private images.
 
     `features`: `inception`, the name of an evaluator, or `auto` (see `pin`). NaN unless both sets hold more images than
@@ -35,38 +28,20 @@ class FrechetDistance(Metric):
     """
 
     higher_leaks = False
-    aside = ("batch_size",)
     best = {"fid": 0.0}
 
     def __init__(self, *, features: str = "auto", legacy_ppa: bool = False, batch_size: int = 256) -> None:
-        super().__init__()
-        self.features = str(self.pin({"features": features})["features"])
-        self.legacy_ppa = legacy_ppa
-        self.batch_size = batch_size
+        super().__init__(features=features, batch_size=batch_size, legacy_ppa=legacy_ppa)
         if legacy_ppa and self.features != INCEPTION:
             raise Refused(
                 f"legacy_ppa: expected features=inception, whose input range it changes, got {self.features}; "
                 "try legacy_ppa=false"
             )
-        if self.features == INCEPTION:
-            require_inception()
-
-    @classmethod
-    def pin(cls, arguments: dict[str, object]) -> dict[str, object]:
-        """The arguments with `features: auto` made concrete for this machine."""
-        return pin_features(arguments)
-
-    def rows(self, judged: Judged, world: World) -> dict[str, Tensor]:
-        return {"features": judged_trace(judged, world, self._network, self.batch_size).features}
 
     def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:
-        private, _, recovered = feature_sets(rows, world, self._network, self.batch_size)
+        private, _, recovered = feature_sets(rows, world, self.network, self.batch_size)
         stem = "fid_legacy_ppa" if self.legacy_ppa else "fid"
         return {f"{stem}/{self.features}": self._measure(private, recovered)}
-
-    @property
-    def _network(self) -> str:
-        return INCEPTION_PPA if self.legacy_ppa else self.features
 
     def _measure(self, private: Tensor, recovered: Tensor) -> Measured:
         counts = f"{len(private)} private and {len(recovered)} recovered images for {private.shape[1]} features"

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from midefense.metrics.base import INTERVAL, Judged, Measured, Metric, World, class_resamples
-from midefense.metrics.features import INCEPTION, feature_sets, judged_trace, pin_features, require_inception
+from midefense.metrics.base import INTERVAL, Measured, World, class_resamples
+from midefense.metrics.features import FeatureMetric, feature_sets
 
 ROWS = 1024
 
 
-class KernelDistance(Metric):
+class KernelDistance(FeatureMetric):
     """`kid/<network>` over all attacked classes together; lower means closer to the private images.
 
     0 is what two draws of one distribution get on average; exact copies get slightly less, as the estimate is unbiased.
@@ -27,26 +27,13 @@ class KernelDistance(Metric):
     """
 
     higher_leaks = False
-    aside = ("batch_size",)
     best = {"kid": 0.0}
 
     def __init__(self, *, features: str = "auto", batch_size: int = 256) -> None:
-        super().__init__()
-        self.features = str(self.pin({"features": features})["features"])
-        self.batch_size = batch_size
-        if self.features == INCEPTION:
-            require_inception()
-
-    @classmethod
-    def pin(cls, arguments: dict[str, object]) -> dict[str, object]:
-        """The arguments with `features: auto` made concrete for this machine."""
-        return pin_features(arguments)
-
-    def rows(self, judged: Judged, world: World) -> dict[str, Tensor]:
-        return {"features": judged_trace(judged, world, self.features, self.batch_size).features}
+        super().__init__(features=features, batch_size=batch_size)
 
     def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:
-        private, private_labels, recovered = feature_sets(rows, world, self.features, self.batch_size)
+        private, private_labels, recovered = feature_sets(rows, world, self.network, self.batch_size)
         name = f"kid/{self.features}"
         if min(len(private), len(recovered)) < 2:
             reason = f"{len(private)} private and {len(recovered)} recovered images: expected at least 2 of each"

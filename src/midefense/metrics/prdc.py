@@ -12,21 +12,14 @@ import math
 import torch
 from torch import Tensor
 
-from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
-from midefense.metrics.features import (
-    INCEPTION,
-    INCEPTION_PPA,
-    feature_sets,
-    judged_trace,
-    pin_features,
-    require_inception,
-)
+from midefense.metrics.base import Measured, World, over_classes
+from midefense.metrics.features import FeatureMetric, feature_sets
 from midefense.types import Refused
 
 STEMS = ("precision", "recall", "density", "coverage")
 
 
-class PRDC(Metric):
+class PRDC(FeatureMetric):
     """`precision`, `recall` and `coverage` in [0, 1] and `density` from 0 up, each `/<network>`: measured per class,
     then the mean over classes. Higher means that recovered images look like the private ones and show more of them.
 
@@ -42,30 +35,16 @@ class PRDC(Metric):
     """
 
     higher_leaks = True
-    aside = ("batch_size",)
     best = {"precision": 1.0, "recall": 1.0, "coverage": 1.0}
 
     def __init__(self, *, k: int = 3, features: str = "auto", legacy_ppa: bool = False, batch_size: int = 256) -> None:
-        super().__init__()
+        super().__init__(features=features, batch_size=batch_size, legacy_ppa=legacy_ppa)
         if k < 1:
             raise Refused(f"PRDC.k: expected at least 1, got {k}; try 3, as in PPA")
         self.k = k
-        self.features = str(self.pin({"features": features})["features"])
-        self.legacy_ppa = legacy_ppa
-        self.batch_size = batch_size
-        if self.features == INCEPTION:
-            require_inception()
-
-    @classmethod
-    def pin(cls, arguments: dict[str, object]) -> dict[str, object]:
-        """The arguments with `features: auto` made concrete for this machine."""
-        return pin_features(arguments)
-
-    def rows(self, judged: Judged, world: World) -> dict[str, Tensor]:
-        return {"features": judged_trace(judged, world, self._network, self.batch_size).features}
 
     def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:
-        private, private_labels, recovered = feature_sets(rows, world, self._network, self.batch_size)
+        private, private_labels, recovered = feature_sets(rows, world, self.network, self.batch_size)
         labels = rows["label"]
         classes = labels.unique()
         found = torch.tensor(
@@ -80,10 +59,6 @@ class PRDC(Metric):
         return {
             f"{stem}{mark}/{self.features}": self._measured(values, classes, len(labels)) for stem, values in numbers
         }
-
-    @property
-    def _network(self) -> str:
-        return INCEPTION_PPA if self.legacy_ppa and self.features == INCEPTION else self.features
 
     def _measured(self, values: Tensor, classes: Tensor, images: int) -> Measured:
         lacking = classes[values.isnan().to(classes.device)].tolist()

@@ -3,7 +3,6 @@ the features at the entrance of any block (PPA, IF-GMI, MIRROR)."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midefense import seeds
+from midefense.artefacts import file_sha256
 from midefense.priors.base import Prior
 from midefense.priors.import_stylegan2 import read_imported
 from midefense.priors.nets.stylegan2 import Generator, StyleGan2Config
@@ -184,7 +184,8 @@ class StyleGan2(StyleBased):
         max_resolution: int | None = None,
         checkpoint: bool = False,
     ):
-        require_hash(weights, sha256)
+        if sha256 is not None:
+            pinned_hash(weights, sha256)
         config, generator, critic, _ = read_imported(weights)
         critic = critic if judges(config) else None
         super().__init__(
@@ -213,8 +214,7 @@ class StyleGan2(StyleBased):
     @classmethod
     def pin(cls, arguments: dict[str, object]) -> dict[str, object]:
         """The arguments with the hash of the file."""
-        require_hash(str(arguments["weights"]), arguments["sha256"])
-        return {**arguments, "sha256": hash_of(str(arguments["weights"]))}
+        return {**arguments, "sha256": pinned_hash(str(arguments["weights"]), arguments["sha256"])}
 
     def realism(self, drawn: Tensor) -> Tensor:
         """The critic's score [B] of whole pictures as `draw` makes them."""
@@ -229,20 +229,13 @@ def judges(config: StyleGan2Config) -> bool:
     return not config.label_size
 
 
-def hash_of(path: str) -> str:
-    """SHA-256 of an imported file."""
+def pinned_hash(path: str, sha256: object) -> str:
+    """SHA-256 of an imported file; refused if it is not the one a recipe names."""
     read_imported(path)  # says in words what is wrong with it
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def require_hash(path: str, sha256: str | None) -> None:
-    """Refuse a file that is not the one a recipe names."""
-    if sha256 is not None and (got := hash_of(path)) != sha256:
+    got = file_sha256(Path(path))
+    if sha256 not in (None, got):
         raise Refused(f"prior.weights: expected a file with SHA-256 {sha256}, got {got}: {path}; try prior.sha256=null")
+    return got
 
 
 class StyleGan2Trained(StyleBased):

@@ -4,7 +4,7 @@ al., "A closer look at GAN priors", ECCV 2024)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -68,23 +68,24 @@ class Layerwise(Part):
                 f"attack.search.steps: expected at most {problem.prior.blocks} stages, the blocks of the generator, "
                 f"got {len(self.stages)}; try fewer"
             )
-        rng, chosen = problem.draw("search"), None
+        rng, chosen, sure = problem.draw("search"), None, None
         inner = _Inner(found.latents.detach().clone())
         for stage in range(len(self.stages)):
-            for loss, pixels in self._descend(problem, inner, found.evidence, stage, rng):
-                moving = Found(inner.latents.detach(), loss, found.evidence, "optimised", pixels=pixels)
-                yield moving if chosen is None else chosen.found
+            for moving in self._descend(problem, inner, found.evidence, stage, rng, pictured=chosen is None):
+                yield moving if chosen is None else chosen
             ended, confidence = self._look_back(problem, inner, found.evidence, stage)
             yield ended
-            chosen = _Chosen(ended, confidence) if chosen is None else chosen.against(ended, confidence)
-            yield chosen.found
+            chosen, sure = (ended, confidence) if chosen is None else surer((ended, confidence), (chosen, sure))
+            chosen = replace(chosen, stage="optimised")
+            yield chosen
             if stage + 1 < len(self.stages):
                 inner = self._lift(problem, inner, stage)
 
     def _descend(
-        self, problem: Problem, inner: _Inner, owners: Tensor, stage: int, rng: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One stage: moves `inner` and gives the loss [M] and images of every step, as they were before its update."""
+        self, problem: Problem, inner: _Inner, owners: Tensor, stage: int, rng: torch.Generator, pictured: bool
+    ) -> Iterator[Found]:
+        """One stage: moves `inner` and yields where it is after every step, with the loss and, if `pictured`, the
+        images of before its update."""
         moving = [tensor.requires_grad_() for tensor in (inner.latents, inner.features) if tensor is not None]
         begun = [tensor.detach().clone() for tensor in moving]
         radii = (self.latent_radius[stage], self.feature_radius[stage])
@@ -103,13 +104,15 @@ class Layerwise(Part):
                 loss = problem.objective(shot)
                 (loss.sum() / self.reference_batch).backward()
                 losses.append(loss.detach())
-                pictures.append(to_pixels(shot.images))
+                if pictured:
+                    pictures.append(to_pixels(shot.images))
             optimizer.step()
             with torch.no_grad():
                 for tensor, start, radius in zip(moving, begun, radii, strict=False):
                     if radius > 0:
                         tensor.copy_(start + project_l1(tensor - start, radius))
-            yield torch.cat(losses), torch.cat(pictures)
+            pixels = torch.cat(pictures) if pictured else None
+            yield Found(inner.latents.detach(), torch.cat(losses), owners, "optimised", pixels=pixels)
 
     @torch.no_grad()
     def _look_back(self, problem: Problem, inner: _Inner, owners: Tensor, stage: int) -> tuple[Found, Tensor]:
@@ -125,17 +128,17 @@ class Layerwise(Part):
             labels = problem.evidence.labels[owners[rows]].to(saved.device)
             losses.append(problem.objective(Shot(latents, drawn, saved, saved, answer, labels, problem.prior)))
             confidences.append(answer.probs.gather(1, labels[:, None])[:, 0])
-        ended = Found(inner.latents.detach().clone(), torch.cat(losses), owners, f"stage{stage:02d}")
-        ended.pixels = torch.cat(pictures)
+        latents, pixels = inner.latents.detach().clone(), torch.cat(pictures)
+        ended = Found(latents, torch.cat(losses), owners, f"stage{stage:02d}", pixels=pixels)
         return ended, torch.cat(confidences)
 
     @torch.no_grad()
     def _lift(self, problem: Problem, inner: _Inner, stage: int) -> _Inner:
         """What enters the next block."""
         pieces = [problem.prior.at(stage).lift(*inner.take(rows)) for rows in problem.chunks(len(inner.latents))]
-        features = torch.cat([features for features, _ in pieces])
-        images = torch.cat([images for _, images in pieces]) if self.keep_skip else None
-        return _Inner(inner.latents.detach().clone(), features, images)
+        features, images = zip(*pieces, strict=True)
+        kept = torch.cat(images) if self.keep_skip and images[0] is not None else None
+        return _Inner(inner.latents.detach().clone(), torch.cat(features), kept)
 
 
 @dataclass
@@ -152,30 +155,18 @@ class _Inner:
         return tuple(None if part is None else part[rows] for part in parts)
 
 
-class _Chosen:
-    """Per target the stage of which the attacked target is surest."""
+def surer(new: tuple[Found, Tensor], old: tuple[Found, Tensor]) -> tuple[Found, Tensor]:
+    """Per target the one of two stages, given with the target's confidence [M], of which it is surer on average."""
+    (found, sure), (before, less_sure) = new, old
+    owners = found.evidence.to(sure.device)
+    gain = sure.new_zeros(int(found.evidence.max()) + 1).index_add_(0, owners, sure - less_sure)
+    better = (gain > 0)[owners]
 
-    def __init__(self, ended: Found, confidence: Tensor):
-        self.found = Found(ended.latents, ended.loss, ended.evidence, "optimised", pixels=ended.pixels)
-        self.confidence = confidence
+    def either(first: Tensor, second: Tensor) -> Tensor:
+        return torch.where(better.view(-1, *[1] * (first.ndim - 1)), first, second)
 
-    def against(self, ended: Found, confidence: Tensor) -> _Chosen:
-        """The better of what was chosen and another stage."""
-        owners = ended.evidence.to(confidence.device)
-        gain = confidence.new_zeros(int(ended.evidence.max()) + 1).index_add_(0, owners, confidence - self.confidence)
-        better = (gain > 0)[owners]
-
-        def either(new: Tensor, old: Tensor) -> Tensor:
-            return torch.where(better.view(-1, *[1] * (new.ndim - 1)), new, old)
-
-        chosen = Found(
-            latents=either(ended.latents, self.found.latents),
-            loss=either(ended.loss, self.found.loss),
-            evidence=ended.evidence,
-            stage="optimised",
-            pixels=either(ended.pixels, self.found.pixels),
-        )
-        return _Chosen(chosen, either(confidence, self.confidence))
+    chosen = {name: either(getattr(found, name), getattr(before, name)) for name in ("latents", "loss", "pixels")}
+    return replace(found, **chosen), either(sure, less_sure)
 
 
 def project_l1(vectors: Tensor, radius: float) -> Tensor:
