@@ -28,7 +28,7 @@ demo-faces: $(STAMP) ## the same on ten synthetic faces, one seed
 	@$(MAKE) --no-print-directory report
 
 report: $(STAMP) ## write report.html and results.csv from the store, print the table
-	$(BIN)/python -m midefense.report --store $(STORE) --out report.html --csv results.csv
+	$(BIN)/midefense report --store $(STORE) --out report.html --csv results.csv
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -n 2

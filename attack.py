@@ -4,16 +4,7 @@ python attack.py dataset=digits architecture=cnn defense=none attack=gmi
 python attack.py target=<reference> attack=mi_face
 """
 
-from midefense.verbs import verb
-
-
-def say(artefact) -> str:
-    bill, stopped = artefact.provenance["bill"], artefact.metrics["stopped"]
-    end = f"; stopped early: {stopped[0]}" if stopped else ""
-    return f"{artefact.metrics['candidates']} candidates, {bill['queries_per_target_mean']:.0f} queries per target{end}"
-
-
-main = verb("attack", lambda pipeline: pipeline.recovered, say)
+from midefense.commands.attack import main
 
 if __name__ == "__main__":
     main()

@@ -4,15 +4,7 @@ python evaluate.py dataset=digits architecture=cnn defense=random_erasing attack
 python evaluate.py recovered=<reference>
 """
 
-from midefense.report import Row, table
-from midefense.verbs import verb
-
-
-def say(artefact) -> str:
-    return table([Row.parse(artefact.metrics)])
-
-
-main = verb("evaluate", lambda pipeline: pipeline.result, say)
+from midefense.commands.evaluate import main
 
 if __name__ == "__main__":
     main()

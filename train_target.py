@@ -3,15 +3,7 @@
 python train_target.py dataset=digits architecture=cnn defense=random_erasing
 """
 
-from midefense.verbs import verb
-
-
-def say(artefact) -> str:
-    metrics = artefact.metrics
-    return f"test accuracy {metrics['test_accuracy_top1']:.4f} ({metrics['classes']} classes)"
-
-
-main = verb("train_target", lambda pipeline: pipeline.target.artefact, say)
+from midefense.commands.train_target import main
 
 if __name__ == "__main__":
     main()

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from midefense.pipeline import Pipeline
-from midefense.plan import read_plan
-from midefense.verbs import configured
+from midefense.pipeline.pipeline import Pipeline
+from midefense.plan.compose import configured
+from midefense.plan.read import read_plan
 
 REPORT = Path(__file__).with_suffix(".md")
 ERASED, SMOOTHED = "defense=random_erasing defense.scale=[{low},{high}]", "defense=negative_label_smoothing"

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import torch
 
-from midefense.build import CONF
-from midefense.pipeline import Pipeline
-from midefense.plan import read_plan
-from midefense.verbs import configured
+from midefense.pipeline.pipeline import Pipeline
+from midefense.plan.compose import CONF, configured
+from midefense.plan.read import read_plan
 
 REPORT = Path(__file__).with_suffix(".md")
 COMMON = ("dataset=toy", "recipe=quick", "recipe.epochs=5", "recipe.batch_size=16")

@@ -28,10 +28,10 @@ from torchvision.transforms import v2
 
 from midefense import seeds
 from midefense.architectures.small import CNN
-from midefense.augmentations import ColorJitter, HorizontalFlip, ResizedCrop
 from midefense.datasets.decoding import Decoding, decode
 from midefense.datasets.image_folder import class_folders, list_folders
 from midefense.defenses.random_erasing import RandomErasing
+from midefense.training.augmentations import ColorJitter, HorizontalFlip, ResizedCrop
 from midefense.types import Batch, Images
 
 SIZE, BATCH, WORKERS = 64, 64, 2

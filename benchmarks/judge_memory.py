@@ -23,11 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from midefense import judge, metrics
-from midefense.artefacts import Draft
+from midefense import metrics
 from midefense.datasets.splits import Splits
+from midefense.pipeline import judge
 from midefense.priors.base import Prior
-from midefense.store import Store
+from midefense.store.artefacts import Draft
+from midefense.store.store import Store
 from midefense.types import Images, Trace
 
 REPORT = Path(__file__).with_suffix(".md")

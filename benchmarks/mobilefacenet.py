@@ -20,8 +20,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from midefense import build
 from midefense.architectures.base import Classifier
+from midefense.plan.bind import bind
+from midefense.plan.compose import compose
 
 TEST_IMAGES = 5  # per person
 BATCH = 100
@@ -45,8 +46,8 @@ def read_pack(root: Path) -> tuple[list[Path], Tensor]:
 def evaluator(weights: Path, box: str, classes: int) -> Classifier:
     """The architecture as its YAML describes it, with published weights."""
     overrides = ["architecture=mobilefacenet", f"architecture.weights={weights}", f"architecture.warp.box={box}"]
-    node = build.plain_config(build.compose("train_target", overrides))["architecture"]
-    return build.bind(node, "architecture", beside_dataset=True).given(classes=classes, channels=3).build().eval()
+    node = compose("train_target", overrides)[0]["architecture"]
+    return bind(node, "architecture", beside_dataset=True).given(classes=classes, channels=3).build().eval()
 
 
 @torch.no_grad()

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from midefense.artefacts import Artefact
-from midefense.pipeline import Pipeline
-from midefense.plan import read_plan
-from midefense.verbs import configured
+from midefense.pipeline.pipeline import Pipeline
+from midefense.plan.compose import configured
+from midefense.plan.read import read_plan
+from midefense.store.artefacts import Artefact
 
 REPORT = Path(__file__).with_suffix(".md")
 SIZE, BOX = 32, "[35,55,143,163]"

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midefense import seeds
-from midefense.priors.nets.stylegan2 import Block, Generator, Styled, StyleGan2Config, ToRgb, resample_filter
+from midefense.priors.stylegan2.generator import Block, Generator, Styled, StyleGan2Config, ToRgb, resample_filter
 
 REPORT = Path(__file__).with_suffix(".md")
 SHAPES = {  # at 256 px as the published paper256 files, at 1024 px as FFHQ's

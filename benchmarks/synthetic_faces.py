@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from midefense.datasets.synthetic_faces import SyntheticFaces
+from midefense.datasets.synthetic_faces.dataset import SyntheticFaces
 
 REPORT = Path(__file__).with_suffix(".md")
 PICTURES = {32: 4000, 64: 2000, 128: 500, 256: 120}  # per repeat, by size

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf, open_dict
 
-from midefense import build
-from midefense.pipeline import Pipeline
-from midefense.plan import Plan, read_plan
+from midefense.pipeline.pipeline import Pipeline
+from midefense.plan.compose import compose
+from midefense.plan.read import Plan, read_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 DONE_BY = {"train_target": lambda p: p.target.artefact, "attack": lambda p: p.recovered, "evaluate": lambda p: p.result}
@@ -22,19 +20,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
-def configuration(verb: str, *overrides: str) -> tuple[dict, dict]:
-    """A verb's plain configuration under command-line overrides, and the option chosen per config group."""
-    with initialize_config_dir(config_dir=str(build.CONF), version_base="1.3"):
-        config = compose(config_name=verb, overrides=list(overrides), return_hydra_config=True)
-    choices = OmegaConf.to_container(config.hydra.runtime.choices)
-    with open_dict(config):
-        del config["hydra"]
-    return build.plain_config(config), choices
-
-
 def plan_for(verb: str, *overrides: str, store: Path) -> Plan:
     """What a verb plans under command-line overrides, as `verbs.verb` reads it."""
-    config, choices = configuration(verb, *overrides, f"store={store}")
+    config, choices = compose(verb, [*overrides, f"store={store}"])
     return read_plan(verb, config, choices, overrides)
 
 

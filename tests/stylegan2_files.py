@@ -6,10 +6,10 @@ from pathlib import Path
 import safetensors.torch
 
 from midefense import seeds
-from midefense.artefacts import canonical, savable
-from midefense.priors.import_stylegan2 import FORMAT, NOTES
-from midefense.priors.nets.stylegan2 import Generator, StyleGan2Config
-from midefense.priors.nets.stylegan2_critic import Discriminator
+from midefense.priors.stylegan2.critic import Discriminator
+from midefense.priors.stylegan2.generator import Generator, StyleGan2Config
+from midefense.priors.stylegan2.importer import FORMAT, NOTES
+from midefense.store.artefacts import canonical, savable
 
 SMALL = {"resolution": 32, "z_dim": 16, "w_dim": 16, "channel_base": 128, "channel_max": 16}
 

@@ -17,8 +17,8 @@ from midefense.architectures.base import Preprocess
 from midefense.architectures.custom import Custom
 from midefense.architectures.resnet import ResNet
 from midefense.architectures.small import CNN, MLP
-from midefense.classifiers import load_classifier
-from midefense.pipeline import Pipeline
+from midefense.pipeline.classifiers import load_classifier
+from midefense.pipeline.pipeline import Pipeline
 from midefense.types import Refused
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.attacks.base import Part, Problem, SearchAttack, Shot, best_of_each, run_group
+from midefense.attacks.base import Look, Part, Problem, SearchAttack, best_of_each, run_group
 from midefense.attacks.init import BestOfPool, Random
 from midefense.attacks.objectives import (
     Confidence,
@@ -216,9 +216,9 @@ def path(attack: SearchAttack, world: World, evidence: Evidence | None = None) -
 class Quadratic(Part):
     """A convex loss of the images alone, exact in float64."""
 
-    def __call__(self, shot: Shot) -> Tensor:
-        weights = torch.linspace(0.5, 3, SIDE * SIDE, dtype=shot.images.dtype)
-        return (weights * (shot.images - 2).flatten(1).square()).sum(1)
+    def __call__(self, look: Look) -> Tensor:
+        weights = torch.linspace(0.5, 3, SIDE * SIDE, dtype=look.images.dtype)
+        return (weights * (look.images - 2).flatten(1).square()).sum(1)
 
 
 def test_the_update_is_the_papers_look_ahead_momentum_in_a_box(world):
@@ -334,8 +334,8 @@ def test_the_first_step_from_black_is_the_closed_form(world):
 
 def test_the_wrong_sign_hides_everyone(world):
     class Flipped(Confidence):
-        def __call__(self, shot):
-            return 1 - super().__call__(shot)
+        def __call__(self, look):
+            return 1 - super().__call__(look)
 
     pixels = on_pixels(world)
     right, wrong = run(mi_face(), pixels)[0], run(mi_face(objective=Flipped(), stop=None), pixels)[0]
@@ -561,20 +561,20 @@ def test_poincare_survives_half_precision_and_silence(dtype):
 # other objectives ------------------------------------------------------------------------------------------------
 
 
-def shot_of(images: Tensor, logits: Tensor, labels: Tensor, prior: Prior | None = None) -> Shot:
-    return Shot(images, images, images, images, Answer(logits=logits), labels, prior)
+def shot_of(images: Tensor, logits: Tensor, labels: Tensor, prior: Prior | None = None) -> Look:
+    return Look(images, images, images, images, Answer(logits=logits), labels, prior)
 
 
 def test_objectives_in_closed_form():
     images = torch.tensor([[0.0, 1.0], [0.5, 0.5]]).view(1, 1, 2, 2).repeat(2, 1, 1, 1)
     logits, labels = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]]), torch.tensor([0, 1])
-    shot = shot_of(images, logits, labels, LinearPrior())
-    assert Confidence()(shot).tolist() == pytest.approx([0.75, 0.25])
-    assert CrossEntropy()(shot).tolist() == pytest.approx([math.log(4), math.log(4 / 3)])
-    assert TotalVariation()(shot).tolist() == [2.0, 2.0]  # across: 1 + 0, down: .5 + .5
-    assert Realism()(shot).tolist() == [0.5, 0.5]  # minus the critic
+    look = shot_of(images, logits, labels, LinearPrior())
+    assert Confidence()(look).tolist() == pytest.approx([0.75, 0.25])
+    assert CrossEntropy()(look).tolist() == pytest.approx([math.log(4), math.log(4 / 3)])
+    assert TotalVariation()(look).tolist() == [2.0, 2.0]  # across: 1 + 0, down: .5 + .5
+    assert Realism()(look).tolist() == [0.5, 0.5]  # minus the critic
     terms = {"a": Weighted(loss=Confidence(), weight=4.0), "b": Weighted(loss=TotalVariation(), weight=0.5)}
-    assert WeightedSum(terms=terms)(shot).tolist() == pytest.approx([4.0, 2.0])
+    assert WeightedSum(terms=terms)(look).tolist() == pytest.approx([4.0, 2.0])
 
 
 def test_a_sum_reads_and_needs_what_its_terms_do():
@@ -799,8 +799,8 @@ def test_the_graph_of_a_step_ends_in_the_latents_alone(world):
     leaves = []
 
     class Spied(CrossEntropy):
-        def __call__(self, shot):
-            loss = super().__call__(shot)
+        def __call__(self, look):
+            loss = super().__call__(look)
             queue, seen = [loss.grad_fn], set()
             while queue:
                 node = queue.pop()

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from midefense import verbs
-from midefense.pipeline import Pipeline
+from midefense.pipeline import verbs
+from midefense.pipeline.pipeline import Pipeline
 
 TOY = ("dataset=toy", "prior=toy")
 SMALL = ("dataset=toy", "architecture.widths=[8]", "recipe.epochs=1", "dataset.size=16", "architecture.size=16")

@@ -8,21 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from stylegan2_files import write_imported
 
-from midefense import build
-from midefense.annotations import fits, in_words
-from midefense.artefacts import canonical, content_id
 from midefense.attacks.base import Part, SearchAttack
 from midefense.attacks.init import Random
 from midefense.attacks.search.gradient import Gradient
 from midefense.datasets.image_folder import ImageFolder
 from midefense.datasets.toy import Toy
+from midefense.plan.annotations import fits, in_words
+from midefense.plan.bind import bind, bind_all, bind_recipe
+from midefense.plan.compose import CONF, compose, plain_config
+from midefense.plan.whitelist import resolve
+from midefense.store.artefacts import canonical, content_id
 from midefense.types import Refused
-from midefense.whitelist import resolve
 
 GROUPS = ("dataset", "architecture", "defense", "recipe", "public", "prior", "evidence", "attack")
-OPTIONS = [(g, path.stem) for g in GROUPS for path in sorted((build.CONF / g).glob("*.yaml"))]
+OPTIONS = [(g, path.stem) for g in GROUPS for path in sorted((CONF / g).glob("*.yaml"))]
 TOY = {"_target_": "midefense.datasets.toy.Toy", "classes": 3}
 RANDOM = {"_target_": "midefense.attacks.init.Random", "candidates": 2}
 CNN = {"_target_": "midefense.architectures.small.CNN", "widths": [4]}
@@ -46,7 +48,7 @@ ADAM = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.1}
         ),
         *("torch.nn.functional.torch.load", "torch.nn.modules.module.functools.partial", "torch.optim.adam.cast"),
         *("torchvision.transforms.functional.torch.load", "torch.nnx.Module", "midefense.store.os.system"),
-        *("midefense.store.Store", "midefense.build.bind", "midefense.attacks.init.torch.load", "midefense"),
+        *("midefense.store.store.Store", "midefense.plan.bind.bind", "midefense.attacks.init.torch.load", "midefense"),
         "midefense.datasets.files.Path",
     ],
 )
@@ -88,25 +90,25 @@ def test_a_module_outside_is_never_imported(tmp_path, monkeypatch):
 
 
 def test_defaults_are_filled_in_and_stand_in_the_recipe():
-    bound = build.bind(TOY, "dataset")
+    bound = bind(TOY, "dataset")
     assert bound.recipe() == {
         **{"_target_": "midefense.datasets.toy.Toy", "revision": 1, "classes": 3, "public_classes": 8},
         **{"images_per_class": 40, "test_images_per_class": 10, "size": 32, "jitter": 0.05, "noise": 0.03, "seed": 0},
     }
     assert isinstance(bound.build(), Toy) and bound.build().classes == 3
-    written_out = build.bind({**TOY, "jitter": 0.05}, "dataset")
+    written_out = bind({**TOY, "jitter": 0.05}, "dataset")
     assert content_id(written_out.recipe()) == content_id(bound.recipe())
 
 
 def test_a_higher_revision_is_another_id(monkeypatch):
-    before = content_id(build.bind(TOY, "dataset").recipe())
+    before = content_id(bind(TOY, "dataset").recipe())
     monkeypatch.setattr(Toy, "revision", 2)
-    assert content_id(build.bind(TOY, "dataset").recipe()) != before
+    assert content_id(bind(TOY, "dataset").recipe()) != before
 
 
 def test_lists_and_tuples_are_the_same_recipe():
     lists, tuples = ({**ADAM, "betas": kind([0.9, 0.99])} for kind in (list, tuple))
-    assert canonical(build.bind(lists, "x").recipe()) == canonical(build.bind(tuples, "x").recipe())
+    assert canonical(bind(lists, "x").recipe()) == canonical(bind(tuples, "x").recipe())
 
 
 def test_mistakes_are_told_all_at_once_with_their_paths():
@@ -115,9 +117,7 @@ def test_mistakes_are_told_all_at_once_with_their_paths():
         **{"objective": {"_target_": "os.system"}, "search": {"_target_": "torch.nn.Linear", "in_features": 3}},
     }
     with pytest.raises(Refused) as refusal:
-        build.bind_all(
-            {"attack": (attack, False), "dataset": ({**TOY, "seeed": 1}, False), "prior": ({"size": 1}, False)}
-        )
+        bind_all({"attack": (attack, False), "dataset": ({**TOY, "seeed": 1}, False), "prior": ({"size": 1}, False)})
     lines = str(refusal.value).splitlines()
     assert [line.split(": ")[0] for line in lines] == [
         *("attack.init.candidatez", "attack.objective", "attack.search.out_features", "dataset.seeed", "prior")
@@ -130,7 +130,7 @@ def test_mistakes_are_told_all_at_once_with_their_paths():
 def test_types_are_checked_where_annotations_say_them():
     bad = {"classes": "three", "size": 8.5, "jitter": True, "noise": None}
     with pytest.raises(Refused) as refusal:
-        build.bind({**TOY, **bad}, "dataset")
+        bind({**TOY, **bad}, "dataset")
     assert str(refusal.value).splitlines() == [
         "dataset.classes: expected a whole number, got 'three'",
         "dataset.size: expected a whole number, got 8.5",
@@ -139,7 +139,7 @@ def test_types_are_checked_where_annotations_say_them():
     ]
     with pytest.raises(Refused, match=r"attack.init: expected a node with a _target_ \(Part\), got Toy"):
         parts = {name: TOY if name == "init" else RANDOM for name in ("init", "objective", "search", "select")}
-        build.bind({"_target_": "midefense.attacks.base.SearchAttack", **parts}, "attack")
+        bind({"_target_": "midefense.attacks.base.SearchAttack", **parts}, "attack")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_types_are_checked_where_annotations_say_them():
         (["a"], tuple[str, ...], "a list (a text each)"),
         ({"a": 1}, Mapping[str, int], "a mapping (a whole number each)"),
         ("runs", Path, "a path"),
-        (build.bind(RANDOM, "x"), Part, "a node with a _target_ (Part)"),
+        (bind(RANDOM, "x"), Part, "a node with a _target_ (Part)"),
     ],
 )
 def test_what_fits_an_annotation(value, hint, words):
@@ -166,7 +166,7 @@ def test_what_fits_an_annotation(value, hint, words):
     [
         *((True, int), (True, float), (1, bool), (1.0, int), ("1", int), (None, int), (1, str), ("ab", Sequence[str])),
         *(([1, "b"], Sequence[int]), ([1.0], tuple[float, float]), ({"a": "b"}, Mapping[str, int])),
-        *((build.bind(TOY, "x"), Part), (build.bind(ADAM, "x"), Part)),
+        *((bind(TOY, "x"), Part), (bind(ADAM, "x"), Part)),
     ],
 )
 def test_what_does_not_fit_an_annotation(value, hint):
@@ -178,8 +178,8 @@ def test_what_does_not_fit_an_annotation(value, hint):
 
 def test_what_the_dataset_tells_is_filled_in_at_every_depth():
     with pytest.raises(Refused, match="architecture.classes: CNN needs this option"):
-        build.bind(CNN, "architecture")
-    bound = build.bind(CNN, "architecture", beside_dataset=True)
+        bind(CNN, "architecture")
+    bound = bind(CNN, "architecture", beside_dataset=True)
     assert bound.awaits == {"classes", "channels"}
     with pytest.raises(Refused, match="channels, classes must come from a dataset"):
         bound.build()
@@ -188,33 +188,33 @@ def test_what_the_dataset_tells_is_filled_in_at_every_depth():
     assert (told.arguments["classes"], told.arguments["channels"], told.arguments["size"]) == (5, 1, 32)  # size was set
     assert told.build()(torch.zeros(2, 1, 8, 8)).logits.shape == (2, 5)
     holder = {"_target_": "torch.nn.Sequential", "_args_": [CNN]}
-    nested = build.bind(holder, "network", beside_dataset=True).given(classes=2, channels=3, size=8)
+    nested = bind(holder, "network", beside_dataset=True).given(classes=2, channels=3, size=8)
     assert nested.positional[0].arguments["classes"] == 2
 
 
 def test_what_is_written_wins_over_the_dataset():
-    told = build.bind({**CNN, "classes": 7}, "architecture", beside_dataset=True).given(classes=5, channels=1)
+    told = bind({**CNN, "classes": 7}, "architecture", beside_dataset=True).given(classes=5, channels=1)
     assert told.arguments["classes"] == 7
 
 
 def test_partials_and_positional_arguments():
-    bound = build.bind(ADAM, "optimizer")
+    bound = bind(ADAM, "optimizer")
     assert isinstance(bound.build(), functools.partial) and bound.recipe()["_partial_"] is True
     weight = torch.nn.Parameter(torch.ones(1))
     assert bound.build()([weight]).param_groups[0]["lr"] == 0.1
     linear = {"_target_": "torch.nn.Linear", "_args_": [3], "out_features": 2}
-    assert build.bind(linear, "x").build().weight.shape == (2, 3)
-    assert build.bind(linear, "x").recipe()["_args_"] == [3]
+    assert bind(linear, "x").build().weight.shape == (2, 3)
+    assert bind(linear, "x").recipe()["_args_"] == [3]
     with pytest.raises(Refused, match="in_features: Linear has no such option"):
-        build.bind({**linear, "in_features": 3}, "x")
+        bind({**linear, "in_features": 3}, "x")
 
 
 # ------------------------------------------------------------------------------------------------ recipes
 
 
 def bound_option(group, option, *overrides):
-    config = build.compose("evaluate", [f"{group}={option}", *overrides])
-    bound = build.bind(build.plain_config(config)[group], group, beside_dataset=group in ("architecture", "prior"))
+    config, _ = compose("evaluate", [f"{group}={option}", *overrides])
+    bound = bind(config[group], group, beside_dataset=group in ("architecture", "prior"))
     return bound.given(classes=3, channels=1, size=32)
 
 
@@ -224,34 +224,43 @@ def test_every_option_comes_back_from_its_recipe(group, option, tmp_path):
     file = [f"prior.weights={write_imported(tmp_path / 'tiny.safetensors')}"] if imported else []
     bound = bound_option(group, option, *file)  # the recipe holds the hash of the file
     stored = json.loads(canonical(bound.recipe()))
-    again = build.bind_recipe(stored, bound.places())
+    again = bind_recipe(stored, bound.places())
     assert canonical(again.recipe()) == canonical(bound.recipe())
     assert again.places() == bound.places() and again.target is bound.target and not again.awaits
 
 
+def test_an_argument_that_came_later_leaves_ids_as_they_were(monkeypatch):
+    before = bind(TOY, "dataset").recipe()
+    monkeypatch.setattr(Toy, "later", {"noise": 0.03}, raising=False)
+    silent = bind(TOY, "dataset").recipe()
+    assert silent == {name: value for name, value in before.items() if name != "noise"}
+    assert bind_recipe(silent, {}).recipe() == silent and bind_recipe(silent, {}).build().noise == 0.03
+    assert bind({**TOY, "noise": 0.1}, "dataset").recipe()["noise"] == 0.1
+
+
 def test_places_are_no_part_of_a_recipe_and_come_back():
     folder = {"_target_": "midefense.datasets.image_folder.ImageFolder", "public_root": "/here"}
-    bound = build.bind({"_target_": "midefense.datasets.base.PublicFrom", "dataset": folder}, "public")
+    bound = bind({"_target_": "midefense.datasets.base.PublicFrom", "dataset": folder}, "public")
     elsewhere = {"_target_": "midefense.datasets.base.PublicFrom", "dataset": {**folder, "public_root": "/there"}}
-    assert content_id(bound.recipe()) == content_id(build.bind(elsewhere, "public").recipe())
+    assert content_id(bound.recipe()) == content_id(bind(elsewhere, "public").recipe())
     assert set(ImageFolder.places) & set(bound.recipe()["dataset"]) == set()
     assert bound.places()["dataset.public_root"] == "/here"
-    again = build.bind_recipe(bound.recipe(), {**bound.places(), "dataset.public_root": "/moved"})
+    again = bind_recipe(bound.recipe(), {**bound.places(), "dataset.public_root": "/moved"})
     assert again.build().dataset.public_root == "/moved"
 
 
 @pytest.mark.parametrize("changed", [SearchAttack, Random, Gradient])
 def test_a_recipe_of_another_revision_is_refused(monkeypatch, changed):
     stored = bound_option("attack", "gmi").recipe()
-    build.bind_recipe(stored, {})
+    bind_recipe(stored, {})
     monkeypatch.setattr(changed, "revision", 2)
     with pytest.raises(
         Refused, match=rf"{changed.__name__}: expected revision 2, that of the code, got 1 .* Try naming"
     ):
-        build.bind_recipe(stored, {})
+        bind_recipe(stored, {})
 
 
 def test_missing_values_are_named():
-    config = build.OmegaConf.create({"a": "???", "b": {"c": "???", "d": 1}})
+    config = OmegaConf.create({"a": "???", "b": {"c": "???", "d": 1}})
     with pytest.raises(Refused, match=r"these options need a value: a, b.c; give them on the command line"):
-        build.plain_config(config)
+        plain_config(config)

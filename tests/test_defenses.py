@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from midefense import seeds, train
+from midefense import seeds
 from midefense.architectures.small import CNN, MLP
 from midefense.defenses.base import Defense, NoDefense, Stack, cross_entropy
 from midefense.defenses.bido import BiDO, centre, normalise
 from midefense.defenses.label_smoothing import LabelSmoothing, smoothed_cross_entropy
 from midefense.defenses.random_erasing import RandomErasing
+from midefense.training import loop
 from midefense.types import Batch, Refused, Trace
 
 
@@ -24,7 +25,7 @@ def batch_of(images: torch.Tensor, key: object = 0, labels: torch.Tensor | None 
 
 def erasing(size: int = 64, channels: int = 1, **settings) -> RandomErasing:
     defense = RandomErasing(**settings)
-    train.assemble(MLP(classes=2, channels=channels, size=size, widths=[4]), defense, seed=0)
+    loop.assemble(MLP(classes=2, channels=channels, size=size, widths=[4]), defense, seed=0)
     return defense
 
 
@@ -72,7 +73,7 @@ def test_erasing_writes_one_box_per_image_and_nothing_else():
 def test_normalized_fill_is_exact_in_the_space_of_the_network():
     model = MLP(classes=2, channels=3, widths=[4], mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
     defense = RandomErasing()
-    train.assemble(model, defense, seed=0)
+    loop.assemble(model, defense, seed=0)
     batch = batch_of(torch.rand(8, 3, 32, 32))
     seen = model.preprocess(defense.transform(batch).images)
     top, left, tall, wide = defense.boxes(batch_of(batch.images))[:, 0].tolist()
@@ -121,7 +122,7 @@ def test_erasing_refusals():
         RandomErasing(p=2)
     with pytest.raises(Refused, match="ratio: expected"):
         RandomErasing(ratio=(0, 1))
-    with pytest.raises(Refused, match="try train.assemble"):
+    with pytest.raises(Refused, match="try loop.assemble"):
         RandomErasing().transform(batch_of(torch.rand(2, 1, 8, 8)))
     with pytest.raises(Refused, match="value: expected 1 or 3 values"):
         erasing(channels=3, value=[0.1, 0.2])
@@ -374,7 +375,7 @@ def test_dependence_gradients(measure):
 def test_bido_sums_over_layers_and_sees_what_the_network_sees():
     model = CNN(classes=3, channels=1, size=16, widths=[4, 4], features=5)
     defense = BiDO(measure="hsic", lambda_x=0.05, lambda_y=0.5)
-    train.assemble(model, defense, seed=0)
+    loop.assemble(model, defense, seed=0)
     assert defense.taps == model.tap_names
     batch = batch_of(torch.rand(9, 1, 20, 20), labels=torch.arange(9) % 3)
     trace = model(batch.images, taps=defense.taps)
@@ -399,7 +400,7 @@ def test_bido_lowers_the_dependence_on_images_and_alone_destroys_the_classes():
         with seeds.isolated("bido toy"):
             model = MLP(classes=4, channels=1, size=8, widths=[32])
         defense = BiDO(measure="hsic", lambda_x=lambda_x, lambda_y=lambda_y)
-        train.assemble(model, defense, seed=0)
+        loop.assemble(model, defense, seed=0)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for _ in range(150):
             optimizer.zero_grad()
@@ -425,7 +426,7 @@ def test_bido_refusals():
     defense = BiDO(measure="hsic", lambda_x=1, lambda_y=1, layers=["stage9"])
     with pytest.raises(Refused, match="layers: got 'stage9'; choices: hidden1, features"):
         defense.rebuild(MLP(classes=2, channels=1, widths=[4, 4]))
-    with pytest.raises(Refused, match="try train.assemble"):
+    with pytest.raises(Refused, match="try loop.assemble"):
         BiDO(measure="hsic", lambda_x=1, lambda_y=1).losses(Trace(torch.zeros(2, 2), torch.zeros(2, 2)), None)
 
 
@@ -468,7 +469,7 @@ def test_stack_merges_taps_slots_and_flags():
     model = CNN(classes=3, channels=1, size=16, widths=[4], features=5)
     bido = BiDO(measure="coco", lambda_x=1, lambda_y=1, sampler={"identities": 3, "images": 2})
     stack = Stack(members={"erase": RandomErasing(), "smooth": LabelSmoothing(alpha=-0.05), "bido": bido})
-    train.assemble(model, stack, seed=0)
+    loop.assemble(model, stack, seed=0)
     assert stack.taps == ("stage1", "features") and set(stack.owns) == {"task", "sampler"}
     assert stack.coupled and not stack.stochastic_when_deployed and stack.sampler == bido.sampler
     assert stack.begin_epoch(model, 99, 100) == {"smooth/alpha": -0.05}
@@ -495,7 +496,7 @@ def test_stack_refusals():
 def test_no_defense_does_nothing():
     defense, model = NoDefense(), MLP(classes=2, channels=1, size=8, widths=[4])
     batch = batch_of(torch.rand(2, 1, 8, 8))
-    assert train.assemble(model, defense, seed=0) is model and defense.transform(batch) is batch
+    assert loop.assemble(model, defense, seed=0) is model and defense.transform(batch) is batch
     assert defense.losses(model(batch.images), batch) == {} and not list(defense.parameters())
     edge, _ = model.split("features")
     assert torch.equal(defense.release(edge, batch.images, batch.ids, batch.rng), model.features(batch.images))

@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 
-from midefense.report.__main__ import main as report
-from midefense.store import Store
+from midefense.commands.report import run as report
+from midefense.store.store import Store
 from midefense.types import Refused
 
 DIGITS = (

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from midefense.datasets.toy import Toy
-from midefense.evidence import ClassLabels
+from midefense.evidence.class_labels import ClassLabels
 from midefense.types import Refused
 
 

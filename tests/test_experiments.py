@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from conftest import configuration
 from contract.listing import composed, files, options
 from contract.test_configs import commands, header
 
 from midefense import seeds
-from midefense.pipeline import Pipeline
-from midefense.plan import read_plan
-from midefense.priors.import_stylegan2 import import_file
-from midefense.priors.nets.stylegan2 import Generator, StyleGan2Config
-from midefense.store import Store
+from midefense.pipeline.pipeline import Pipeline
+from midefense.plan.compose import compose
+from midefense.plan.read import read_plan
+from midefense.priors.stylegan2.generator import Generator, StyleGan2Config
+from midefense.priors.stylegan2.importer import import_file
+from midefense.store.store import Store
 
 FILES = [file for file in files() if file.parts[0] == "experiment"]
 COUNTS = {".": 4, "base": 4, "if_gmi": 10, "midre": 60, "nls": 6, "ppa": 16}
@@ -101,12 +101,12 @@ def test_a_row_starts_from_published_weights(file):
 
 def test_the_command_line_wins_over_a_row_and_a_row_over_its_base():
     row = "experiment=midre/ppa_resnet18_facescrub_re08"
-    config, choices = configuration("evaluate", row, "attack.search.steps=1", "architecture=densenet201")
+    config, choices = compose("evaluate", [row, "attack.search.steps=1", "architecture=densenet201"])
     assert (config["attack"]["search"]["steps"], choices["architecture"]) == (1, "densenet201")
     assert config["architecture"]["variant"] == "densenet201" and config["architecture"]["pretrained"]
     assert (config["defense"]["scale"], config["dataset"]["size"]) == ([0.1, 0.8], 299)
-    assert configuration("evaluate", row, "dataset.size=224")[0]["dataset"]["size"] == 224
-    example = configuration("evaluate", "experiment=if_gmi/densenet169_facescrub_ffhq_example")[0]
+    assert compose("evaluate", [row, "dataset.size=224"])[0]["dataset"]["size"] == 224
+    example = compose("evaluate", ["experiment=if_gmi/densenet169_facescrub_ffhq_example"])[0]
     assert (example["evidence"]["classes"], example["attack"]["search"]["steps"]) == ([0], [50, 10, 10, 10])
 
 

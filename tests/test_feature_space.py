@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from midefense import metrics
-from midefense.hull import convex_hull, inside
 from midefense.metrics.feature_space import principal_plane
+from midefense.metrics.hull import convex_hull, inside
 from midefense.types import Images, Refused, Trace
 
 SQUARE = [(0, 0), (4, 0), (4, 4), (0, 4)]
@@ -84,7 +84,7 @@ class Darkening(nn.Module):
         self.rebuilt += 1
         return model
 
-    def conceal(self, batch):
+    def before_augment(self, batch):
         self.drawn.append(batch.rng.initial_seed())
         return batch
 
@@ -189,7 +189,7 @@ def test_the_first_classes_are_drawn():
 
 
 def test_random_erasing_on_a_real_target_and_the_projection_in_the_report(run_verb, store, tmp_path):
-    from midefense.report.__main__ import main
+    from midefense.commands.report import run
 
     small = ("dataset=toy", "prior=toy", "architecture=mlp", "architecture.widths=[16]", "recipe.epochs=2")
     judge = ("evaluators.main.architecture.widths=[8,16]", "evaluators.main.recipe.epochs=1", "attack.search.steps=5")
@@ -198,6 +198,6 @@ def test_random_erasing_on_a_real_target_and_the_projection_in_the_report(run_ve
     assert set(result.metrics["anchors"]["real"]) == set(result.metrics["metrics"])
     assert len(result.tensors()["projection.labels"].unique()) == 4
     page = tmp_path / "report.html"
-    assert main(["--store", str(store), "--out", str(page)]) == 0
+    assert run(["--store", str(store), "--out", str(page)]) == 0
     text = page.read_text()
     assert "Feature space" in text and text.count('class="hull"') >= 8 and "features of class 3: " in text

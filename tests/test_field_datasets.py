@@ -11,7 +11,6 @@ import pytest
 import scipy.io
 import torch
 import torchvision
-from conftest import configuration
 from field_trees import (
     balanced,
     celeba_tree,
@@ -27,7 +26,6 @@ from field_trees import (
 )
 from PIL import Image
 
-from midefense import build
 from midefense.datasets import celeba_files
 from midefense.datasets.base import PublicFrom
 from midefense.datasets.celeba import Celeba, CelebaPpa
@@ -39,6 +37,8 @@ from midefense.datasets.lfw_pairs import Pair, read_pairs
 from midefense.datasets.mnist import FashionMnist, Mnist
 from midefense.datasets.splits import legacy_shuffle_split, stratify
 from midefense.datasets.svhn import Svhn
+from midefense.plan import bind as binding
+from midefense.plan.compose import compose
 from midefense.types import Refused
 
 NAMES = ["celeba", "celeba_ppa", "cifar10", "fashion_mnist", "lfw", "mnist", "svhn"]
@@ -616,25 +616,25 @@ def test_celeba_on_the_real_packs(celeba_pack, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_dataset_yaml_writes_out_every_default(name):
-    config = configuration("train_target", f"dataset={name}")[0]["dataset"]
-    made = build.bind(config, "dataset").build()
+    config = compose("train_target", [f"dataset={name}"])[0]["dataset"]
+    made = binding.bind(config, "dataset").build()
     parameters = inspect.signature(type(made)).parameters.values()
     defaults = {p.name: list(p.default) if isinstance(p.default, tuple) else p.default for p in parameters}
     assert {key: value for key, value in config.items() if key != "_target_"} == defaults
-    assert set(made.places) <= set(defaults) and set(getattr(made, "aside", ())) <= set(defaults)
+    assert set(made.places) <= set(defaults) and set(getattr(made, "unhashed", ())) <= set(defaults)
     assert "ROOT/" in made.tree()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_public_yaml_holds_the_dataset(name):
-    config = configuration("attack", "dataset=toy", f"public={name}", "attack=gmi")[0]["public"]
-    assert config["dataset"] == configuration("train_target", f"dataset={name}")[0]["dataset"]
-    assert isinstance(build.bind(config, "public").build(), PublicFrom)
+    config = compose("attack", ["dataset=toy", f"public={name}", "attack=gmi"])[0]["public"]
+    assert config["dataset"] == compose("train_target", [f"dataset={name}"])[0]["dataset"]
+    assert isinstance(binding.bind(config, "public").build(), PublicFrom)
 
 
 def test_what_changes_no_number_changes_no_recipe():
     def recipe(*overrides):
-        config = configuration("train_target", "dataset=mnist", *overrides)[0]["dataset"]
-        return build.bind(config, "dataset").recipe()
+        config = compose("train_target", ["dataset=mnist", *overrides])[0]["dataset"]
+        return binding.bind(config, "dataset").recipe()
 
     assert recipe("dataset.download=true", "dataset.root=elsewhere") == recipe() != recipe("dataset.size=28")

@@ -27,9 +27,9 @@ from folder_trees import (
 )
 from PIL import Image
 
+from midefense.commands.datasets import run as command
 from midefense.datasets.base import PublicFrom
 from midefense.datasets.bounding_boxes import LARGEST, first_box
-from midefense.datasets.check import run as command
 from midefense.datasets.decoding import Decoding, decode, survey
 from midefense.datasets.facescrub import FaceScrub
 from midefense.datasets.files import Files
@@ -618,7 +618,7 @@ def test_list_names_every_dataset_once(capsys):
 
 
 def test_check_as_a_process(tmp_path, bytecode):
-    line = [sys.executable, "-m", "midefense.datasets", "check", "ffhq", "--root", str(ffhq_tree(tmp_path))]
+    line = [sys.executable, "-m", "midefense", "datasets", "check", "ffhq", "--root", str(ffhq_tree(tmp_path))]
     done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=process_environment(bytecode))
     assert done.returncode == 1 and done.stdout.startswith("ffhq expects\n  ROOT/thumbnails128x128/00000.png")
     assert done.stderr.startswith("refused: ") and "Traceback" not in done.stderr

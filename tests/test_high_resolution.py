@@ -17,7 +17,7 @@ from contract.listing import node
 from facenet_pytorch import InceptionResnetV1
 from torchvision.models import Weights, WeightsEnum, get_model_weights
 
-from midefense import seeds, train
+from midefense import seeds
 from midefense.architectures import facenet_vggface2
 from midefense.architectures.backbones import pin_weights
 from midefense.architectures.base import Classifier
@@ -30,11 +30,12 @@ from midefense.architectures.official import last_linear
 from midefense.architectures.resnet import VARIANTS as RESNETS
 from midefense.architectures.resnet import ResNet
 from midefense.architectures.small import CNN
+from midefense.architectures.state_names import from_published, to_published
 from midefense.architectures.timm_networks import Timm
 from midefense.architectures.vision import VARIANTS, Vision
 from midefense.defenses.base import NoDefense
-from midefense.published import from_published, to_published
-from midefense.recipe import Recipe
+from midefense.training import loop
+from midefense.training.recipe import Recipe
 from midefense.types import Batch, Images, Refused
 
 SHARED = ROOT.parent / "shared"
@@ -278,7 +279,7 @@ def recipe(**changes):
 def test_inceptions_auxiliary_head_is_trained_and_only_trained():
     with seeds.isolated("inception"):
         model = InceptionV3(classes=3, channels=1, size=299, auxiliary_weight=0.5).train()
-        learner = train.Learner(model, NoDefense(), recipe())
+        learner = loop.Learner(model, NoDefense(), recipe())
         trace, terms = learner(batch_of(noise(2, 1, 64, 64), [0, 2]))
     assert set(terms) == {"task", "auxiliary"} and list(trace.taps) == ["aux"]
     assert trace.taps["aux"].shape == (2, 1000)
@@ -331,7 +332,7 @@ def test_training_adds_the_auxiliary_loss_to_the_task():
     before = model.auxiliary.weight.detach().clone()
     pixels = (noise(8, 1, 8, 8) * 255).to(torch.uint8)
     images = Images(pixels, torch.arange(8) % 2, torch.arange(8), ["a", "b"])
-    [(_, logs, _)] = list(train.fit(model, NoDefense(), images, recipe(), seed=0))
+    [(_, logs, _)] = list(loop.fit(model, NoDefense(), images, recipe(), seed=0))
     assert logs["loss"] == pytest.approx(logs["loss/task"] + logs["loss/auxiliary"])
     assert not torch.equal(model.auxiliary.weight, before)
 

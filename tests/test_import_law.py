@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from midefense import build
+import midefense
 
-SOURCE = Path(build.__file__).parent
+SOURCE = Path(midefense.__file__).parent
 VERBS = [SOURCE.parents[1] / f"{verb}.py" for verb in ("train_target", "attack", "evaluate")]
 FILES = {path.relative_to(SOURCE).with_suffix("").as_posix(): path for path in sorted(SOURCE.rglob("*.py"))}
 FILES |= {path.stem + ".py": path for path in VERBS}
@@ -16,23 +16,33 @@ FILES |= {path.stem + ".py": path for path in VERBS}
 FORBIDDEN = {
     "types": ["*"],
     "seeds": ["*"],
+    "closed_form": ["*"],
     "architectures": ["defenses", "oracle", "priors", "attacks", "metrics"],
     "datasets": ["defenses", "oracle", "priors", "attacks", "metrics"],
     "defenses": ["oracle", "priors", "attacks", "metrics"],
     "oracle": ["architectures"],
-    "hull": ["*"],
-    "erasing": ["architectures", "defenses", "oracle", "priors", "attacks", "metrics"],
+    "metrics/hull": ["*"],
+    "rectangles": ["architectures", "defenses", "oracle", "priors", "attacks", "metrics"],
     "priors": ["attacks", "metrics", "defenses", "datasets"],
-    "attacks": ["architectures", "defenses", "datasets", "metrics", "train", "store", "tracking", "evidence"],
+    "attacks": [
+        *("architectures", "defenses", "datasets", "metrics", "training", "store", "tracking", "evidence"),
+        *("plan", "pipeline", "exchange", "report", "commands"),
+    ],
     "metrics": ["attacks", "priors", "oracle", "defenses"],
 }
+# From the ground up: a room imports from rooms that stand before it, never from one behind it.
+FLOORS = (
+    *("types", "seeds", "closed_form", "rectangles", "compute", "store", "oracle"),
+    *("architectures", "datasets", "defenses", "priors", "evidence", "attacks", "training", "metrics"),
+    *("tracking", "plan", "pipeline", "exchange", "report", "commands", "__main__"),
+)
 # Which files alone may import a library, or a name in it.
 ONLY = {
-    "hydra": {"build", "verbs", "train_target.py", "attack.py", "evaluate.py"},
-    "omegaconf": {"build", "verbs", "train_target.py", "attack.py", "evaluate.py"},
-    "wandb": {"tracking"},
-    "pickle": {"store", "architectures/checkpoints", "priors/closed_pickle"},
-    "torch.load": {"store", "architectures/checkpoints"},
+    "hydra": {"plan/compose", "pipeline/verbs"},
+    "omegaconf": {"plan/compose", "pipeline/verbs"},
+    "wandb": {"tracking/wandb_mirror"},
+    "pickle": {"architectures/checkpoints", "priors/stylegan2/closed_pickle"},
+    "torch.load": {"architectures/checkpoints"},
 }
 
 
@@ -72,11 +82,66 @@ def test_the_law_is_kept(who):
     assert breaches(who, FILES[who].read_text()) == []
 
 
+def room_of(who: str) -> str:
+    return who.split("/")[0]
+
+
+def own_imports(who: str) -> set[str]:
+    """The files of the package that a file imports."""
+    found = set()
+    for name in imports(FILES[who].read_text()):
+        place = name.removeprefix("midefense.").replace(".", "/") if name.startswith("midefense.") else ""
+        # `from midefense.store.claims import claim` names a thing in a file; a package's own file is its __init__
+        candidates = (place, place.rpartition("/")[0], f"{place}/__init__", f"{place.rpartition('/')[0]}/__init__")
+        found |= set(candidates[:1] if place in FILES else [c for c in candidates if c in FILES][:1])
+    return found - {who}
+
+
+GRAPH = {who: own_imports(who) for who in FILES}
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Groups of nodes that reach one another: nodes are taken away while nothing, or nobody, leads on from them."""
+    left = {node: set(to) & set(graph) for node, to in graph.items()}
+    while ends := [node for node, to in left.items() if not to & left.keys()]:
+        for node in ends:
+            del left[node]
+    return [{node, *to & left.keys()} for node, to in left.items()]
+
+
+def upward(graph: dict[str, set[str]]) -> list[str]:
+    """Imports that run from a room to one that stands behind it."""
+    floor = {room: number for number, room in enumerate(FLOORS)}
+    return [
+        f"{who} imports {other}"
+        for who, others in graph.items()
+        for other in others
+        if floor[room_of(other)] > floor[room_of(who)]
+    ]
+
+
+def test_no_file_reaches_itself():
+    assert circles(GRAPH) == []
+
+
+def test_no_import_runs_upwards():
+    inside = {who: to for who, to in GRAPH.items() if not who.endswith(".py") and who != "__init__"}
+    assert {room_of(who) for who in inside} == set(FLOORS), "a room that the floors do not know"
+    assert upward(inside) == []
+
+
+def test_circles_and_upward_imports_are_seen():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert upward({"store/store": {"commands/store"}}) and not upward({"commands/store": {"store/store"}})
+    assert "store/artefacts" in GRAPH["pipeline/pipeline"] and "seeds" in GRAPH["training/loop"]
+    assert GRAPH["attack.py"] == {"commands/attack"}
+
+
 def test_every_room_of_the_law_exists():
-    rooms = {name.split("/")[0] for name in FILES}
-    assert set(FORBIDDEN) <= rooms
-    assert {part for parts in FORBIDDEN.values() for part in parts} - {"*"} <= rooms
-    assert {"build", "verbs", "tracking", "store", "train_target.py", "attack.py", "evaluate.py"} <= set(FILES)
+    for name in {*FORBIDDEN, *(part for parts in FORBIDDEN.values() for part in parts)} - {"*"}:
+        assert any(who == name or who.startswith(f"{name}/") for who in FILES), name
+    assert {file for files in ONLY.values() for file in files} <= set(FILES)
 
 
 @pytest.mark.parametrize(
@@ -84,14 +149,14 @@ def test_every_room_of_the_law_exists():
     [
         ("types", "from midefense import seeds"),
         ("attacks/init", "def late():\n    from midefense.metrics import fid"),
-        ("attacks/search/gradient", "import midefense.train as train"),
+        ("attacks/search/gradient", "import midefense.training.loop as loop"),
         ("attacks/base", "from midefense import evidence"),
         ("priors/gan", "from midefense.datasets.base import resize"),
         ("metrics/fid", "from ..oracle import Oracle"),
-        ("plan", "from omegaconf import OmegaConf"),
-        ("pipeline", "def late():\n    import wandb"),
+        ("plan/read", "from omegaconf import OmegaConf"),
+        ("pipeline/pipeline", "def late():\n    import wandb"),
         ("architectures/resnet", "import torch\nweights = torch.load('file')"),
-        ("train", "from torch import load"),
+        ("training/loop", "from torch import load"),
         ("attack.py", "import pickle"),
     ],
 )

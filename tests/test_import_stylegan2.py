@@ -24,10 +24,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from midefense.priors.closed_pickle import Named, Plain
-from midefense.priors.import_stylegan2 import import_file, main, read_imported
-from midefense.priors.nets.stylegan2 import Generator, StyleGan2Config
-from midefense.priors.nets.stylegan2_critic import Discriminator
+from midefense.commands.imports import run
+from midefense.priors.stylegan2.closed_pickle import Named, Plain
+from midefense.priors.stylegan2.critic import Discriminator
+from midefense.priors.stylegan2.generator import Generator, StyleGan2Config
+from midefense.priors.stylegan2.importer import import_file, read_imported
 from midefense.types import Refused
 
 REFERENCE = Path(conftest.ROOT).parent / "shared" / "reference"
@@ -482,7 +483,7 @@ def test_the_file_is_there_whole_or_not_at_all(bring, sentinel, tmp_path, monkey
 
 def test_read_imported_says_what_is_wrong(tmp_path):
     file = tmp_path / "tiny.safetensors"
-    command = "python -m midefense.priors.import_stylegan2"
+    command = r"midefense import FILE.pkl --as stylegan2"
     with pytest.raises(Refused, match=f"got no file .*{command}"):
         read_imported(file)
     notes = {"format": "midefense-stylegan2-1", "config": json.dumps(asdict(TINY))}
@@ -508,7 +509,19 @@ def test_the_command(sentinel, tmp_path, capsys):
     file, store = tmp_path / "tiny.pkl", tmp_path / "store"
     file.write_bytes(pickle.dumps(held(TINY, sentinel)))
     words = [str(file), "--store", str(store)]
-    assert main([*words, "--config", "conv_clamp=100", '{"mapping_rate": 0.5, "critic_kind": "resnet"}']) == 0
+    assert (
+        run(
+            [
+                *words,
+                "--as",
+                "stylegan2",
+                "--config",
+                "conv_clamp=100",
+                '{"mapping_rate": 0.5, "critic_kind": "resnet"}',
+            ]
+        )
+        == 0
+    )
     out = store / "stylegan2" / "tiny.safetensors"
     assert f"prior.weights={out}" in capsys.readouterr().out
     assert read_imported(out)[0] == replace(TINY, conv_clamp=100.0, mapping_rate=0.5)
@@ -519,7 +532,7 @@ def test_the_command(sentinel, tmp_path, capsys):
         ("mapping_layers=2.5", "mapping_layers: expected a finite int, got 2.5"),
         ("critic_kind=orig", "2 unexpected"),
     ]:
-        assert main([*words, "--out", str(tmp_path / "other"), "--config", wrong]) == 1
+        assert run([*words, "--as", "stylegan2", "--out", str(tmp_path / "other"), "--config", wrong]) == 1
         assert said in capsys.readouterr().err
-    assert main([str(tmp_path / "absent.pkl")]) == 1 and "got no file" in capsys.readouterr().err
+    assert run([str(tmp_path / "absent.pkl"), "--as", "stylegan2"]) == 1 and "got no file" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from midefense import candidates, judge, metrics
-from midefense.artefacts import Draft
-from midefense.candidates import Candidates, open_stages
+from midefense import metrics
 from midefense.datasets.splits import Splits
 from midefense.metrics.base import Metric
+from midefense.pipeline import candidates, judge
+from midefense.pipeline.candidates import Candidates, open_stages
 from midefense.priors.pixels import Pixels
-from midefense.store import Store
+from midefense.store.artefacts import Draft
+from midefense.store.store import Store
 from midefense.types import Images, Refused, Trace
 
 CLASSES, SIZE = 3, 4

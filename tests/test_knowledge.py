@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from midefense import metrics
-from midefense.augmentations import HorizontalFlip
+from midefense.training.augmentations import HorizontalFlip
 from midefense.types import Images, Refused, Trace
 
 CLASSES = 4

@@ -18,7 +18,7 @@ from midefense.attacks.search.layerwise import Layerwise, project_l1
 from midefense.attacks.select import Everything, TargetConfidence
 from midefense.attacks.views import Chain, Clip, RandomResizedCrop
 from midefense.oracle import Oracle
-from midefense.priors.stylegan2 import StyleGan2Trained
+from midefense.priors.stylegan2.prior import StyleGan2Trained
 from midefense.priors.toy import ToyFamily
 from midefense.types import Evidence, Refused, Trace
 

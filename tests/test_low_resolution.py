@@ -13,14 +13,14 @@ from midefense import seeds
 from midefense.architectures.face_evolve import FaceEvolve
 from midefense.architectures.mnist_cnn import MCNN, SCNN
 from midefense.architectures.network_inversion import NetworkInversionCNN, NetworkInversionMLP
+from midefense.architectures.state_names import to_published
 from midefense.architectures.tiny_vit import Attention, Layer, TinyViT
 from midefense.architectures.vgg import VGG16
-from midefense.build import bind
-from midefense.classifiers import load_classifier
-from midefense.pipeline import Pipeline
+from midefense.pipeline.classifiers import load_classifier
+from midefense.pipeline.pipeline import Pipeline
+from midefense.plan.bind import bind
 from midefense.priors.nets.ked import Discriminator, MinibatchDiscrimination
 from midefense.priors.nets.plg import ConditionalBatchNorm, Generator
-from midefense.published import to_published
 from midefense.types import Refused
 
 

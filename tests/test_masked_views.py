@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from conftest import configuration
 from contract.listing import node
 
-from midefense import seeds, train
+from midefense import seeds
 from midefense.architectures.small import MLP
 from midefense.attacks.views import Chain, RandomErase, RandomResizedCrop
 from midefense.defenses.random_erasing import RandomErasing
-from midefense.erasing import inside, random_boxes
+from midefense.plan.compose import compose
+from midefense.rectangles import inside, random_boxes
+from midefense.training import loop
 from midefense.types import Batch, Refused
 
 
@@ -30,7 +31,7 @@ def test_the_view_is_the_defense(settings, channels):
     images = pictures(200, channels)
     model = MLP(classes=2, channels=channels, widths=[4])
     defense = RandomErasing(value=(0.485, 0.456, 0.406), fill_space="normalized", **settings)
-    train.assemble(model, defense, seed=0)
+    loop.assemble(model, defense, seed=0)
     ids = torch.arange(200)
     trained_on = defense.transform(Batch(images, ids, ids, torch.ones(200), seeds.generator("boxes"))).images
     view = RandomErase(**settings)
@@ -47,7 +48,7 @@ def test_the_configured_view_is_the_configured_defense():
 
 
 def test_search_and_selection_of_the_masked_pool_look_behind_masks():
-    attack = configuration("attack", "attack=pool_masked")[0]["attack"]
+    attack = compose("attack", ["attack=pool_masked"])[0]["attack"]
     search, select = attack["views"]["members"], attack["select"]["views"]["members"]
     assert search["erase"] == select["erase"] and attack["select"]["repeats"] == 100
     assert search["crop"]["scale"] == [0.9, 1.0] and select["crop"]["scale"] == [0.5, 0.9]

@@ -7,16 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from midefense import seeds, train
+from midefense import seeds
 from midefense.architectures.small import CNN, MLP
-from midefense.augmentations import HorizontalFlip
 from midefense.defenses.base import Defense, NoDefense, Stack, cross_entropy
 from midefense.defenses.bido import BiDO
 from midefense.defenses.label_smoothing import LabelSmoothing, smoothed_cross_entropy
 from midefense.defenses.masking import Cutout, EntireErasing, GridMask, HideAndSeek, PixelDropout
 from midefense.defenses.mixing import CutMix, Mixup
 from midefense.defenses.random_erasing import RandomErasing
-from midefense.recipe import Recipe
+from midefense.training import loop
+from midefense.training.augmentations import HorizontalFlip
+from midefense.training.recipe import Recipe
 from midefense.types import Batch, Images, Refused
 
 MASKS = {
@@ -41,7 +42,7 @@ def unmade(count: int, height: int, width: int | None = None) -> torch.Tensor:
 
 
 def ready(defense: Defense, size: int = 32, channels: int = 1, classes: int = 2) -> Defense:
-    train.assemble(MLP(classes=classes, channels=channels, size=size, widths=[4]), defense, seed=0)
+    loop.assemble(MLP(classes=classes, channels=channels, size=size, widths=[4]), defense, seed=0)
     return defense
 
 
@@ -85,7 +86,7 @@ def test_masks_spare_the_share_that_p_says(name):
 def test_the_normalised_fill_is_what_the_network_sees():
     model = MLP(classes=2, channels=3, widths=[4], mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
     defense = PixelDropout(q=1.0, value=0.0)
-    train.assemble(model, defense, seed=0)
+    loop.assemble(model, defense, seed=0)
     seen = model.preprocess(defense.transform(batch_of(torch.rand(2, 3, 32, 32))).images)
     assert seen.abs().max() < 1e-6
 
@@ -271,8 +272,8 @@ def shown(defense: Defense, epochs: int = 2, augment: tuple = (), batch_size: in
         model = MLP(classes=2, channels=1, size=8, widths=[4])
     optimizer = functools.partial(torch.optim.SGD, lr=0.01)
     recipe = Recipe(epochs=epochs, batch_size=batch_size, optimizer=optimizer, augment=augment)
-    train.assemble(model, stack, seed=0)
-    assert len(list(train.fit(model, stack, images, recipe, seed=0))) == epochs
+    loop.assemble(model, stack, seed=0)
+    assert len(list(loop.fit(model, stack, images, recipe, seed=0))) == epochs
     return seen.batches
 
 
@@ -375,7 +376,7 @@ def test_mixtures_of_mixtures_train_under_smoothing_and_bido():
     }
     stack = Stack(members=members)
     model = CNN(classes=3, channels=1, size=16, widths=[4], features=5)
-    train.assemble(model, stack, seed=0)
+    loop.assemble(model, stack, seed=0)
     batch = batch_of(torch.rand(12, 1, 16, 16, generator=seeds.generator("mix")), labels=torch.arange(12) % 3)
     mixed = stack.transform(batch)
     torch.testing.assert_close(mixed.labels.sum(1), torch.ones(12))
@@ -406,7 +407,7 @@ def test_strong_erasing_leaks_less_of_the_joint_pattern():
         images, labels = faces(300, "train")
         with seeds.isolated("toy"):
             model = MLP(classes=6, channels=1, size=8, widths=[64])
-        train.assemble(model, defense, seed=0)
+        loop.assemble(model, defense, seed=0)
         optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
         for step in range(600):
             batch = defense.transform(batch_of(images, step, labels))
@@ -447,8 +448,8 @@ def test_strong_erasing_leaks_less_of_the_joint_pattern():
         (lambda: CutMix(p=-1), "p: expected a share"),
         (lambda: RandomErasing(avoid_center="none"), "avoid_center: got 'none'; choices: contained, strict"),
         (lambda: RandomErasing(location="boundary", avoid_center="strict"), "avoid_center: strict leaves a quarter"),
-        (lambda: Cutout().transform(batch_of(torch.rand(2, 1, 8, 8))), r"Cutout: expected rebuild.*train.assemble"),
-        (lambda: CutMix().transform(batch_of(torch.rand(2, 1, 8, 8))), r"CutMix: expected rebuild.*train.assemble"),
+        (lambda: Cutout().transform(batch_of(torch.rand(2, 1, 8, 8))), r"Cutout: expected rebuild.*loop.assemble"),
+        (lambda: CutMix().transform(batch_of(torch.rand(2, 1, 8, 8))), r"CutMix: expected rebuild.*loop.assemble"),
         (lambda: ready(Cutout(value=[0.1, 0.2]), channels=3), "value: expected 1 or 3 values for 3 channels, got 2"),
     ],
 )

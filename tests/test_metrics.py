@@ -191,7 +191,7 @@ def test_face_networks_that_give_delta_face_end_in_unit_length(name):
 
     bound = node("evaluate", "evaluators.face.architecture", f"+evaluator@evaluators.face={name}")
     bound = bound.given(classes=3, channels=3, size=112)
-    network = replace(bound, arguments={**bound.arguments, **bound.target.blank}).build()
+    network = replace(bound, arguments={**bound.arguments, **bound.target.without_weights}).build()
     assert isinstance(network.stages["features"][-1], UnitLength)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import conftest
 import pytest
 
-from midefense.artefacts import Draft
-from midefense.classifiers import lesson_of
-from midefense.pipeline import Pipeline
-from midefense.session import Session
-from midefense.store import Store
+from midefense.pipeline.classifiers import lesson_of
+from midefense.pipeline.pipeline import Pipeline
+from midefense.pipeline.session import Session
+from midefense.store.artefacts import Draft
+from midefense.store.store import Store
 
 TORCHRUN = (Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node", "2")
 SMALL = (

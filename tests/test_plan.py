@@ -3,13 +3,13 @@
 import conftest
 import pytest
 
-from midefense import named
 from midefense.attacks.base import Attack
 from midefense.datasets.toy import Toy
-from midefense.pipeline import Pipeline
-from midefense.plan import name_of, read_names, setup_of
+from midefense.pipeline.pipeline import Pipeline
+from midefense.plan import references
+from midefense.plan.read import name_of, read_names, setup_of
 from midefense.priors.toy import ToyFamily
-from midefense.store import Store
+from midefense.store.store import Store
 from midefense.types import Access, Refused
 
 SMALL = ("dataset=toy", "architecture.widths=[8]", "recipe.epochs=1", "dataset.size=16", "architecture.size=16")
@@ -112,13 +112,13 @@ def test_a_target_brings_its_own_parts(trained):
 def test_what_a_target_brings_may_not_be_named_beside_it(trained, beside, store):
     config = {"target": trained.path, "store": store}
     with pytest.raises(Refused, match=r"target=... brings its own \w+.*; leave out"):
-        named.named_artefacts(config, Store(store), [f"target={trained.path}", beside])
+        references.named_artefacts(config, Store(store), [f"target={trained.path}", beside])
 
 
 @pytest.mark.parametrize("beside", ["attack=gmi", "prior=toy", "public=own", "seed=1", "evidence.classes=[1]"])
 def test_what_was_recovered_brings_its_attack(beside):
     with pytest.raises(Refused, match=rf"recovered=... brings its own .*; leave out {beside.split('[')[0]}"):
-        named.refuse_beside("recovered", (*named.ATTACK_NODES, "seed", "seeds"), [beside])
+        references.refuse_beside("recovered", (*references.ATTACK_NODES, "seed", "seeds"), [beside])
 
 
 def test_what_is_free_may_be_named_beside_a_target(trained):

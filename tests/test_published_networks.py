@@ -18,9 +18,9 @@ from torch import nn
 from midefense.architectures.face_evolve import FaceEvolve
 from midefense.architectures.mnist_cnn import MCNN, SCNN
 from midefense.architectures.small import MLP
+from midefense.architectures.state_names import from_published, published_names, to_published
 from midefense.architectures.vgg import VGG16
 from midefense.priors.nets import gmi, ked, plg
-from midefense.published import from_published, published_names, to_published
 from midefense.types import Refused, Trace
 
 REFERENCE = ROOT.parent / "shared" / "reference"

@@ -12,18 +12,25 @@ import torchvision
 from torch import nn
 
 from midefense.architectures.mnist_cnn import MCNN
-from midefense.class_order import names_in, order_of, published_names_of, read_names, refuse_order, suspect_order
-from midefense.classifiers import get_classifier, open_target
-from midefense.pipeline import Pipeline
-from midefense.plan import stored_target
+from midefense.architectures.state_names import to_published
+from midefense.commands.main import main
+from midefense.exchange.class_order import (
+    names_in,
+    order_of,
+    published_names_of,
+    read_names,
+    refuse_order,
+    suspect_order,
+)
+from midefense.exchange.classifiers import import_classifier, reordered, translated
+from midefense.exchange.roles import looks_like
+from midefense.pipeline.classifiers import get_classifier, open_target
+from midefense.pipeline.pipeline import Pipeline
+from midefense.pipeline.session import Session
+from midefense.plan.read import stored_target
 from midefense.priors.gmi import GmiGan
-from midefense.published import to_published
-from midefense.published_weights import import_classifier, reordered, translated
-from midefense.session import Session
-from midefense.store import Store
-from midefense.store_command import run as command
+from midefense.store.store import Store
 from midefense.types import Refused
-from midefense.weight_roles import looks_like
 
 REFERENCE = Path(conftest.ROOT).parent / "shared" / "reference" / "networks.json"
 WORDS = ("--as", "target", "--architecture", "mcnn", "--dataset", "toy")
@@ -58,7 +65,7 @@ def bring(store, capsys):
     """`bring(FILE, *words)`: the exit code of `import`, and what it said."""
 
     def bring_in(file, *words, as_=WORDS):
-        code = command(["--store", str(store), "import", str(file), *as_, *words])
+        code = main(["import", "--store", str(store), str(file), *as_, *words])
         said = capsys.readouterr()
         return code, said.out + said.err
 
@@ -166,7 +173,7 @@ def test_what_was_imported_is_not_trained_again(state, save, bring, store):
     plan = conftest.plan_for("train_target", "dataset=toy", store=store)
     imported = stored_target(only(store))
     assert get_classifier(Session(plan), imported).id == only(store).id
-    with pytest.raises(Refused, match="they were imported, so nothing here can train them; try `python -m midefense"):
+    with pytest.raises(Refused, match="they were imported, so nothing here can train them; try `midefense"):
         get_classifier(Session(plan), replace(imported, seed=7))
 
 
@@ -217,7 +224,7 @@ def test_nothing_of_a_file_is_run(new, state, tmp_path, bring):
 def test_a_file_cut_short_is_refused(name, trained, store, tmp_path, bring):
     whole = tmp_path / f"whole{Path(name).suffix}"
     artefact = trained[0]
-    assert command(["--store", str(artefact.path.parents[1]), "export", artefact.id, str(whole)]) == 0
+    assert main(["export", "--store", str(artefact.path.parents[1]), artefact.id, str(whole)]) == 0
     content = whole.read_bytes()
     for share in (0.0, 0.001, 0.3, 0.9, 0.9999):
         (tmp_path / name).write_bytes(content[: int(share * len(content))])
@@ -320,8 +327,8 @@ def test_class_names_are_read_from_text_lists_and_mappings(tmp_path):
 @pytest.mark.parametrize("names", ["published", "plain"])
 def test_what_goes_out_comes_back_bit_for_bit(name, names, trained, store, tmp_path, bring):
     artefact, file = trained[0], tmp_path / name
-    words = ["--store", str(artefact.path.parents[1]), "export", artefact.reference, str(file), "--format", names]
-    assert command(words) == 0
+    words = ["--store", str(artefact.path.parents[1]), artefact.reference, str(file), "--format", names]
+    assert main(["export", *words]) == 0
     if name == "out.pt":
         content = torch.load(file, weights_only=True)
         assert ("fc_layer.weight" in content) is (names == "published")
@@ -334,10 +341,10 @@ def test_what_goes_out_comes_back_bit_for_bit(name, names, trained, store, tmp_p
 
 def test_an_export_overwrites_nothing_and_knows_its_endings(trained, tmp_path, capsys):
     artefact, file = trained[0], tmp_path / "out.pt"
-    words = ["--store", str(artefact.path.parents[1]), "export", artefact.id]
-    assert command([*words, str(file)]) == 0 == command([*words, str(tmp_path / "again.pt")])
-    assert command([*words, str(file)]) == 1 and "which exists" in capsys.readouterr().err
-    assert command([*words, str(tmp_path / "out.onnx")]) == 1
+    words = ["export", "--store", str(artefact.path.parents[1]), artefact.id]
+    assert main([*words, str(file)]) == 0 == main([*words, str(tmp_path / "again.pt")])
+    assert main([*words, str(file)]) == 1 and "which exists" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "out.onnx")]) == 1
     assert "choices: .pt, .pth, .tar, .safetensors" in capsys.readouterr().err
 
 
@@ -350,16 +357,18 @@ def test_words_that_do_not_fit_are_refused(state, save, bring, store, capsys):
         (("recipe.epochs=3",), WORDS, "expected no recipe, as nothing is trained"),
         ((), (*WORDS[:-1], "tow"), "Did you mean 'toy'?"),
         (("dataset.colour=3",), WORDS, "dataset.colour"),
-        ((), ("--as", "target", "--dataset", "toy"), "expected --architecture NAME, got none"),
-        ((), ("--as", "prior", "--dataset", "toy"), "expected --prior NAME, got none"),
     ]:
         code, said = bring(file, *words, as_=as_)
         assert code == 1 and expected in said, said
     with pytest.raises(SystemExit):
         bring(file, "--colour")
+    for role, lacking in (("target", "--architecture"), ("prior", "--prior")):
+        with pytest.raises(SystemExit):
+            bring(file, as_=("--as", role, "--dataset", "toy"))
+        assert f"required: {lacking}" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        command(["--store", str(store), "list", "seed=1"])
-    with pytest.raises(Refused, match="never loaded.*midefense.store import"):
+        main(["store", "--store", str(store), "list", "seed=1"])
+    with pytest.raises(Refused, match="never loaded.*midefense import"):
         Store(store).open(file, "target")
 
 

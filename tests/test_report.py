@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import torch
 
-from midefense.artefacts import Draft, content_digest
+from midefense.commands.report import run
 from midefense.report import Row, build, read_rows, table, write_csv
-from midefense.report.__main__ import main
 from midefense.report.gallery import png
 from midefense.report.markup import Markup, tag, void
 from midefense.report.rows import columns, setups, show, show_spread, summarise
 from midefense.report.tradeoff import trade_offs
-from midefense.store import Store
+from midefense.store.artefacts import Draft, content_digest
+from midefense.store.store import Store
 
 
 def document(seed=0, accuracy=0.9, **names):
@@ -252,7 +252,7 @@ def test_a_row_that_cannot_be_read_is_named_and_left_out(store, tmp_path, capsys
     assert set(reasons) == {"incomplete", "no-json", "no-tensors", "empty"}
     assert "row lacks protocol" in reasons["incomplete"] and "JSONDecodeError" in reasons["no-json"]
     assert "provenance.json cannot be read" in reasons["empty"]
-    assert main(["--store", str(store), "--out", str(tmp_path / "r.html")]) == 1
+    assert run(["--store", str(store), "--out", str(tmp_path / "r.html")]) == 1
     assert "skipped incomplete@" in capsys.readouterr().err
     text = (tmp_path / "r.html").read_text()
     assert "4 results could not be read" in text and "row lacks protocol" in text
@@ -302,13 +302,13 @@ def test_csv_flat_and_wide(store, tmp_path):
 
 
 def test_an_empty_store_says_what_to_do(tmp_path, capsys):
-    assert main(["--store", str(tmp_path), "--out", str(tmp_path / "r.html"), "--csv", str(tmp_path / "r.csv")]) == 0
+    assert run(["--store", str(tmp_path), "--out", str(tmp_path / "r.html"), "--csv", str(tmp_path / "r.csv")]) == 0
     assert "No results yet" in (tmp_path / "r.html").read_text()
     assert "no results" in capsys.readouterr().out
 
 
 def test_command_line(store, tmp_path):
-    command = [sys.executable, "-m", "midefense.report", "--store", str(store), "--out", str(tmp_path / "page.html")]
+    command = [sys.executable, "-m", "midefense", "report", "--store", str(store), "--out", str(tmp_path / "page.html")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "random_erasing" in done.stdout and (tmp_path / "page.html").exists()
@@ -316,10 +316,10 @@ def test_command_line(store, tmp_path):
 
 def test_the_store_of_the_environment_is_the_default(store, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MIDEFENSE_STORE", str(store))
-    assert main(["--out", str(tmp_path / "page.html")]) == 0
+    assert run(["--out", str(tmp_path / "page.html")]) == 0
     assert "random_erasing" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        main(["--help"])
+        run(["--help"])
     assert "MIDEFENSE_STORE" in capsys.readouterr().out
 
 

@@ -9,9 +9,9 @@ import conftest
 import pytest
 import safetensors.torch
 
-from midefense import store as store_module
-from midefense.pipeline import Pipeline
-from midefense.store import Store
+from midefense.pipeline.pipeline import Pipeline
+from midefense.store import store as store_module
+from midefense.store.store import Store
 
 SMALL = (
     *("dataset=toy", "architecture.widths=[8,16]", "recipe.batch_size=16", "compute.threads=1"),

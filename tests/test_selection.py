@@ -7,12 +7,13 @@ from functools import partial
 import pytest
 import torch
 
-from midefense import seeds, train
+from midefense import seeds
 from midefense.architectures.small import MLP
+from midefense.commands.report import run as report
 from midefense.defenses.base import NoDefense
-from midefense.recipe import Imported, Recipe
 from midefense.report import read_rows, table
-from midefense.report.__main__ import main as report
+from midefense.training import inference, loop
+from midefense.training.recipe import Imported, Recipe
 from midefense.types import Images, Refused
 
 LEGACY = "selected on the test set (legacy)"
@@ -48,10 +49,10 @@ def mlp():
 
 def test_test_legacy_keeps_the_epoch_that_is_best_on_the_test_set():
     model, test, seen = mlp(), images(key=1), []
-    for _, logs, _ in train.fit(model, NoDefense(), images(), recipe(select="test_legacy"), seed=0, test=test):
+    for _, logs, _ in loop.fit(model, NoDefense(), images(), recipe(select="test_legacy"), seed=0, test=test):
         seen.append(
             (
-                train.evaluate(model, test)["accuracy"],
+                inference.evaluate(model, test)["accuracy"],
                 logs["test_legacy/accuracy"],
                 model.state_dict()["classifier.weight"].clone(),
             )
@@ -63,17 +64,17 @@ def test_test_legacy_keeps_the_epoch_that_is_best_on_the_test_set():
         "the last epoch is not the best: it tells them apart"
     )
     assert torch.equal(model.classifier.weight, seen[best][2])
-    assert train.evaluate(model, test)["accuracy"] == max(accuracies)
+    assert inference.evaluate(model, test)["accuracy"] == max(accuracies)
 
 
 def test_the_test_set_is_looked_at_by_test_legacy_alone():
     blind, sighted = mlp(), mlp()
     for select in ("last", "validation"):
-        list(train.fit(blind, NoDefense(), images(), recipe(select=select), seed=0))
-        list(train.fit(sighted, NoDefense(), images(), recipe(select=select), seed=0, test=images(key=1)))
+        list(loop.fit(blind, NoDefense(), images(), recipe(select=select), seed=0))
+        list(loop.fit(sighted, NoDefense(), images(), recipe(select=select), seed=0, test=images(key=1)))
         assert torch.equal(blind.classifier.weight, sighted.classifier.weight)
     with pytest.raises(Refused, match="expected test images to select by, got none; try select=validation"):
-        next(train.fit(mlp(), NoDefense(), images(), recipe(select="test_legacy"), seed=0))
+        next(loop.fit(mlp(), NoDefense(), images(), recipe(select="test_legacy"), seed=0))
 
 
 def test_test_legacy_trains_on_every_training_image():
@@ -84,7 +85,7 @@ def test_test_legacy_trains_on_every_training_image():
 def test_centroids_are_the_class_means_of_the_features_without_an_epoch():
     model, data = mlp(), images(noise=100)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert list(train.fit(model, NoDefense(), data, recipe(epochs=0, head="centroids"), seed=0)) == []
+    assert list(loop.fit(model, NoDefense(), data, recipe(epochs=0, head="centroids"), seed=0)) == []
     with torch.no_grad():
         units = torch.nn.functional.normalize(model.features(data.floats()), dim=1)
     means = torch.stack([units[data.labels == label].sum(0) for label in range(3)])
@@ -92,13 +93,13 @@ def test_centroids_are_the_class_means_of_the_features_without_an_epoch():
     assert not model.classifier.bias.any()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"classifier.weight", "classifier.bias"}
-    assert train.evaluate(model, images(noise=100, key=1))["accuracy"] > 0.8
+    assert inference.evaluate(model, images(noise=100, key=1))["accuracy"] > 0.8
 
 
 def test_centroids_follow_the_last_epoch_where_there_are_epochs():
     trained, replaced = mlp(), mlp()
-    list(train.fit(trained, NoDefense(), images(), recipe(epochs=2), seed=0))
-    list(train.fit(replaced, NoDefense(), images(), recipe(epochs=2, head="centroids"), seed=0))
+    list(loop.fit(trained, NoDefense(), images(), recipe(epochs=2), seed=0))
+    list(loop.fit(replaced, NoDefense(), images(), recipe(epochs=2, head="centroids"), seed=0))
     assert torch.equal(trained.stages["features"][1].weight, replaced.stages["features"][1].weight)
     assert not torch.equal(trained.classifier.weight, replaced.classifier.weight)
 

@@ -13,11 +13,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from midefense import claims
-from midefense import store as store_module
-from midefense.artefacts import Artefact, Draft, content_id
-from midefense.store import Store
-from midefense.store_command import run as command
+from midefense.commands.store import run as command
+from midefense.store import claims
+from midefense.store import store as store_module
+from midefense.store.artefacts import Artefact, Draft, content_id
+from midefense.store.store import Store
 from midefense.types import Refused
 
 FILES = ("tensors.safetensors", "config.yaml", "metrics.json", "provenance.json")

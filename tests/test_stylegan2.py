@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from conftest import ROOT
 
 from midefense import seeds
-from midefense.priors.nets.stylegan2 import (
+from midefense.priors.stylegan2.critic import Convolution, Discriminator, minibatch_deviation
+from midefense.priors.stylegan2.generator import (
     Dense,
     Generator,
     Mapping,
@@ -21,8 +22,7 @@ from midefense.priors.nets.stylegan2 import (
     resample_filter,
     upsampled,
 )
-from midefense.priors.nets.stylegan2_critic import Convolution, Discriminator, minibatch_deviation
-from midefense.priors.stylegan2 import StyleGan2Trained
+from midefense.priors.stylegan2.prior import StyleGan2Trained
 from midefense.types import Images, Refused
 
 RECORDED = ROOT.parent / "shared" / "reference"

@@ -10,19 +10,20 @@ from conftest import process_environment
 from PIL import Image
 
 from midefense import seeds
-from midefense.datasets.face_numbers import Record, around, between, chance, one_of, spread
-from midefense.datasets.face_renderer import render
-from midefense.datasets.face_shapes import Sheet, cosine_of, disc, ellipse, glow, smooth, wave
-from midefense.datasets.face_traits import ATTRIBUTES, Conditions, Traits, shown_attributes
 from midefense.datasets.splits import digest
-from midefense.datasets.synthetic_faces import SyntheticFaces, contact_sheet, main
+from midefense.datasets.synthetic_faces.__main__ import contact_sheet, main
+from midefense.datasets.synthetic_faces.dataset import SyntheticFaces
+from midefense.datasets.synthetic_faces.numbers import Record, around, between, chance, one_of, spread
+from midefense.datasets.synthetic_faces.renderer import render
+from midefense.datasets.synthetic_faces.shapes import Sheet, cosine_of, disc, ellipse, glow, smooth, wave
+from midefense.datasets.synthetic_faces.traits import ATTRIBUTES, Conditions, Traits, shown_attributes
 from midefense.types import Refused
 
 SMALL = {"identities": 4, "public_identities": 3, "images_per_identity": 3, "test_images_per_identity": 2}
 PINNED_SMALL = "6fcd05e3f8ba2903f12c3cf8dfb58c613439c1a31e5a07d20f761b1bd71d8914"
 SEES_THE_BYTES = """
 import torch
-from midefense.datasets.synthetic_faces import SyntheticFaces
+from midefense.datasets.synthetic_faces.dataset import SyntheticFaces
 torch.set_num_threads({threads})
 print(torch.backends.cpu.get_cpu_capability(), SyntheticFaces({arguments}).load().hash)
 """

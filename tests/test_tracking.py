@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from midefense import tracking
-from midefense.run_folder import plain
-from midefense.tracking import Preempted, Run, Settings
+from midefense.store.plain import plain
+from midefense.tracking import progress, settings, wandb_mirror
+from midefense.tracking.preemption import Preempted
+from midefense.tracking.run import Run
+from midefense.tracking.settings import Settings
 from midefense.types import Refused
 
 FAKE_KEY = "fa4e" * 10
@@ -33,7 +35,7 @@ def own_environment(monkeypatch, tmp_path):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    tracking._outage.clear()
+    wandb_mirror._outage.clear()
 
 
 def a_run(folder, wandb="disabled", **changes):
@@ -172,7 +174,7 @@ def test_consume_logs_saves_and_returns_the_last_state(tmp_path):
 
     saved = []
     with a_run(tmp_path) as run:
-        state = tracking.consume(
+        state = progress.consume(
             work(),
             run,
             total=20,
@@ -185,14 +187,16 @@ def test_consume_logs_saves_and_returns_the_last_state(tmp_path):
 
 
 def test_bar_is_silent_without_a_terminal(capfd):
-    assert list(tracking.bar(range(3), total=3, description="x")) == [0, 1, 2]
+    assert list(progress.bar(range(3), total=3, description="x")) == [0, 1, 2]
     assert capfd.readouterr().err == ""
 
 
 def test_sigterm_ends_as_preempted(tmp_path):
     script = f"""
         import time
-        from midefense.tracking import Run, Settings, install_signal_handlers
+        from midefense.tracking.preemption import install_signal_handlers
+        from midefense.tracking.run import Run
+        from midefense.tracking.settings import Settings
         install_signal_handlers()
         settings = Settings(wandb="disabled", folder={str(tmp_path)!r})
         with Run(settings, job_type="attack", name="n", id="i", config={{}}) as run:
@@ -248,7 +252,7 @@ def test_a_key_without_network_warns_once_and_keeps_everything(tmp_path, monkeyp
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     fresh_wandb()
     started = time.monotonic()
-    with caplog.at_level(logging.WARNING, logger="midefense.tracking"):
+    with caplog.at_level(logging.WARNING, logger="midefense.tracking.wandb_mirror"):
         for number in (1, 2):
             with a_run(tmp_path, "online", id=f"run{number}") as run:
                 run.log({"loss": 1.0}, 1, "train")
@@ -325,10 +329,10 @@ def test_a_mistake_of_ours_in_the_mirror_is_not_swallowed(tmp_path):
 
 def test_a_hanging_call_is_left_behind():
     with pytest.raises(TimeoutError, match="did not answer within 0.05 s"):
-        tracking._bounded(lambda: time.sleep(1), 0.05)
-    assert tracking._bounded(lambda: 3, 1) == 3
+        wandb_mirror._bounded(lambda: time.sleep(1), 0.05)
+    assert wandb_mirror._bounded(lambda: 3, 1) == 3
     with pytest.raises(KeyError):
-        tracking._bounded(lambda: {}["x"], 1)
+        wandb_mirror._bounded(lambda: {}["x"], 1)
 
 
 def test_only_the_outermost_run_takes_the_sweep_agents_id(tmp_path, monkeypatch):
@@ -354,9 +358,9 @@ def test_shipped_settings_are_complete(name):
 
     path = Path(__file__).parents[1] / "conf" / "tracking" / f"{name}.yaml"
     values = yaml.safe_load(path.read_text())
-    assert values.pop("_target_") == "midefense.tracking.Settings"
+    assert values.pop("_target_") == "midefense.tracking.settings.Settings"
     assert set(values) == {field.name for field in dataclasses.fields(Settings)}
-    assert Settings(**values).wandb in tracking.MODES
+    assert Settings(**values).wandb in settings.MODES
 
 
 class BrokenMirror:
@@ -385,7 +389,7 @@ def refusing_server():
 
 def ours(caplog):
     """The warnings of our own logger (W&B's are in the log too)."""
-    return [record.getMessage() for record in caplog.records if record.name == "midefense.tracking"]
+    return [record.getMessage() for record in caplog.records if record.name == "midefense.tracking.wandb_mirror"]
 
 
 def fresh_wandb():

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from midefense import seeds, train
+from midefense import seeds
 from midefense.architectures.small import CNN, MLP
-from midefense.augmentations import ColorJitter, HorizontalFlip, ResizedCrop, adjust_hue, adjust_saturation
+from midefense.compute import leave_group
 from midefense.defenses.base import NoDefense, Stack
 from midefense.defenses.bido import BiDO
 from midefense.defenses.label_smoothing import LabelSmoothing
 from midefense.defenses.random_erasing import RandomErasing
-from midefense.parallel import leave_group
-from midefense.recipe import Recipe, identity_batches, shuffled_batches
+from midefense.training import inference, loop
+from midefense.training.augmentations import ColorJitter, HorizontalFlip, ResizedCrop, adjust_hue, adjust_saturation
+from midefense.training.recipe import Recipe, identity_batches, shuffled_batches
 from midefense.types import Images, Refused
 
 ADAM = partial(torch.optim.Adam, lr=3e-3)
@@ -50,9 +51,9 @@ def mlp(dropout: float = 0.0) -> MLP:
 
 def trained(model, defense, settings=None, images=None, state=None, epochs=None):
     """The state after `epochs` (default: all), and the logs of the last epoch."""
-    model = train.assemble(model, defense, seed=5)
+    model = loop.assemble(model, defense, seed=5)
     logs, give = {}, None
-    for done, logs, give in train.fit(model, defense, images or toy(), settings or recipe(), seed=5, state=state):  # noqa: B007
+    for done, logs, give in loop.fit(model, defense, images or toy(), settings or recipe(), seed=5, state=state):  # noqa: B007
         if done == epochs:
             break
     return give(), logs
@@ -79,7 +80,7 @@ def test_learns_the_toy_under_every_defense(name):
     model, defense = cnn(), DEFENSES[name]()
     _, logs = trained(model, defense, recipe(epochs=16))
     assert all(torch.isfinite(torch.tensor(value)) for value in logs.values())
-    result = train.evaluate(model, toy())
+    result = inference.evaluate(model, toy())
     assert result["accuracy"] > 0.9
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
     assert {"loss", "loss/task", "accuracy", "learning_rate"} <= logs.keys()
@@ -131,7 +132,7 @@ def test_resumed_selection_by_validation_is_bit_equal():
 def test_a_finished_state_has_nothing_left_to_do():
     state, _ = trained(cnn(), NoDefense())
     model = cnn()
-    assert list(train.fit(model, NoDefense(), toy(), recipe(), seed=5, state=state)) == []
+    assert list(loop.fit(model, NoDefense(), toy(), recipe(), seed=5, state=state)) == []
     assert_same({f"model.{name}": value for name, value in model.state_dict().items()}, {
         name: value for name, value in state.items() if name.startswith("model.")
     })  # fmt: skip
@@ -163,9 +164,9 @@ def test_weights_of_a_batch_scale_the_per_image_terms():
     odd = images.take(torch.arange(1, 32, 2))
     settings = recipe(epochs=1, batch_size=32, optimizer=SGD)
     model, other = mlp(), mlp()
-    ((_, weighted, _),) = train.fit(model, Halves(), images, settings, seed=1)
+    ((_, weighted, _),) = loop.fit(model, Halves(), images, settings, seed=1)
     order = torch.randperm(32, generator=seeds.generator(1, "train", "order", 0))
-    expected = train.evaluate(other, images.take(order[1::2]))
+    expected = inference.evaluate(other, images.take(order[1::2]))
     assert weighted["loss"] == pytest.approx(expected["loss"], rel=1e-5) and len(odd) == 16
 
 
@@ -202,23 +203,23 @@ def test_evaluate_is_the_mean_over_images_and_restores_modes():
     model, images = cnn(), toy(50)
     model.stages["stage1"].eval()
     modes = [module.training for module in model.modules()]
-    result = train.evaluate(model, images, batch_size=7)
+    result = inference.evaluate(model, images, batch_size=7)
     assert [module.training for module in model.modules()] == modes
-    whole = train.evaluate(model, images, batch_size=50)
+    whole = inference.evaluate(model, images, batch_size=50)
     assert result == pytest.approx(whole, rel=1e-6)
     with torch.no_grad():
         logits = model.eval()(images.floats()).logits
     assert result["accuracy"] == pytest.approx((logits.argmax(1) == images.labels).double().mean().item())
     assert result["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, images.labels).item(), rel=1e-5)
     with pytest.raises(Refused, match="at least one image"):
-        train.evaluate(model, images.take(torch.zeros(50, dtype=torch.bool)))
+        inference.evaluate(model, images.take(torch.zeros(50, dtype=torch.bool)))
 
 
 @pytest.mark.parametrize("classes", [3, 5, 6])
 def test_top5_is_measured_only_where_it_says_something(classes):
     images = toy(60, classes)
     model = MLP(classes=classes, channels=1, size=8, widths=[4]).eval()
-    result = train.evaluate(model, images)
+    result = inference.evaluate(model, images)
     assert ("accuracy_top5" in result) is (classes > 5)
     if classes > 5:
         best = model(images.floats()).logits.topk(5).indices
@@ -235,7 +236,7 @@ def test_mixed_precision_keeps_losses_and_weights_in_float32():
 
 def test_bad_input_is_refused_before_training():
     with pytest.raises(Refused, match="expected values below 3, the classes of the network, got 3"):
-        next(train.fit(cnn(), NoDefense(), toy(classes=4), recipe(), seed=0))
+        next(loop.fit(cnn(), NoDefense(), toy(classes=4), recipe(), seed=0))
     for changes, message in [
         ({"epochs": 0}, "epochs >= 1"),
         ({"optimizer": None}, "_partial_: true"),
@@ -249,7 +250,7 @@ def test_bad_input_is_refused_before_training():
         with pytest.raises(Refused, match=message):
             recipe(**changes)
     with pytest.raises(Refused, match="leaves one part empty"):
-        next(train.fit(cnn(), NoDefense(), toy(4), recipe(select="validation"), seed=0))
+        next(loop.fit(cnn(), NoDefense(), toy(4), recipe(select="validation"), seed=0))
 
 
 def test_a_diverged_training_says_so():
@@ -321,8 +322,8 @@ def ranks_main(folder: str) -> None:
         ("stack", mlp(), DEFENSES["stack"]()),
         ("hsic", cnn(), DEFENSES["hsic"]()),
     ]:
-        model = train.assemble(model, defense, seed=5)
-        *_, (_, logs, give) = train.fit(model, defense, toy(123), recipe(optimizer=SGD), seed=5, fabric=fabric)
+        model = loop.assemble(model, defense, seed=5)
+        *_, (_, logs, give) = loop.fit(model, defense, toy(123), recipe(optimizer=SGD), seed=5, fabric=fabric)
         results[name] = {**give(), "loss": torch.tensor(logs["loss"])}
     torch.save(results, f"{folder}/rank{fabric.global_rank}.pt")
     leave_group()
@@ -330,7 +331,7 @@ def ranks_main(folder: str) -> None:
 
 def test_two_ranks_agree_and_equal_one_process(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    environment = {**os.environ, "PYTHONPATH": str(Path(train.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(loop.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from midefense.store import Store
+from midefense.store.store import Store
 from midefense.types import Refused
 
 FAKE_KEY = "fa4e" * 10

@@ -3,12 +3,8 @@
 import functools
 from pathlib import Path
 
-from conftest import configuration
-
-from midefense import build
-from midefense.build import Bound
-
-CONF = build.CONF
+from midefense.plan.bind import Node, bind
+from midefense.plan.compose import CONF, compose
 
 
 def options(group: str) -> list[str]:
@@ -24,12 +20,12 @@ def files() -> list[Path]:
 @functools.cache
 def composed(verb: str, *overrides: str) -> tuple[dict, dict]:
     """A verb's plain configuration and the option chosen per group, composed once for all tests: not to be changed."""
-    return configuration(verb, *overrides)
+    return compose(verb, overrides)
 
 
-def node(verb: str, key: str, *overrides: str) -> Bound:
+def node(verb: str, key: str, *overrides: str) -> Node:
     """The checked node under `key` of a verb's configuration, which a dataset may tell classes, channels and size."""
     config = composed(verb, *overrides)[0]
     for part in key.split("."):
         config = config[part]
-    return build.bind(config, key, beside_dataset=True)
+    return bind(config, key, beside_dataset=True)

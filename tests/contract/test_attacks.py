@@ -15,8 +15,8 @@ from contract.listing import options
 from midefense import seeds
 from midefense.attacks.base import run_group
 from midefense.oracle import Oracle
-from midefense.pipeline import Pipeline
-from midefense.store import Work
+from midefense.pipeline.pipeline import Pipeline
+from midefense.store.store import Work
 from midefense.types import Access, Refused, clip_images
 
 NAMES = options("attack")

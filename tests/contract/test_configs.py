@@ -10,9 +10,9 @@ import pytest
 from conftest import ROOT
 
 from contract.listing import CONF, composed, files
-from midefense import build
-from midefense.plan import read_plan
-from midefense.whitelist import resolve
+from midefense.plan import bind as binding
+from midefense.plan.read import read_plan
+from midefense.plan.whitelist import resolve
 
 FILES = files()
 COUNTS = {
@@ -94,7 +94,7 @@ def example(file: Path) -> dict:
 def test_composes_and_everything_named_binds(file):
     outermost = nodes(example(file))
     assert len(outermost) >= 6
-    build.bind_all({path: (node, True) for path, node in outermost.items()})
+    binding.bind_all({path: (node, True) for path, node in outermost.items()})
 
 
 @pytest.mark.parametrize("file", FILES, ids=identity)

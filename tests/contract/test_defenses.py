@@ -8,10 +8,11 @@ import torch
 from conftest import plan_for
 
 from contract.listing import node, options
-from midefense import seeds, train
-from midefense.classifiers import load_classifier
+from midefense import seeds
 from midefense.defenses.base import NoDefense, Stack
-from midefense.pipeline import Pipeline
+from midefense.pipeline.classifiers import load_classifier
+from midefense.pipeline.pipeline import Pipeline
+from midefense.training import inference, loop
 from midefense.types import Batch, Refused
 
 NAMES = options("defense")
@@ -68,8 +69,8 @@ def recipe(learn, epochs=1):
 
 def trained(learn, images, defense, epochs=1):
     """The weights after a short training, and the logs of its last epoch."""
-    model, logs = train.assemble(network(learn), defense, seed=3), {}
-    for _, logs, _ in train.fit(model, defense, images, recipe(learn, epochs), seed=3):  # noqa: B007
+    model, logs = loop.assemble(network(learn), defense, seed=3), {}
+    for _, logs, _ in loop.fit(model, defense, images, recipe(learn, epochs), seed=3):  # noqa: B007
         pass
     return model, logs
 
@@ -79,7 +80,7 @@ def test_trains_to_utility_and_answers_the_same_when_loaded(name, learn):
     target = learn(name).target
     assert target.artefact.metrics["test_accuracy_top1"] >= 0.9
     images = learn(name).splits.private_test
-    measured = train.evaluate(target.model, images)
+    measured = inference.evaluate(target.model, images)
     assert measured["accuracy"] == target.artefact.metrics["test_accuracy_top1"]
     assert measured["loss"] == pytest.approx(target.artefact.metrics["test_loss"], abs=1e-6)
     again = load_classifier(learn(name).session, target.artefact)
@@ -124,9 +125,9 @@ def test_it_does_something(name, learn, images):
 def test_a_stack_costs_one_forward_per_update(name, learn, images):
     stack = Stack(members={"first": build(name), "second": NoDefense()})
     calls = []
-    model = train.assemble(network(learn), stack, seed=3)
+    model = loop.assemble(network(learn), stack, seed=3)
     model.register_forward_hook(lambda module, *_: calls.append(module.training))
-    assert len(list(train.fit(model, stack, images, recipe(learn), seed=3))) == 1
+    assert len(list(loop.fit(model, stack, images, recipe(learn), seed=3))) == 1
     assert calls == [True] * round(stack.epoch_share * -(-len(images) // 32))
 
 
@@ -147,8 +148,8 @@ build_once = functools.lru_cache(maxsize=None)(build)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_trainable_parameter_gets_a_gradient(name, learn, images):
     defense = build(name)
-    model = train.assemble(network(learn), defense, seed=3)
-    learner = train.Learner(model, defense, recipe(learn)).train()
+    model = loop.assemble(network(learn), defense, seed=3)
+    learner = loop.Learner(model, defense, recipe(learn)).train()
     defense.begin_epoch(model, 3, 4)
     rows = torch.arange(0, len(images), 5)
     labels, ids = images.labels[rows], images.ids[rows]

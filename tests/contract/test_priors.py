@@ -13,7 +13,7 @@ from stylegan2_files import write_imported
 from contract.listing import node, options
 from midefense import seeds
 from midefense.datasets.toy import Toy
-from midefense.priors.stylegan2 import StyleBased
+from midefense.priors.stylegan2.prior import StyleBased
 
 NAMES = options("prior")
 QUICK_GAN = (

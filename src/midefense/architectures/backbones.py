@@ -7,7 +7,7 @@ from pathlib import Path
 
 from midefense.architectures.base import Classifier
 from midefense.architectures.checkpoints import read_tensors
-from midefense.published import published_names, require_match, unwrapped
+from midefense.architectures.state_names import published_names, require_match, unwrapped
 from midefense.types import Refused
 
 PINNED = "sha256:"

@@ -31,7 +31,7 @@ class FaceEvolve(Classifier):
     """
 
     revision = 1
-    blank = {"weights": None}
+    without_weights = {"weights": None}
     pin = staticmethod(pin_weights)
 
     def __init__(

@@ -9,7 +9,7 @@ from midefense.architectures.base import Classifier
 from midefense.architectures.checkpoints import cached_file, read_tensors
 from midefense.architectures.faces import ThreeChannels, UnitLength
 from midefense.architectures.official import original_names
-from midefense.published import require_match
+from midefense.architectures.state_names import require_match
 from midefense.types import Refused
 
 ADDRESS = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/20180402-114759-vggface2.pt"
@@ -27,11 +27,11 @@ class FaceNetVGGFace2(Classifier):
     cosines with the class means. `pretrained` looks for the published weights in torch's cache, or fetches them there
     if `download` is set.
 
-    `blank`: the arguments of a network that stored weights are put into, which needs no others to start from.
+    `without_weights`: the arguments of a network that stored weights are put into, which needs no others to start from.
     """
 
     revision = 1
-    blank = {"pretrained": False}
+    without_weights = {"pretrained": False}
 
     def __init__(
         self,

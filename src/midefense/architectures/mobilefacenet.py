@@ -10,7 +10,7 @@ from midefense.architectures.base import Classifier
 from midefense.architectures.checkpoints import read_tensors
 from midefense.architectures.faces import TARGET_HEIGHT, AlignedFaces, FaceWarp, ThreeChannels, UnitLength
 from midefense.architectures.official import original_names
-from midefense.published import from_published
+from midefense.architectures.state_names import from_published
 
 # Expansion, channels, blocks and stride of the first block, per group of inverted bottlenecks.
 GROUPS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
@@ -25,11 +25,11 @@ class MobileFaceNet(Classifier):
     with the class means. `weights`: a file with the published names, None draws fresh ones; its content, not its path,
     decides the target's id.
 
-    `blank`: the arguments of a network that stored weights are put into, which needs no others to start from.
+    `without_weights`: the arguments of a network that stored weights are put into, which needs no others to start from.
     """
 
     revision = 1
-    blank = {"weights": None}
+    without_weights = {"weights": None}
     pin = staticmethod(pin_weights)
 
     def __init__(

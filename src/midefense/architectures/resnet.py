@@ -28,11 +28,11 @@ class ResNet(Classifier):
     pixels). `pretrained` starts from torchvision's `weights`, which must lie in torch's cache unless `download` is set;
     what happens to its input and head is said in `official_network`.
 
-    `blank`: the arguments of a network that stored weights are put into, which needs no others to start from.
+    `without_weights`: the arguments of a network that stored weights are put into, which needs no others to start from.
     """
 
     revision = 1
-    blank = {"pretrained": False}
+    without_weights = {"pretrained": False}
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from midefense.architectures.backbones import pin_weights
 from midefense.architectures.base import Classifier
 from midefense.architectures.checkpoints import read_tensors
 from midefense.architectures.official import original_names
-from midefense.published import require_match, unwrapped
+from midefense.architectures.state_names import require_match, unwrapped
 from midefense.types import Refused, refuse_unknown
 
 
@@ -26,11 +26,11 @@ class Timm(Classifier):
     (grey images get the sum of the RGB kernels), None draws fresh ones. The content of the file, not its path, decides
     the target's id.
 
-    `blank`: the arguments of a network that stored weights are put into, which needs no others to start from.
+    `without_weights`: the arguments of a network that stored weights are put into, which needs no others to start from.
     """
 
     revision = 1
-    blank = {"weights": None}
+    without_weights = {"weights": None}
     pin = staticmethod(pin_weights)
 
     def __init__(

@@ -34,7 +34,7 @@ class VGG16(Classifier):
     """
 
     revision = 1
-    blank = {"weights": None}
+    without_weights = {"weights": None}
     pin = staticmethod(pin_weights)
 
     def __init__(

@@ -32,11 +32,11 @@ class Vision(Classifier):
     happens to input and head is said in `official_network`. Raises `Refused` for a `size` that the network, or its
     pretrained weights, cannot take.
 
-    `blank`: the arguments of a network that stored weights are put into, which needs no others to start from.
+    `without_weights`: the arguments of a network that stored weights are put into, which needs no others to start from.
     """
 
     revision = 1
-    blank = {"pretrained": False}
+    without_weights = {"pretrained": False}
 
     def __init__(
         self,

@@ -73,7 +73,7 @@ class Attack:
 
 
 @dataclass
-class Shot:
+class Look:
     """One look at candidates: `latents` [B, ...], the pictures `drawn` from them and their `images` [B, C, H, W]; what
     the target was `shown` (a view of them) and its `answer`; the `labels` [B] wanted. The objective turns it into a
     loss per image."""
@@ -114,7 +114,7 @@ class Problem:
 
     def look(
         self, latents: Tensor, owners: Tensor, views: Part | None = None, draws: object = None, reads=None
-    ) -> Shot:
+    ) -> Look:
         """Decode latents [B, ...], show the target a view of them and hear its answer.
 
         `owners` int64 [B] on the CPU: the evidence row of each latent; its target is charged.
@@ -129,13 +129,13 @@ class Problem:
         views: Part | None = None,
         draws: object = None,
         reads=None,
-    ) -> Shot:
+    ) -> Look:
         """As `look`, with pictures [B, C, r, r] that were drawn already."""
         images = self.prior.frame(drawn)
         shown = images if views is None else views(images, draws)
         answer = self.oracle(shown, ids=self.evidence.ids[owners], reads=self.reads if reads is None else reads)
         labels = self.evidence.labels[owners].to(images.device, non_blocking=True)
-        return Shot(latents, drawn, images, shown, answer, labels, self.prior)
+        return Look(latents, drawn, images, shown, answer, labels, self.prior)
 
     def images(self, found: Found, rows: slice) -> Tensor:
         """The images [B, C, H, W] of the candidates at `rows`, clipped, as they would be saved."""
@@ -149,7 +149,7 @@ class SearchAttack(Attack):
 
     Args:
         init: starts; `init(problem) -> Found`.
-        objective: loss per image of a `Shot` [B].
+        objective: loss per image of a `Look` [B].
         search: yields `Found` after every step.
         select: score per candidate [M], and how many to keep per target.
         views: what the target is shown during the search (None: the image itself).

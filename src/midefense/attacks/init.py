@@ -57,7 +57,7 @@ class BestOfPool(Part):
 
     reads = ("probs",)
     needs = ("sample",)
-    aside = ("batch_size",)
+    unhashed = ("batch_size",)
 
     def __init__(self, *, size: int = 2000, candidates: int = 200, flip: bool = True, batch_size: int = 256):
         if not 1 <= candidates <= size or batch_size < 1:

@@ -1,4 +1,4 @@
-"""Losses per image. All take a `Shot` and give [B]; the search sums them, so no image depends on its batch."""
+"""Losses per image. All take a `Look` and give [B]; the search sums them, so no image depends on its batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from midefense.attacks.base import Part, Shot
+from midefense.attacks.base import Look, Part
 from midefense.types import Refused
 
 
@@ -17,9 +17,9 @@ class CrossEntropy(Part):
 
     reads = ("logits", "gradient")
 
-    def __call__(self, shot: Shot) -> Tensor:
+    def __call__(self, look: Look) -> Tensor:
         """Loss per image [B], from 0."""
-        return F.cross_entropy(shot.answer.logits.float(), shot.labels, reduction="none")
+        return F.cross_entropy(look.answer.logits.float(), look.labels, reduction="none")
 
 
 class Confidence(Part):
@@ -27,9 +27,9 @@ class Confidence(Part):
 
     reads = ("logits", "gradient")
 
-    def __call__(self, shot: Shot) -> Tensor:
+    def __call__(self, look: Look) -> Tensor:
         """Loss per image [B], in [0, 1]."""
-        return 1 - shot.answer.logits.float().softmax(1).gather(1, shot.labels[:, None])[:, 0]
+        return 1 - look.answer.logits.float().softmax(1).gather(1, look.labels[:, None])[:, 0]
 
 
 class Poincare(Part):
@@ -51,9 +51,9 @@ class Poincare(Part):
             raise Refused(f"attack.objective.xi: expected a value between 0 and 1, got {xi}")
         self.xi = xi
 
-    def __call__(self, shot: Shot) -> Tensor:
+    def __call__(self, look: Look) -> Tensor:
         """Loss per image [B]."""
-        return poincare(shot.answer.logits, shot.labels, self.xi)
+        return poincare(look.answer.logits, look.labels, self.xi)
 
 
 def poincare(logits: Tensor, labels: Tensor, xi: float = 1e-4) -> Tensor:
@@ -71,9 +71,9 @@ class Realism(Part):
     reads = ("gradient",)
     needs = ("realism",)
 
-    def __call__(self, shot: Shot) -> Tensor:
+    def __call__(self, look: Look) -> Tensor:
         """Loss per image [B], unbounded."""
-        return -shot.prior.realism(shot.drawn)
+        return -look.prior.realism(look.drawn)
 
 
 class NonSaturating(Part):
@@ -82,9 +82,9 @@ class NonSaturating(Part):
     reads = ("gradient",)
     needs = ("realism",)
 
-    def __call__(self, shot: Shot) -> Tensor:
+    def __call__(self, look: Look) -> Tensor:
         """Loss per image [B], from 0."""
-        return F.softplus(-shot.prior.realism(shot.drawn))
+        return F.softplus(-look.prior.realism(look.drawn))
 
 
 class TotalVariation(Part):
@@ -92,10 +92,10 @@ class TotalVariation(Part):
 
     reads = ("gradient",)
 
-    def __call__(self, shot: Shot) -> Tensor:
+    def __call__(self, look: Look) -> Tensor:
         """Loss per image [B], from 0."""
-        across = shot.images.diff(dim=3).abs().flatten(1).sum(1)
-        return across + shot.images.diff(dim=2).abs().flatten(1).sum(1)
+        across = look.images.diff(dim=3).abs().flatten(1).sum(1)
+        return across + look.images.diff(dim=2).abs().flatten(1).sum(1)
 
 
 class WeightedSum(Part):
@@ -112,9 +112,9 @@ class WeightedSum(Part):
         self.reads = tuple(dict.fromkeys(read for term in self.terms for read in term.loss.reads))
         self.needs = tuple(dict.fromkeys(need for term in self.terms for need in term.loss.needs))
 
-    def __call__(self, shot: Shot) -> Tensor:
+    def __call__(self, look: Look) -> Tensor:
         """Loss per image [B]."""
-        return torch.stack([term.weight * term.loss(shot) for term in self.terms]).sum(0)
+        return torch.stack([term.weight * term.loss(look) for term in self.terms]).sum(0)
 
 
 class Weighted(Part):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from midefense import erasing
+from midefense import rectangles
 from midefense.attacks.base import Part
 from midefense.types import Refused
 
@@ -79,7 +79,7 @@ class RandomErase(Part):
         value: colour in [0, 1], one value or one per channel; grey images get the mean of several.
     """
 
-    columns = erasing.COLUMNS
+    columns = rectangles.COLUMNS
 
     def __init__(
         self,
@@ -89,20 +89,20 @@ class RandomErase(Part):
         ratio: Sequence[float] = (1.0, 1.0),
         value: float | Sequence[float] = (0.7425, 0.728, 0.703),
     ):
-        erasing.require_boxes(p, scale, ratio)
+        rectangles.require_boxes(p, scale, ratio)
         self.p, self.scale, self.ratio = p, tuple(scale), tuple(ratio)
         self.value = value if isinstance(value, int | float) else tuple(value)
 
     def draw(self, count: int, rng: torch.Generator) -> Tensor:
         """Dice [count, columns] in [0, 1)."""
-        return erasing.roll(count, rng)
+        return rectangles.roll(count, rng)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         """Views [B, C, H, W] of images [B, C, H, W]; `draws` [B, columns] on the images' device."""
         height, width = images.shape[-2:]
-        boxes = erasing.random_boxes(draws, height, width, p=self.p, scale=self.scale, ratio=self.ratio)
-        fill = erasing.fill_on(self.value, images.shape[1], images.device, images.dtype)
-        return torch.where(erasing.inside(boxes, height, width), fill, images)
+        boxes = rectangles.random_boxes(draws, height, width, p=self.p, scale=self.scale, ratio=self.ratio)
+        fill = rectangles.fill_on(self.value, images.shape[1], images.device, images.dtype)
+        return torch.where(rectangles.inside(boxes, height, width), fill, images)
 
 
 class Chain(Part):

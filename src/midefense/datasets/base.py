@@ -35,7 +35,7 @@ class Dataset(ABC):
     size: int
 
     def tree(self) -> str:
-        """The files it expects, one line per kind, as refusals and `python -m midefense.datasets check` show them."""
+        """The files it expects, one line per kind, as refusals and `midefense datasets check` show them."""
         return "  no files"
 
     @abstractmethod

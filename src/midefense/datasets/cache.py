@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from midefense.claims import claim
+from midefense.store.claims import claim
 from midefense.types import Refused
 
 HASH_BYTES = 32  # of SHA-256

@@ -42,7 +42,7 @@ class ClassSet(Dataset):
     """
 
     places = ("root",)
-    aside = ("download",)
+    unhashed = ("download",)
     class_names: ClassVar[tuple[str, ...]]
 
     def __init__(

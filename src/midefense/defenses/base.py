@@ -53,7 +53,7 @@ class Defense(nn.Module):
         """Called before epoch `epoch` (from 0) of `epochs`, in training mode. Gives numbers to log."""
         return {}
 
-    def conceal(self, batch: Batch) -> Batch:
+    def before_augment(self, batch: Batch) -> Batch:
         """As `transform`, but before the recipe augments the batch: what is hidden here moves with the picture."""
         return batch
 
@@ -88,8 +88,8 @@ class NoDefense(Defense):
 class Stack(Defense):
     """Several defenses at once, in the order of `members` (name to defense).
 
-    `rebuild`, `conceal`, `transform` and `seal` chain, losses merge over one forward, shares of an epoch multiply, and
-    every member draws from a generator of its own. Raises `Refused` if two members own one slot.
+    `rebuild`, `before_augment`, `transform` and `seal` chain, losses merge over one forward, shares of an epoch
+    multiply, and every member draws from a generator of its own. Raises `Refused` if two members own one slot.
     """
 
     revision = 1
@@ -121,9 +121,10 @@ class Stack(Defense):
             logs |= _prefixed(name, member.begin_epoch(model, epoch, epochs))
         return logs
 
-    def conceal(self, batch: Batch) -> Batch:
+    def before_augment(self, batch: Batch) -> Batch:
         for name, member in self.members.items():
-            batch = replace(member.conceal(_own_draws(batch, f"{name}/conceal")), rng=batch.rng)
+            # the purpose keeps the hook's former name: it decides the draws of stored targets
+            batch = replace(member.before_augment(_own_draws(batch, f"{name}/conceal")), rng=batch.rng)
         return batch
 
     def transform(self, batch: Batch) -> Batch:

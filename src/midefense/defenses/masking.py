@@ -15,7 +15,7 @@ from torch import Tensor
 
 from midefense.architectures.base import Classifier
 from midefense.defenses.base import Defense
-from midefense.erasing import fill_of, inside
+from midefense.rectangles import fill_of, inside
 from midefense.types import Batch, Refused, refuse_unknown
 
 FILL_SPACES = ("normalized", "pixel")

@@ -17,7 +17,7 @@ from midefense import seeds
 from midefense.architectures.base import Classifier
 from midefense.defenses.base import Defense
 from midefense.defenses.masking import require_share
-from midefense.erasing import extent, inside
+from midefense.rectangles import extent, inside
 from midefense.types import Batch, Refused
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from midefense import seeds
 from midefense.architectures.base import Classifier
 from midefense.defenses.masking import Masking
-from midefense.erasing import chosen, extent, inside, places_of, require_boxes, roll, sizes_of
+from midefense.rectangles import chosen, extent, inside, places_of, require_boxes, roll, sizes_of
 from midefense.types import Batch, Refused, refuse_unknown
 
 LOCATIONS = ("random", "center", "torus", "boundary", "per_image", "per_image_boundary")
@@ -75,7 +75,7 @@ class RandomErasing(Masking):
             self.salt = torch.randint(2**62, ())
         return super().rebuild(model)
 
-    def conceal(self, batch: Batch) -> Batch:
+    def before_augment(self, batch: Batch) -> Batch:
         return self.masked(batch) if self.location in FIXED else batch
 
     def transform(self, batch: Batch) -> Batch:

@@ -31,7 +31,7 @@ class AttackAccuracy(Metric):
     """
 
     higher_leaks = True
-    aside = ("batch_size",)
+    unhashed = ("batch_size",)
     best = {"attack_accuracy_top1": 1.0, "attack_accuracy_top5": 1.0}
 
     def __init__(

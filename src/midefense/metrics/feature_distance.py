@@ -22,7 +22,7 @@ class FeatureDistance(Metric):
     """
 
     higher_leaks = False
-    aside = ("batch_size",)
+    unhashed = ("batch_size",)
     best = {"knn_distance": 0.0}
 
     def __init__(self, *, batch_size: int = 256) -> None:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from midefense import seeds
-from midefense.hull import convex_hull, inside
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
 from midefense.metrics.features import TARGET, ask_features, batch_rows, feature_sets, judged_trace, network
+from midefense.metrics.hull import convex_hull, inside
 from midefense.metrics.kid import kernel_distance
 from midefense.types import Batch, Refused
 
@@ -36,11 +36,11 @@ class FeatureSpace(Metric):
     - `feature_space_centroid_accuracy/target`: share of f_priv whose nearest class mean is that of its class: what is
       left of the classes.
 
-    `erasing`: the defense whose `conceal` and `transform` erase. `drawn`: of so many classes the projections are kept,
-    for the report to draw. `seed`: of the erasing. NaN where a class is too small, or its images lie on a line.
+    `erasing`: the defense whose `before_augment` and `transform` erase. `drawn`: of so many classes the projections are
+    kept, for the report to draw. `seed`: of the erasing. NaN where a class is too small, or its images lie on a line.
     """
 
-    aside = ("batch_size",)
+    unhashed = ("batch_size",)
     best = {"feature_space_hull_share": 1.0}
 
     def __init__(self, *, erasing: nn.Module, drawn: int = 4, seed: int = 0, batch_size: int = 256) -> None:
@@ -131,7 +131,7 @@ class FeatureSpace(Metric):
                 rng=seeds.generator(*self.key, index),
             )
             with seeds.isolated(*self.key, index):
-                erased = self.erasing.transform(self.erasing.conceal(batch)).images
+                erased = self.erasing.transform(self.erasing.before_augment(batch)).images
             yield erased
 
 

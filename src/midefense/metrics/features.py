@@ -33,7 +33,7 @@ class FeatureMetric(Metric):
         legacy_ppa: show Inception what PPA's code shows it (see `Inception`).
     """
 
-    aside = ("batch_size",)
+    unhashed = ("batch_size",)
 
     def __init__(self, *, features: str, batch_size: int, legacy_ppa: bool = False) -> None:
         super().__init__()

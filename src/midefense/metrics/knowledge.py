@@ -18,7 +18,7 @@ from midefense.datasets.cache import picture_hashes
 from midefense.datasets.splits import hashes_of
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
 from midefense.metrics.features import ask, batch_rows
-from midefense.recipe import shuffled_batches
+from midefense.training.recipe import shuffled_batches
 from midefense.types import Images, Refused, to_pixels
 
 STUDENT = "student"

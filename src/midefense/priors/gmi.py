@@ -28,7 +28,7 @@ class GmiGan(Prior):
     """
 
     learns = True
-    aside = ("unit",)
+    unhashed = ("unit",)
     offers = frozenset({"sample", "realism"})
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Result rows as a page, a terminal table and CSV: `python -m midefense.report`."""
+"""Result rows as a page, a terminal table and CSV: `midefense report`."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from midefense.hull import convex_hull
+from midefense.metrics.hull import convex_hull
 from midefense.report.markup import Markup, join, tag
 from midefense.report.rows import Row, Setup
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from midefense.artefacts import Artefact, read_provenance
+from midefense.store.artefacts import Artefact, read_provenance
 from midefense.types import Refused
 
 NAMES = ("dataset", "public", "architecture", "defense", "prior", "attack", "access")

@@ -96,8 +96,8 @@ class Gradient(Part):
         pieces = problem.chunks(len(latents) if awake is None else len(awake))
         for rows in pieces if awake is None else [awake[piece] for piece in pieces]:
             shown = None if draws is None else draws[rows]
-            shot = problem.look(latents[rows], owners[rows], problem.views, shown)
-            each = problem.objective(shot)
+            look = problem.look(latents[rows], owners[rows], problem.views, shown)
+            each = problem.objective(look)
             (each.sum() / self.reference_batch).backward()
             loss[rows] = each.detach().to(loss.dtype)
         return loss

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from midefense.attacks.base import Part, Problem, Shot
+from midefense.attacks.base import Look, Part, Problem
 from midefense.types import Found, Refused, to_pixels
 
 
@@ -100,12 +100,12 @@ class Layerwise(Part):
                 shown = None if draws is None else draws[rows]
                 latents, features, images = inner.take(rows)
                 drawn = entrance.draw(latents, features, images)
-                shot = problem.show(drawn, latents, owners[rows], problem.views, shown)
-                loss = problem.objective(shot)
+                look = problem.show(drawn, latents, owners[rows], problem.views, shown)
+                loss = problem.objective(look)
                 (loss.sum() / self.reference_batch).backward()
                 losses.append(loss.detach())
                 if pictured:
-                    pictures.append(to_pixels(shot.images))
+                    pictures.append(to_pixels(look.images))
             optimizer.step()
             with torch.no_grad():
                 for tensor, start, radius in zip(moving, begun, radii, strict=False):
@@ -126,7 +126,7 @@ class Layerwise(Part):
             saved = pictures[-1].float().div_(255)  # the target is asked about what is kept
             answer = problem.oracle(saved, ids=problem.evidence.ids[owners[rows]], reads=reads)
             labels = problem.evidence.labels[owners[rows]].to(saved.device)
-            losses.append(problem.objective(Shot(latents, drawn, saved, saved, answer, labels, problem.prior)))
+            losses.append(problem.objective(Look(latents, drawn, saved, saved, answer, labels, problem.prior)))
             confidences.append(answer.probs.gather(1, labels[:, None])[:, 0])
         latents, pixels = inner.latents.detach().clone(), torch.cat(pictures)
         ended = Found(latents, torch.cat(losses), owners, f"stage{stage:02d}", pixels=pixels)

@@ -1,0 +1,19 @@
+"""Attack a target through its oracle: prior + attack -> recovered latents in the store.
+
+midefense attack dataset=digits architecture=cnn defense=none attack=gmi
+midefense attack target=<reference> attack=mi_face
+"""
+
+from midefense.pipeline.verbs import verb
+
+
+def say(artefact) -> str:
+    bill, stopped = artefact.provenance["bill"], artefact.metrics["stopped"]
+    end = f"; stopped early: {stopped[0]}" if stopped else ""
+    return f"{artefact.metrics['candidates']} candidates, {bill['queries_per_target_mean']:.0f} queries per target{end}"
+
+
+main = verb("attack", lambda pipeline: pipeline.recovered, say)
+
+if __name__ == "__main__":
+    main()

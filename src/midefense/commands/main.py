@@ -1,0 +1,76 @@
+"""`midefense COMMAND ...`: one command line. A command's module is imported when it is asked for, so that help costs
+no torch."""
+
+from __future__ import annotations
+
+import importlib
+import runpy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from midefense import __version__
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: its module in this package, what it does, and whether Hydra reads its words."""
+
+    module: str
+    does: str
+    verb: bool = False
+
+
+COMMANDS = {
+    "train": Command("train_target", "train a classifier with a defense", verb=True),
+    "attack": Command("attack", "attack a target through its oracle", verb=True),
+    "evaluate": Command("evaluate", "judge what an attack recovered; makes what is missing upstream", verb=True),
+    "report": Command("report", "result rows as a page, a table and CSV"),
+    "store": Command("store", "look after the store: list, show, verify, rm"),
+    "datasets": Command("datasets", "look at datasets on disk: list, check"),
+    "import": Command("imports", "weights that others trained, into the store"),
+    "export": Command("export", "the weights of a target as one file"),
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (2: no such command)."""
+    words = list(sys.argv[1:] if words is None else words)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        print(f"midefense {__version__}")
+        return 0
+    command = COMMANDS.get(words[0])
+    if command is None:
+        print(f"midefense: expected a command, got {words[0]!r}\n\n{_help()}", file=sys.stderr)
+        return 2
+    if command.verb:
+        return _run_verb(command, words[1:])
+    return importlib.import_module(f"midefense.commands.{command.module}").run(words[1:])
+
+
+def _run_verb(command: Command, words: Sequence[str]) -> int:
+    """Run a verb's module as the main one: what starts further processes (ranks) then starts this verb."""
+    sys.argv = [sys.argv[0], *words]
+    runpy.run_module(f"midefense.commands.{command.module}", run_name="__main__", alter_sys=True)
+    return 0
+
+
+def _help() -> str:
+    lines = [f"  {name:<10} {command.does}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "midefense COMMAND ...: train a classifier with a defense, attack it, measure what leaks.",
+            "",
+            *lines,
+            "",
+            "midefense COMMAND --help says more. train, attack and evaluate take KEY=VALUE words, and --config-dir DIR "
+            "for configurations of your own.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

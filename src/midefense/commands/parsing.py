@@ -1,0 +1,31 @@
+"""What the commands' own parsers share; the verbs' words are Hydra's."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from midefense.types import Refused
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """The option `--store`."""
+    default = os.environ.get("MIDEFENSE_STORE", "store")
+    told = f"folder of the store (default: the variable MIDEFENSE_STORE, else store; now {default})"
+    parser.add_argument("--store", default=default, help=told)
+
+
+def is_override(word: str) -> bool:
+    """Whether a free word is one for Hydra: KEY=VALUE, +KEY=VALUE or ~KEY."""
+    return not word.startswith("-") and ("=" in word or word.startswith("~"))
+
+
+def refusing(act: Callable[[], int]) -> int:
+    """The exit code of `act`; 1 with a sentence where it refuses, or the disk does."""
+    try:
+        return act()
+    except (Refused, OSError) as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return 1

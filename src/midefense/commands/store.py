@@ -1,0 +1,101 @@
+"""`midefense store list | show | verify | rm`: look after the store of artefacts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from midefense.commands.parsing import add_store, refusing
+from midefense.store.artefacts import KINDS, Artefact
+from midefense.store.store import Store
+from midefense.types import Refused
+
+
+def run(words: Sequence[str]) -> int:
+    """Run one command; returns the exit code (1: refused, or something was found broken)."""
+    options = _parser().parse_args(words)
+    return refusing(lambda: options.command(Store(options.store), options))
+
+
+def _list(store: Store, options: argparse.Namespace) -> int:
+    for artefact in store.list(options.kind):
+        size = sum(path.stat().st_size for path in artefact.path.iterdir())
+        print(f"{artefact.provenance['created']}  {size / 1e6:8.2f} MB  {artefact.reference}")
+    broken = store.broken(options.kind)
+    for problem in broken.values():  # each begins with its folder
+        print(f"BROKEN   {problem}")
+    return 1 if broken else 0
+
+
+def _show(store: Store, options: argparse.Namespace) -> int:
+    artefact = _find(store, options.reference)
+    print(f"# {artefact.path}\n\n# config.yaml")
+    print(yaml.safe_dump(artefact.recipe, sort_keys=False))
+    for name, content in (("provenance.json", artefact.provenance), ("metrics.json", artefact.metrics)):
+        print(f"# {name}\n{json.dumps(content, indent=1)}\n")
+    return 0
+
+
+def _verify(store: Store, options: argparse.Namespace) -> int:
+    paths = [_only(store, options.reference)] if options.reference else None
+    found = list(store.check(paths))
+    for reference, problem in found:
+        print(f"BROKEN   {problem}" if problem else f"ok       {reference}")
+    broken = sum(bool(problem) for _, problem in found)
+    print(f"{len(found)} checked, {broken} broken")
+    return 1 if broken else 0
+
+
+def _remove(store: Store, options: argparse.Namespace) -> int:
+    path = _only(store, options.reference)
+    reference = f"{path.parent.name}/{path.name}"  # the folder's name: its provenance may be broken
+    dependants = store.dependants(reference)
+    if dependants and not options.dependants:
+        names = "\n  ".join(other.reference for other in dependants)
+        print(f"{reference} is needed by\n  {names}\nnothing was removed; add --dependants to remove them too")
+        return 1
+    for doomed in [*(other.path for other in reversed(dependants)), path]:
+        store.remove(doomed)
+        print(f"removed {doomed.parent.name}/{doomed.name}")
+    return 0
+
+
+def _find(store: Store, reference: str) -> Artefact:
+    artefact = store.read(_only(store, reference))
+    artefact.verify()
+    return artefact
+
+
+def _only(store: Store, reference: str) -> Path:
+    kind, _, name = reference.strip("/").rpartition("/")
+    found = store.named(name, kind if kind in KINDS else None)
+    if len(found) != 1:
+        names = ", ".join(f"{path.parent.name}/{path.name}" for path in found) or "none"
+        raise Refused(
+            f"expected one artefact called {reference}, got {len(found)}: {names}; see `midefense store list`"
+        )
+    return found[0]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="midefense store", description="Look after the store of artefacts.")
+    add_store(parser)
+    commands = parser.add_subparsers(required=True)
+    listing = commands.add_parser("list", help="every artefact, oldest first")
+    listing.add_argument("kind", nargs="?", choices=KINDS)
+    listing.set_defaults(command=_list)
+    show = commands.add_parser("show", help="configuration, provenance and metrics of one artefact")
+    show.set_defaults(command=_show)
+    verify = commands.add_parser("verify", help="compare every file with its recorded hash")
+    verify.set_defaults(command=_verify)
+    remove = commands.add_parser("rm", help="remove one artefact")
+    remove.add_argument("--dependants", action="store_true", help="also remove what was made from it")
+    remove.set_defaults(command=_remove)
+    show.add_argument("reference")
+    remove.add_argument("reference")
+    verify.add_argument("reference", nargs="?", default="", help="one artefact (default: all)")
+    return parser

@@ -1,0 +1,17 @@
+"""Train a classifier with a defense: dataset x architecture x defense -> a target in the store.
+
+midefense train dataset=digits architecture=cnn defense=random_erasing
+"""
+
+from midefense.pipeline.verbs import verb
+
+
+def say(artefact) -> str:
+    metrics = artefact.metrics
+    return f"test accuracy {metrics['test_accuracy_top1']:.4f} ({metrics['classes']} classes)"
+
+
+main = verb("train_target", lambda pipeline: pipeline.target.artefact, say)
+
+if __name__ == "__main__":
+    main()

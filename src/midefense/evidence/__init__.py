@@ -1,0 +1,1 @@
+"""The victim's side: what an attacker is handed per target."""

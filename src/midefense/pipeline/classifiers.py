@@ -1,0 +1,189 @@
+"""Classifiers, got or made: targets and evaluators alike."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from midefense import seeds
+from midefense.datasets.splits import Splits, digest
+from midefense.defenses.base import Defense
+from midefense.pipeline.session import Session
+from midefense.plan.bind import Node
+from midefense.plan.read import TargetPlan, name_of, stored_target
+from midefense.store.artefacts import Artefact, Draft
+from midefense.store.store import POLL_SECONDS, Work, say_waiting
+from midefense.tracking.progress import consume
+from midefense.training.inference import evaluate
+from midefense.training.loop import assemble, fit
+from midefense.training.recipe import Imported
+from midefense.types import Images
+
+
+@dataclass
+class StoredTarget:
+    """A target out of the store: the deployed network and the plan that made it. It holds no image."""
+
+    artefact: Artefact
+    plan: TargetPlan
+    model: nn.Module
+
+
+@dataclass
+class TrainingJob:
+    """All that training one classifier takes, and the draft of what comes of it."""
+
+    plan: TargetPlan
+    architecture: Node
+    images: Images
+    test: Images
+    draft: Draft
+
+
+def get_classifier(session: Session, plan: TargetPlan) -> Artefact:
+    """Find a classifier or train it. Ranks train together only where training is the verb that was called."""
+    job = job_of(session, plan)
+    if session.plan.verb == "train_target" and session.plan.compute.ranks() > 1:
+        return _train_together(session, job)
+    make = functools.partial(_train, session, job, ranks=False)
+    return session.store.get_or_make(job.draft, make, session.plan.missing)
+
+
+def open_target(session: Session, artefact: Artefact) -> StoredTarget:
+    """A stored target with its network."""
+    return StoredTarget(artefact, stored_target(artefact, session.plan.allow), load_classifier(session, artefact))
+
+
+def load_classifier(session: Session, artefact: Artefact) -> nn.Module:
+    """The deployed network of a target artefact, frozen, in eval mode, on the session's device."""
+    deployed = rebuild_classifier(artefact, session.plan.allow)
+    return deployed.to(session.device).eval().requires_grad_(False)
+
+
+def rebuild_classifier(artefact: Artefact, allow: Sequence[str] = ()) -> nn.Module:
+    """The deployed network of a target artefact on the CPU."""
+    plan = stored_target(artefact, allow)
+    deployed = blank_classifier(plan.architecture, plan)
+    deployed.load_state_dict(artefact.tensors())
+    return deployed
+
+
+def blank_classifier(architecture: Node, plan: TargetPlan) -> nn.Module:
+    """The network of a plan as deployed, ready for weights of its own: none are read to start from."""
+    model, defense = _assembled(_blank(architecture), plan)
+    return defense.seal(model, None)
+
+
+def images_of(plan: TargetPlan, splits: Splits) -> tuple[Images, Images]:
+    """What a classifier is trained and tested on: the private classes, or the public ones too."""
+    if plan.train_on == "private":
+        return splits.private_train, splits.private_test
+    return splits.everything()
+
+
+def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
+    """The images of a plan, and the draft of its classifier."""
+    images, test = images_of(plan, session.splits(plan.dataset))
+    architecture = plan.architecture.given(
+        classes=len(images.names), channels=images.pixels.shape[1], size=images.pixels.shape[-1]
+    )
+    recipe = {
+        "kind": "target",
+        **{"dataset": plan.dataset.recipe(), "images": digest(images, test), "train_on": plan.train_on},
+        **{"architecture": architecture.recipe(), "defense": plan.defense.recipe()},
+        **{"recipe": plan.recipe.recipe(), "seed": plan.seed},
+    }
+    draft = Draft(
+        kind="target",
+        name=name_of(plan.names, "dataset", "architecture", "defense"),
+        recipe=recipe,
+        names=plan.names,
+        places=_places(dataset=plan.dataset, architecture=architecture, defense=plan.defense, recipe=plan.recipe),
+        command=session.command("train_target" if plan is session.plan.target else session.plan.verb, plan.names),
+    )
+    return TrainingJob(plan, architecture, images, test, draft)
+
+
+def _train_together(session: Session, job: TrainingJob) -> Artefact:
+    """All ranks train one model: the first rank claims the work, saves and writes, the others follow.
+
+    While another process holds the claim the ranks meet at every poll: one long wait would outlast a collective.
+    """
+    fabric = session.plan.compute.fabric(ranks=True)
+    store, draft, leads = session.store, job.draft, fabric.is_global_zero
+    waiting = False
+    while not fabric.broadcast(leads and store.find(draft) is not None):
+        store.require_may_make(draft, session.plan.missing)
+        work = store.work(draft)
+        with work.claim("all") if leads else contextlib.nullcontext(False) as mine:
+            if fabric.broadcast(mine and store.find(draft) is None):
+                _train(session, job, work, ranks=True)
+            elif leads and not waiting:
+                say_waiting(draft)
+                waiting = True
+        time.sleep(POLL_SECONDS)
+    return store.find(draft)
+
+
+def _train(session: Session, job: TrainingJob, work: Work, ranks: bool) -> Artefact | None:
+    fabric = session.plan.compute.fabric(ranks=ranks)
+    model, defense = _assembled(job.architecture, job.plan)  # what does not fit is refused before a run opens
+    recipe = job.plan.recipe.build()
+    if isinstance(recipe, Imported):
+        recipe.refuse_training()
+    with session.run(job.draft, "train_target", rank=fabric.global_rank) as run:
+        model.to(fabric.device)
+        state = work.load("state")
+        fabric.barrier()  # nobody saves before everybody has read
+        progress = fit(model, defense, job.images, recipe, job.plan.seed, fabric, state, job.test)
+        save = (lambda step, state: work.save("state", state())) if fabric.is_global_zero else None
+        consume(progress, run, total=recipe.epochs, description=job.draft.name, namespace="train", save=save)
+        deployed = defense.seal(model, None)
+        if not fabric.is_global_zero:
+            return None
+        metrics = utility_of(deployed, job, fabric.device)
+        metrics["train_accuracy_top1"] = evaluate(deployed, job.images, device=fabric.device)["accuracy"]
+        return session.finish(run, work, deployed.state_dict(), metrics)
+
+
+def utility_of(deployed: nn.Module, job: TrainingJob, device: torch.device) -> dict[str, object]:
+    """What a target's artefact says of the network: test accuracy, classes, and how its weights were selected."""
+    tested = evaluate(deployed, job.test, device=device)
+    top5 = {"test_accuracy_top5": tested["accuracy_top5"]} if "accuracy_top5" in tested else {}
+    return {
+        **{"test_accuracy_top1": tested["accuracy"], **top5, "test_loss": tested["loss"]},
+        "classes": len(job.images.names),
+        "selection": selection_of(job.plan),
+    }
+
+
+def selection_of(plan: TargetPlan) -> str:
+    """How the weights of a classifier were chosen: `last`, `validation`, `test_legacy`, or `unknown`."""
+    return plan.recipe.arguments["select"]
+
+
+def _assembled(architecture: Node, plan: TargetPlan) -> tuple[nn.Module, Defense]:
+    """A fresh network as its defense rebuilds it, and the defense; both the same for the same seed."""
+    with seeds.isolated(plan.seed, "train", "init"):
+        model = architecture.build()
+    defense = plan.defense.build()
+    return assemble(model, defense, plan.seed), defense
+
+
+def _blank(architecture: Node) -> Node:
+    """The same network without weights to start from (a class names the arguments for it in `without_weights`)."""
+    return replace(
+        architecture, arguments={**architecture.arguments, **getattr(architecture.target, "without_weights", {})}
+    )
+
+
+def _places(**nodes: Node) -> dict[str, str | None]:
+    """File locations of several nodes, by path."""
+    places = {f"{name}.{path}": value for name, node in nodes.items() for path, value in node.places().items()}
+    return {path: None if value is None else str(value) for path, value in places.items()}

@@ -1,0 +1,235 @@
+"""Judge what an attack recovered: the metrics, the same metrics on their anchors, and pictures beside the truth.
+
+Anchors say what a number means: private test images the target never saw (real), unattacked samples of the same
+prior under the same labels (prior), and blind guessing (chance). Images are made, shown to every metric and forgotten
+a batch at a time; metrics keep what the networks say of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from midefense import seeds
+from midefense.datasets.splits import Splits
+from midefense.metrics.base import Judged, Measured, Metric, World
+from midefense.metrics.feature_distance import class_distances
+from midefense.metrics.features import batch_rows, judged_trace, reference_features
+from midefense.pipeline.candidates import BATCH, HEADLINE, Candidates, Stages, open_stages
+from midefense.priors.base import Prior
+from midefense.store.artefacts import Artefact
+from midefense.types import Images, clip_images, to_pixels
+
+PICTURES = 1000  # in all, but one per class: those of FaceScrub at 299 px would fill gigabytes otherwise
+PICTURES_PER_CLASS = 8
+PICTURE_COLUMNS = ["class", "candidate", "recovered", "nearest private", "distance", "target confidence"]
+
+
+@dataclass
+class Judgement:
+    """Numbers by name, their anchors by anchor and name, and what to look at."""
+
+    measured: dict[str, Measured]
+    kinds: dict[str, str]
+    anchors: dict[str, dict[str, float]]
+    tensors: dict[str, Tensor]
+    candidates: int
+
+    def flat(self) -> dict[str, float]:
+        """Value by name."""
+        return {name: number.value for name, number in self.measured.items()}
+
+    def report(self) -> dict:
+        """What is stored beside the row."""
+        metrics = {
+            name: {
+                **{"value": m.value, "low": m.low, "high": m.high, "n": m.n, "per_class": m.per_class},
+                **{"reason": m.reason, "higher_leaks": m.higher_leaks, "kind": self.kinds[name]},
+            }
+            for name, m in self.measured.items()
+        }
+        return {"metrics": metrics, "anchors": self.anchors}
+
+    def picture_rows(self, names: Sequence[str]) -> list[dict]:
+        """One row per picture: the reconstruction beside its nearest private image."""
+        t = self.tensors
+        return [
+            {
+                **{"class": names[int(t["labels"][i])], "candidate": int(t["candidates"][i])},
+                **{"recovered": t["reconstructions"][i], "nearest private": t["nearest"][i]},
+                **{"distance": float(t["distance"][i]), "target confidence": float(t["confidence"][i])},
+            }
+            for i in range(len(t["labels"]))
+        ]
+
+
+def judge(
+    *,
+    recovered: Artefact,
+    prior: Prior,
+    target: nn.Module,
+    splits: Splits,
+    evaluators: dict[str, nn.Module],
+    metrics: dict[str, Metric],
+    utility: Mapping[str, float],
+    device: torch.device,
+    known: dict[str, Tensor] | None = None,
+) -> Judgement:
+    """Measure a recovered artefact, the stages that metrics ask for, and the anchors.
+
+    `known`: the features that evaluators give the private images, by evaluator; what is missing is added.
+    """
+    known = {} if known is None else known
+    world = World(
+        references=splits.private_train,
+        evaluators=evaluators,
+        classes=splits.classes,
+        utility={"test_accuracy_top1": utility["test_accuracy_top1"]},
+        bill={k: v for k, v in recovered.provenance["bill"].items() if isinstance(v, int | float)},
+        device=device,
+        tests=splits.private_test,
+        target=target,
+        cache={("references", name): features for name, features in known.items()},
+    )
+    with open_stages(recovered, prior, device) as stages:
+        candidates = stages[HEADLINE]
+        pictures = _Pictures(world, len(candidates.labels.unique()))
+        found = _measure(metrics, candidates.batches(target), world, pictures)
+        marked = _measure_stages(metrics, stages, target, world, found.by_metric)
+    known |= {name: world.cache[key] for name in evaluators if (key := ("references", name)) in world.cache}
+    return Judgement(
+        measured={**found.numbers, **marked.numbers},
+        kinds={**found.kinds(metrics), **marked.kinds(metrics)},
+        anchors=_anchors(metrics, candidates.labels, prior, splits.private_test, world),
+        tensors={**pictures.tensors(), **found.drawings},
+        candidates=len(candidates) // len(candidates.labels.unique()),
+    )
+
+
+@torch.no_grad()
+def decode(prior: Prior, latents: Tensor, device: torch.device) -> Tensor:
+    """Images [M, C, H, W] in [0, 1] of a few latents [M, ...], clipped."""
+    rows = batch_rows(BATCH, prior.size)
+    return torch.cat([clip_images(prior.decode(part.to(device))) for part in latents.split(rows)])
+
+
+@dataclass
+class _Found:
+    """What metrics found: their numbers by the metric's key and the number's name, and what they let one draw."""
+
+    by_metric: dict[str, dict[str, Measured]] = field(default_factory=dict)
+    drawings: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> dict[str, Measured]:
+        """All numbers by name."""
+        return {name: number for own in self.by_metric.values() for name, number in own.items()}
+
+    def kinds(self, metrics: Mapping[str, Metric]) -> dict[str, str]:
+        """Of which kind every number is."""
+        return {name: metrics[key].kind for key, own in self.by_metric.items() for name in own}
+
+
+def _measure(
+    metrics: Mapping[str, Metric], batches: Iterable[Judged], world: World, pictures: _Pictures | None = None
+) -> _Found:
+    """Show every batch to all metrics at once, so that each network looks at it once; then let each one count."""
+    for metric in metrics.values():
+        metric.reset()
+    for judged in batches:
+        for metric in metrics.values():
+            metric.update(judged, world)
+        if pictures is not None:
+            pictures.update(judged)
+    found = _Found()
+    for key, metric in metrics.items():
+        found.by_metric[key] = metric.compute(world)
+        found.drawings |= metric.drawings()
+        metric.reset()  # its features need not outlive its numbers
+    return found
+
+
+def _measure_stages(
+    metrics: Mapping[str, Metric],
+    stages: Stages,
+    target: nn.Module,
+    world: World,
+    headline: Mapping[str, Mapping[str, Measured]],
+) -> _Found:
+    """The stages that metrics ask for, their numbers marked `<number>@<stage>/<network>`; NaN where candidates diverged
+    (the selection takes those last, so that the headline may be sound)."""
+    found = _Found()
+    for stage in stages.names:
+        asking = {k: m for k, m in metrics.items() if any(fnmatchcase(stage, pattern) for pattern in m.stages)}
+        if stage == HEADLINE or not asking:
+            continue
+        candidates = stages[stage]
+        if candidates.diverged:
+            reason = f"{candidates.diverged} of {len(candidates)} candidates diverged"
+            lost = {k: {name: Measured.undefined(reason, len(candidates)) for name in headline[k]} for k in asking}
+            own = _Found(lost)
+        else:
+            own = _measure(asking, candidates.batches(target), world)
+        for key, numbers in own.by_metric.items():
+            marked = {name.replace("/", f"@{stage}/", 1): number for name, number in numbers.items()}
+            found.by_metric.setdefault(key, {}).update(marked)
+    return found
+
+
+def _anchors(
+    metrics: Mapping[str, Metric], labels: Tensor, prior: Prior, tests: Images, world: World
+) -> dict[str, dict[str, float]]:
+    """What the privacy metrics say of real images and of unattacked samples for the same `labels`, and chance."""
+    private = {key: metric for key, metric in metrics.items() if metric.kind == "privacy"}
+    draws = prior.sample(len(labels), seeds.generator("evaluate", "prior samples"))
+    attacked = torch.isin(tests.labels, labels.unique()).nonzero()[:, 0]
+    held_against = {
+        "real": Candidates.of_images(tests, attacked, world.device),
+        "prior": Candidates.of_latents(prior, draws, labels, world.device),
+    }
+    anchors: dict[str, dict[str, float]] = {}
+    for name, candidates in held_against.items():
+        # a split that is not stratified may leave none of the attacked classes to test on
+        numbers = _measure(private, candidates.batches(), world).numbers if len(candidates) else {}
+        anchors[name] = {k: number.value for k, number in numbers.items() if not math.isnan(number.value)}
+    anchors["chance"] = {name: value for metric in private.values() for name, value in metric.chance(world).items()}
+    return anchors
+
+
+class _Pictures:
+    """The first candidates of every class beside the private image that the first evaluator finds nearest."""
+
+    def __init__(self, world: World, classes: int) -> None:
+        self._world, self._evaluator = world, next(iter(world.evaluators))
+        self._per_class = max(1, min(PICTURES_PER_CLASS, PICTURES // classes))
+        self._kept: list[dict[str, Tensor]] = []
+
+    def update(self, judged: Judged) -> None:
+        """Keep what is shown of a batch."""
+        keep = (judged.candidates < self._per_class).nonzero()[:, 0]
+        shown = {
+            "reconstructions": to_pixels(judged.images[keep]).cpu(),
+            "labels": judged.labels[keep],
+            "candidates": judged.candidates[keep].cpu(),
+            "confidence": judged.target_confidence[keep].float().cpu(),
+            "features": judged_trace(judged, self._world, self._evaluator, BATCH).features[keep],
+        }
+        self._kept.append(shown)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`reconstructions` and `nearest` uint8 [K, C, H, W]; `labels`, `candidates`, `distance`, `confidence` [K]."""
+        shown = {name: torch.cat([part[name] for part in self._kept]) for name in self._kept[0]}
+        features, labels, references = shown.pop("features"), shown.pop("labels"), self._world.references
+        known = reference_features(self._world, self._evaluator, BATCH)
+        distance, _, nearest = class_distances(features, labels, known, references.labels)
+        found = {
+            "labels": labels.cpu(),
+            "distance": distance.float().cpu(),
+            "nearest": references.pixels[nearest.cpu()],
+        }
+        return {**shown, **found}

@@ -1,0 +1,294 @@
+"""What happens when a verb runs: every artefact is found in the store or made, upstream first, each as its own run.
+
+`Pipeline.target`, `.prior`, `.recovered` and `.result`: asking for one asks for what it needs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from midefense import seeds
+from midefense.datasets.splits import Splits, digest
+from midefense.metrics.features import evaluating
+from midefense.oracle import Oracle
+from midefense.pipeline import judge
+from midefense.pipeline.classifiers import (
+    StoredTarget,
+    get_classifier,
+    images_of,
+    load_classifier,
+    open_target,
+    selection_of,
+)
+from midefense.pipeline.recovery import Recovery, StoredPrior
+from midefense.pipeline.session import Session
+from midefense.plan.bind import bind_recipe
+from midefense.plan.read import Plan, name_of, setup_of
+from midefense.priors.base import Prior
+from midefense.store.artefacts import Artefact, Draft, content_id
+from midefense.store.store import Work
+from midefense.tracking.progress import consume
+from midefense.tracking.run import Run
+from midefense.tracking.wandb_mirror import under_sweep_agent
+from midefense.types import Evidence, Images, Refused, to_pixels
+
+ROW_NAMES = ("dataset", "public", "architecture", "defense", "prior", "attack")
+# What evaluators make of the private images, by evaluator and images: the last run's, for the next in this process.
+KNOWN: dict[tuple[str, str], torch.Tensor] = {}
+RECOVERED_NAME = ("dataset", "architecture", "defense", "prior", "attack")
+
+
+class Pipeline:
+    """Carries out one plan. What was found or made is kept for the length of the call."""
+
+    def __init__(self, plan: Plan):
+        self.plan, self.session = plan, Session(plan)
+        self.store, self.device = self.session.store, self.session.device
+
+    @functools.cached_property
+    def target(self) -> StoredTarget:
+        """The target of the plan: got or made."""
+        if self.plan.recovered is not None:
+            artefact = self.store.open(self.plan.recovered.provenance["parents"]["target"], "target")
+        else:
+            artefact = get_classifier(self.session, self.plan.target)
+        return open_target(self.session, artefact)
+
+    @functools.cached_property
+    def splits(self) -> Splits:
+        """The images of the target's dataset. An attack is handed `public` and `evidence` of them, and no more."""
+        return self.session.splits(self.plan.target.dataset)
+
+    @functools.cached_property
+    def public(self) -> Images:
+        """The attacker's public images, in the shape of the private ones."""
+        dataset = self.plan.target.dataset.build()
+        return self.plan.public.build().public(self.splits, dataset.channels, dataset.size, self.session.cache)
+
+    @functools.cached_property
+    def evidence(self) -> Evidence:
+        """What the attacker is handed, one row per target of the attack."""
+        return self.plan.evidence.build().collect(self.splits)
+
+    def check_images(self) -> None:
+        """Look at all images that will be needed, so that wrong ones are refused before anything is trained."""
+        _ = self.evidence
+        if self.plan.stored_prior is None:
+            self.plan.prior.target.require_files(self.plan.prior.arguments, self.plan.attack.build().needs)
+            self.plan.prior.target.require_some(self.public)
+        for plan in self.plan.evaluators.values():
+            images_of(plan, self.session.splits(plan.dataset))
+
+    @functools.cached_property
+    def prior(self) -> StoredPrior:
+        """The prior of the plan: trained on public images, or found, or in no need of training."""
+        if self.plan.stored_prior is not None:
+            return self._named_prior(self.plan.stored_prior)
+        target, seed = self.target, self.plan.seeds["prior"]
+        dataset = target.plan.dataset.build()
+        node = self.plan.prior.given(channels=dataset.channels, size=dataset.size, classes=self.splits.classes)
+        with seeds.isolated(seed, "prior", "init"):
+            prior = node.build()
+        recipe, parents = {"kind": "prior", "prior": node.recipe()}, {}
+        if prior.learns:
+            recipe |= {"public": digest(self.public), "seed": seed}
+        if prior.asks is not None:
+            recipe |= {"target": target.artefact.id, "access": prior.asks.value}
+            parents = {"target": target.artefact.reference}
+        if not prior.learns:
+            return StoredPrior(_frozen(prior, self.device), None, recipe)
+        draft = Draft(
+            kind="prior",
+            name=name_of(self._names, "dataset", "public", "prior"),
+            recipe=recipe,
+            names={k: v for k, v in self.plan.names.items() if k in ("public", "prior")},
+            parents=parents,
+            places=node.places(),
+            command=self.session.command("attack", self._names),
+        )
+        artefact = self.store.get_or_make(draft, functools.partial(self._fit, draft, prior), self.plan.missing)
+        return StoredPrior(_load_prior(prior, artefact, self.device), artefact, recipe)
+
+    @functools.cached_property
+    def recovered(self) -> Artefact:
+        """What the attack of the plan recovered: got or made."""
+        if self.plan.recovered is not None:
+            return self.plan.recovered
+        self.check_images()
+        plan, target, prior = self.plan, self.target, self.prior
+        attack, seed = plan.attack.build(), plan.seeds["attack"]
+        recovery = Recovery(self.session, attack, target, prior, self.evidence, seed)
+        parents = {"target": target.artefact.reference, **prior.parents}
+        common = {"target": target.artefact.id, "prior": prior.recipe, "seed": seed}
+        if attack.prepares:
+            preparation = {"preparation": attack.preparation(plan.attack.recipe()), "access": attack.access.value}
+            public = {"public": digest(self.public)}
+            draft = self._attack_draft("prepared", {**preparation, **public, **common}, parents)
+            parents["prepared"] = recovery.prepare(draft, self.public).reference
+        evidence = {"evidence": plan.evidence.recipe(), "labels": self.evidence.labels.tolist()}
+        prepared = {"prepared": recovery.prepared.id if recovery.prepared else None}
+        recipe = {"attack": plan.attack.recipe(), **evidence, **common, **prepared}
+        return recovery.recover(self._attack_draft("recovered", recipe, parents))
+
+    @functools.cached_property
+    def result(self) -> Artefact:
+        """The row of numbers of one recovered artefact: got or made."""
+        recovered, target = self.recovered, self.target
+        evaluators = {name: get_classifier(self.session, plan) for name, plan in self.plan.evaluators.items()}
+        protocol = {
+            "evidence": recovered.recipe["evidence"],
+            "labels": recovered.recipe["labels"],
+            "references": self.splits.references_hash,
+            "evaluators": {name: artefact.id for name, artefact in evaluators.items()},
+            "metrics": {name: node.recipe() for name, node in self.plan.metrics.items()},
+        }
+        parents = {f"evaluator.{name}": artefact.reference for name, artefact in evaluators.items()}
+        draft = Draft(
+            kind="result",
+            name=recovered.name,
+            recipe={"kind": "result", "recovered": recovered.id, "protocol": protocol},
+            names=recovered.provenance["names"],
+            parents={"recovered": recovered.reference, "target": target.artefact.reference, **parents},
+            command=self.session.command("evaluate", recovered.provenance["names"]),
+        )
+        known = under_sweep_agent() and self.store.find(draft)
+        if known:  # an agent waits for a run of its own, also where the store has the row already
+            with self.session.run(draft, "evaluate") as run:
+                _log_row(run, {name: number["value"] for name, number in known.metrics["metrics"].items()})
+        make = functools.partial(self._judge, draft, evaluators, content_id(protocol))
+        return self.store.get_or_make(draft, make, self.plan.missing)
+
+    @property
+    def _names(self) -> dict[str, str]:
+        return {**self.target.plan.names, **self.plan.names}
+
+    def _attack_draft(self, kind: str, recipe: dict, parents: Mapping[str, str]) -> Draft:
+        return Draft(
+            kind=kind,
+            name=name_of(self._names, *RECOVERED_NAME),
+            recipe={"kind": kind, **recipe},
+            names=self._names,
+            parents=dict(parents),
+            places=self.plan.prior.places(),
+            command=self.session.command("attack", self._names),
+        )
+
+    def _fit(self, draft: Draft, prior: Prior, work: Work) -> Artefact:
+        oracle = None if prior.asks is None else Oracle(self.target.model, prior.asks)
+        seed = self.plan.seeds["prior"]
+        with self.session.run(draft, "train_prior") as run:
+            prior.to(self.device)
+            progress = prior.fit(self.public, seed=seed, oracle=oracle, state=work.load("state"))
+            total = prior.fit_steps(self.public)
+            previews = {-(-total * quarter // 4) for quarter in (1, 2, 3)}
+
+            def save(step: int, state: Callable) -> None:
+                work.save("state", state())
+                if due := [preview for preview in previews if preview <= step < total]:
+                    previews.difference_update(due)
+                    self._show_samples(run, prior, f"samples_at_{step}")
+
+            consume(progress, run, total=total, description=draft.name, namespace="prior", save=save)
+            self._show_samples(run, prior.eval(), "samples")
+            bill = {"shared_queries": oracle.shared_bill if oracle else 0}
+            return self.session.finish(run, work, prior.state_dict(), {}, bill=bill)
+
+    def _show_samples(self, run: Run, prior: Prior, name: str) -> None:
+        """Sixteen samples, of the same latents every time; a prior that is being trained goes on as it was."""
+        latents = prior.sample(16, seeds.generator(self.plan.seeds["prior"], "prior", "pictures"))
+        with evaluating(prior):
+            samples = to_pixels(judge.decode(prior, latents, self.device)).cpu()
+        run.pictures(name, [{"sample": i, "image": image} for i, image in enumerate(samples)], ["sample", "image"])
+
+    def _judge(self, draft: Draft, evaluators: dict[str, Artefact], protocol: str, work: Work) -> Artefact:
+        recovered, target = self.recovered, self.target
+        with self.session.run(draft, "evaluate") as run:
+            by_content = {name: (artefact.id, self.splits.references_hash) for name, artefact in evaluators.items()}
+            known = {name: KNOWN[content] for name, content in by_content.items() if content in KNOWN}
+            judgement = judge.judge(
+                recovered=recovered,
+                prior=self._prior_of(recovered),
+                target=target.model,
+                splits=self.splits,
+                evaluators={name: load_classifier(self.session, artefact) for name, artefact in evaluators.items()},
+                metrics={name: node.build() for name, node in self.plan.metrics.items()},
+                utility=target.artefact.metrics,
+                device=self.device,
+                known=known,
+            )
+            KNOWN.clear()  # the runs of a sweep share an evaluator; another's features would only take memory
+            KNOWN.update({by_content[name]: features for name, features in known.items()})
+            row = {
+                **{name: draft.names.get(name, "own") for name in ROW_NAMES},
+                **self._row(recovered, evaluators),
+                **{"protocol": protocol, "candidates": judgement.candidates},
+                **{"date": time.strftime("%Y-%m-%d"), "device": str(self.device), "command": draft.command},
+            }
+            _log_row(run, judgement.flat())
+            run.pictures("recovered", judgement.picture_rows(self.splits.class_names), judge.PICTURE_COLUMNS)
+            return self.session.finish(run, work, judgement.tensors, {"row": row, **judgement.report()})
+
+    def _named_prior(self, artefact: Artefact) -> StoredPrior:
+        """The prior of the store that the plan names; it must make the target's images and belong to no other."""
+        dataset, target = self.target.plan.dataset.build(), self.target.artefact
+        prior = self.plan.prior.build()
+        made, wanted = (prior.channels, prior.size), (dataset.channels, dataset.size)
+        if made != wanted:
+            raise Refused(
+                f"prior_artefact={artefact.reference}: expected a prior of images with (channels, size) = {wanted}, "
+                f"those of the dataset, got {made}; try another prior, or dataset.size={prior.size}"
+            )
+        if artefact.recipe.get("target", target.id) != target.id:
+            raise Refused(
+                f"prior_artefact={artefact.reference}: expected a prior of {target.reference}, or of no target, got "
+                f"one that learned from {artefact.provenance['parents']['target']}; try that as target="
+            )
+        return StoredPrior(_load_prior(prior, artefact, self.device), artefact, artefact.recipe)
+
+    def _row(self, recovered: Artefact, evaluators: dict[str, Artefact]) -> dict:
+        """What a row says of the artefacts it judges."""
+        target, recipe = self.target, recovered.recipe
+        return {
+            "access": recipe["attack"]["access"],
+            "seeds": {"target": target.plan.seed, "prior": recipe["prior"].get("seed"), "attack": recipe["seed"]},
+            "setup": setup_of(target.artefact.recipe, recipe),
+            "baseline": setup_of({k: v for k, v in target.artefact.recipe.items() if k != "defense"}, recipe),
+            "selection": selection_of(target.plan),
+            "classes": len(recipe["labels"]),
+            "stopped": recovered.metrics["stopped"],
+            "ids": {
+                "target": target.artefact.id,
+                "prior": recovered.provenance["parents"].get("prior", ""),
+                "recovered": recovered.id,
+                "evaluators": {name: artefact.id for name, artefact in evaluators.items()},
+            },
+        }
+
+    def _prior_of(self, recovered: Artefact) -> Prior:
+        """The prior that decodes a recovered artefact, rebuilt from what the artefact says of it."""
+        reference = recovered.provenance["parents"].get("prior")
+        artefact = self.store.open(reference, "prior") if reference else None
+        places = artefact.provenance["places"] if artefact else recovered.provenance["places"]
+        prior = bind_recipe(recovered.recipe["prior"]["prior"], places, self.plan.allow).build()
+        return _load_prior(prior, artefact, self.device) if artefact else _frozen(prior, self.device)
+
+
+def _load_prior(prior: Prior, artefact: Artefact, device: torch.device) -> Prior:
+    prior.load_state_dict(artefact.tensors())
+    return _frozen(prior, device)
+
+
+def _frozen(prior: Prior, device: torch.device) -> Prior:
+    return prior.to(device).eval().requires_grad_(False)
+
+
+def _log_row(run: Run, numbers: Mapping[str, object]) -> None:
+    """Numbers of a result: as a step, and as the summary that sweeps optimise. NaN stays in the artefact."""
+    finite = {name: value for name, value in numbers.items() if math.isfinite(float(value))}
+    run.log(finite, 0, "evaluate")
+    run.summary(finite)

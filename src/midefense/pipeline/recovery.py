@@ -1,0 +1,182 @@
+"""Recovering, group by group: what an attack prepares once, and what it finds for each fixed group of targets.
+
+A group is claimed, attacked and saved by one process; whoever finds all groups saved writes the artefact. Ranks and
+unrelated processes meet in the store, without talking to each other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from midefense import seeds
+from midefense.attacks.base import Attack, run_group
+from midefense.oracle import Oracle
+from midefense.pipeline.classifiers import StoredTarget
+from midefense.pipeline.session import Session
+from midefense.priors.base import Prior
+from midefense.store.artefacts import Artefact, Draft
+from midefense.store.store import POLL_SECONDS, Work
+from midefense.tracking.progress import consume
+from midefense.tracking.run import Run
+from midefense.types import Evidence, Found, Images, Progress
+
+STAGE_FIELDS = ("latents", "loss", "evidence", "scores", "pixels")
+LOG_EVERY = 50  # steps of a search between two looks at the loss: looking makes the device wait
+
+
+@dataclass
+class StoredPrior:
+    """A prior ready to use; one that learns nothing has no artefact."""
+
+    prior: Prior
+    artefact: Artefact | None
+    recipe: dict
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """Its reference as a parent, where there is one."""
+        return {"prior": self.artefact.reference} if self.artefact else {}
+
+
+@dataclass
+class Recovery:
+    """One attack on one target with one prior. `prepared` is what `prepare` made, where the attack prepares."""
+
+    session: Session
+    attack: Attack
+    target: StoredTarget
+    prior: StoredPrior
+    evidence: Evidence
+    seed: int
+    prepared: Artefact | None = None
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def prepare(self, draft: Draft, public: Images) -> Artefact:
+        """What the attack does once for all targets: its state, with the queries it cost."""
+
+        def make(work: Work) -> Artefact:
+            with self.session.run(draft, "prepare") as run:
+                return self._prepare(draft, public, work, run)
+
+        self.prepared = self.session.store.get_or_make(draft, make, self.session.plan.missing)
+        self.state = self.prepared.tensors()
+        return self.prepared
+
+    def recover(self, draft: Draft) -> Artefact:
+        """The recovered artefact: found, or made together with whoever else works on it."""
+        store = self.session.store
+        if (artefact := store.find(draft)) is not None:
+            return artefact
+        store.require_may_make(draft, self.session.plan.missing)
+        work = store.work(draft)
+        groups = {
+            _group_name(i): rows for i, rows in enumerate(torch.arange(len(self.evidence)).split(self.attack.group))
+        }
+        with work.seat() as seat, self.session.run(draft, "attack", rank=seat) as run:
+            while (artefact := store.find(draft)) is None:
+                advanced = False
+                for index, (name, rows) in enumerate(groups.items()):
+                    with work.claim(name) as mine:
+                        if mine and not work.has(name) and store.find(draft) is None:
+                            self._recover_group(work, index, rows, run)
+                            advanced = True
+                if all(map(work.has, groups)):
+                    with work.claim("finish") as mine:
+                        if mine and store.find(draft) is None:
+                            self._join(work, list(groups))
+                elif not advanced:
+                    time.sleep(POLL_SECONDS)
+            self.session.announce(run, artefact)
+        return artefact
+
+    def _prepare(self, draft: Draft, public: Images, work: Work, run: Run) -> Artefact:
+        oracle = Oracle(self.target.model, self.attack.access)
+        saved = work.load("state")
+        already = work.notes("state")["shared_queries"] if saved else 0
+
+        def save(step: int, state) -> None:
+            work.save("state", state(), {"shared_queries": already + oracle.shared_bill})
+
+        rng = seeds.generator(self.seed, "attack", "prepare")
+        progress = self.attack.prepare(self.prior.prior, oracle, public, rng, saved)
+        last = consume(progress, run, total=None, description=draft.name, namespace="prepare", save=save)
+        bill = {"shared_queries": already + oracle.shared_bill}
+        return self.session.finish(run, work, last() if last else saved, {}, bill=bill)
+
+    def _recover_group(self, work: Work, index: int, rows: Tensor, run: Run) -> None:
+        """Attack one group and save its stages, its queries and its time."""
+        started = time.monotonic()
+        evidence = self.evidence.take(rows)
+        oracle = Oracle(self.target.model, self.attack.access, self.attack.budget, ids=evidence.ids.tolist())
+        group = _Group(self, oracle, evidence, index)
+        steps = self.attack.steps
+        total = None if steps is None else steps * (index + 1)
+        consume(group.steps(), run, total=total, description=f"{work.draft.name} group {index}", namespace="attack")
+        tensors = {}
+        for stage, found in group.stages.items():
+            fields = {name: getattr(found, name) for name in STAGE_FIELDS}
+            fields["evidence"] = found.evidence + int(rows[0])
+            tensors |= {f"{stage}.{name}": value for name, value in fields.items() if value is not None}
+        notes = {
+            "queries": [oracle.bill.get(int(i), 0) for i in evidence.ids],
+            "shared_queries": oracle.shared_bill,
+            "stopped": group.stopped,
+            "seconds": time.monotonic() - started,
+        }
+        work.save(_group_name(index), tensors, notes)
+
+    def _join(self, work: Work, names: list[str]) -> Artefact:
+        """Write the artefact: per stage aligned rows of latents, loss, evidence (and scores), sorted by evidence."""
+        parts, notes = [work.load(name) for name in names], [work.notes(name) for name in names]
+        keys = sorted(set.union(*map(set, parts)))  # a group the budget stopped may lack a stage
+        tensors = {key: torch.cat([part[key] for part in parts if key in part]) for key in keys}
+        queries = [asked for note in notes for asked in note["queries"]]
+        tensors |= {
+            "evidence.labels": self.evidence.labels,
+            "evidence.ids": self.evidence.ids,
+            "queries": torch.tensor(queries),
+        }
+        # what was asked once for all targets is charged to each user, cached or not
+        once = [a.provenance["bill"].get("shared_queries", 0) for a in (self.prepared, self.prior.artefact) if a]
+        bill = {
+            "queries_per_target_mean": sum(queries) / len(queries),
+            "queries_per_target_max": max(queries),
+            "shared_queries": sum(once) + sum(note["shared_queries"] for note in notes),
+            "seconds": sum(note["seconds"] for note in notes),
+        }
+        metrics = {
+            "stopped": sorted({note["stopped"] for note in notes} - {""}),
+            "candidates": len(tensors["selected.latents"]),
+            "mean_loss": float(tensors["optimised.loss"].mean()) if "optimised.loss" in tensors else None,
+        }
+        return work.finish(tensors, metrics, bill=bill, device=str(self.session.device))
+
+
+class _Group:
+    """Keeps the last of each stage of one group, and why it ended early ("" if it did not)."""
+
+    def __init__(self, recovery: Recovery, oracle: Oracle, evidence: Evidence, index: int):
+        self.recovery, self.oracle, self.evidence, self.index = recovery, oracle, evidence, index
+        self.stages: dict[str, Found] = {}
+        self.stopped = ""
+
+    def steps(self) -> Iterator[Progress]:
+        """The attack on this group as progress to look at; numbers come now and then."""
+        r = self.recovery
+        rng = seeds.generator(r.seed, "attack", "recover", self.index)
+        first = self.index * (r.attack.steps or 0)
+        attacked = run_group(r.attack, r.state, r.prior.prior, self.oracle, self.evidence, rng)
+        for step, (found, self.stopped) in enumerate(attacked, start=1):
+            if self.stopped:  # what was found is kept, unselected
+                found = replace(found, stage="selected", scores=torch.full((len(found),), torch.nan))
+            self.stages[found.stage] = found
+            yield first + step, {"loss": float(found.loss.mean())} if step % LOG_EVERY == 0 else {}, dict
+
+
+def _group_name(index: int) -> str:
+    return f"group-{index:05d}"

@@ -1,0 +1,90 @@
+"""What the making of every artefact shares: the store, the device, images loaded once, tracked runs, commands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from midefense.datasets.splits import Splits
+from midefense.plan.bind import Node
+from midefense.plan.overrides import parsed
+from midefense.plan.read import KEYS, Plan
+from midefense.plan.references import TARGET_NODES
+from midefense.store.artefacts import Artefact, Draft, content_id
+from midefense.store.command import command_of
+from midefense.store.store import Work
+from midefense.tracking.run import Run
+
+OWN_KIND = {"train_target": "target", "attack": "recovered", "evaluate": "result"}
+LONGEST_TAG = 64  # of W&B
+ELSEWHERE = ("store", "missing", "tracking", "compute")  # options of a call that change nothing it makes
+
+
+class Session:
+    """One call of a verb. Created once per plan; sets this process's threads."""
+
+    def __init__(self, plan: Plan):
+        self.plan, self.store = plan, plan.store
+        plan.compute.prepare()
+        # float32 is float32, whatever the card: TF32 would change numbers without standing in any recipe
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        self.device = plan.compute.device()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # `seeds.isolated` covers the current device
+        self.cache = self.store.root / "cache"  # of decoded pixels
+        self._splits: dict[str, Splits] = {}
+
+    def splits(self, dataset: Node) -> Splits:
+        """The images of a dataset, loaded once."""
+        key = content_id({"recipe": dataset.recipe(), "places": {k: str(v) for k, v in dataset.places().items()}})
+        if key not in self._splits:
+            self._splits[key] = dataset.build().load(self.cache)
+        return self._splits[key]
+
+    def run(self, draft: Draft, job_type: str, rank: int = 0) -> Run:
+        """The tracked run that makes a draft. The verb's own is the outermost; runs upstream close before it opens."""
+        return Run(
+            self.plan.tracking,
+            job_type=job_type,
+            name=draft.name,
+            id=draft.id,
+            config={**draft.recipe, "names": draft.names},
+            inputs=[{"role": role, "artefact": reference} for role, reference in draft.parents.items()],
+            tags=[name.split("(")[0][:LONGEST_TAG] for name in draft.names.values()],
+            outermost=draft.kind == OWN_KIND[self.plan.verb],
+            rank=rank,
+        )
+
+    def finish(
+        self, run: Run, work: Work, tensors: Mapping[str, Tensor], metrics: Mapping, bill: Mapping | None = None
+    ) -> Artefact:
+        """Write the artefact that a run has made, and record it with the run."""
+        artefact = work.finish(tensors, metrics, bill=bill, device=str(self.device))
+        self.announce(run, artefact)
+        return artefact
+
+    def announce(self, run: Run, artefact: Artefact) -> None:
+        """Record an artefact with its inputs, its bill and its plain numbers."""
+        run.summary({k: v for k, v in artefact.metrics.items() if isinstance(v, int | float)})
+        run.artefact(
+            artefact.path,
+            kind=artefact.kind,
+            name=artefact.name,
+            id=artefact.id,
+            inputs=list(artefact.provenance["parents"].values()),
+            metadata={"bill": artefact.provenance["bill"], "names": artefact.provenance["names"]},
+        )
+
+    def command(self, verb: str, names: Mapping[str, str]) -> str:
+        """A command that makes what `names` describes: the one that was given, or its share that `verb` understands."""
+        given = parsed(self.plan.overrides)
+        if verb == self.plan.verb:
+            return command_of(verb, [override.text for override in given if override.key not in ELSEWHERE])
+        keys = {override.key for override in given}
+        brought = (*(TARGET_NODES if "target" in keys else ()), *(("prior",) if "prior_artefact" in keys else ()))
+        words = [f"{group}={name.split('(')[0]}" for group, name in names.items() if name and group not in brought]
+        known = set(KEYS[verb]) - set(ELSEWHERE)
+        words += [override.text for override in given if override.key not in names and override.option in known]
+        return command_of(verb, words)

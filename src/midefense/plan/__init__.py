@@ -1,0 +1,1 @@
+"""What was asked: a configuration composed, checked and bound before any compute is spent."""

@@ -1,0 +1,97 @@
+"""What a configuration must look like before its nodes are bound. Every check gathers all mistakes of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from midefense.store.plain import looks_secret
+from midefense.types import Refused, refuse_unknown
+
+SEEDS = ("target", "prior", "attack")
+EVALUATOR_KEYS = ("architecture", "recipe", "train_on", "seed", "artefact")
+CHOICES = {"missing": ("make", "fail"), "train_on": ("private", "all")}
+
+
+def check_shape(verb: str, config: Mapping, keys: Iterable[str]) -> None:
+    """Refuse unknown and missing options of a verb, and plain values that are not what they must be."""
+    keys = tuple(keys)
+    refuse_all(
+        [
+            *(str(refuse_unknown(f"{verb}: no such option", key, keys)) for key in config if key not in keys),
+            *(f"{verb}: expected the option {key}, got none; try without ~{key}" for key in keys if key not in config),
+        ]
+    )
+    refuse_all(
+        [*_secrets(config), *_plain_values(config), *_evaluators(config.get("evaluators", {})), *_metrics(config)]
+    )
+
+
+def refuse_all(problems: Iterable[str]) -> None:
+    """Refuse if there is any problem, naming each once."""
+    if text := "\n".join(dict.fromkeys(problems)):
+        raise Refused(text)
+
+
+def refuse_together(steps: Iterable[Callable[[], object]]) -> None:
+    """Take every step; refuse once, with the refusals of all."""
+    problems = []
+    for step in steps:
+        try:
+            step()
+        except Refused as refusal:
+            problems.append(str(refusal))
+    refuse_all(problems)
+
+
+def _secrets(node: object, path: str = "") -> Iterator[str]:
+    """A configuration is written to files, so it may hold no secret."""
+    inside = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in inside:
+        here = f"{path}.{name}".lstrip(".")
+        if isinstance(value, str) and looks_secret(str(name)):
+            yield f"{here}: expected no secret in what is written to files; try an environment variable (WANDB_API_KEY)"
+        yield from _secrets(value, here)
+
+
+def _plain_values(config: Mapping) -> Iterator[str]:
+    for name, choices in CHOICES.items():
+        if config[name] not in choices:
+            yield str(refuse_unknown(name, config[name], choices))
+    if not isinstance(config["store"], str):
+        yield f"store: expected a folder, got {config['store']!r}; try store=DIR"
+    allow = config["allow"]
+    if not (isinstance(allow, list) and all(isinstance(name, str) for name in allow)):
+        yield f"allow: expected a list of module names, got {allow!r}; try 'allow=[my_module]'"
+    if not isinstance(config["seeds"], Mapping) or set(config["seeds"]) != set(SEEDS):
+        yield f"seeds: expected {', '.join(SEEDS)}, got {config['seeds']!r}"
+    else:
+        yield from (_not_a_seed(f"seeds.{name}", value) for name, value in config["seeds"].items() if not _whole(value))
+
+
+def _evaluators(evaluators: object) -> Iterator[str]:
+    if not isinstance(evaluators, Mapping):
+        yield f"evaluators: expected evaluators by name, got {evaluators!r}; try evaluator@evaluators.main=cnn_wide"
+        return
+    for name, node in evaluators.items():
+        if not isinstance(node, Mapping) or set(node) != set(EVALUATOR_KEYS):
+            got = ", ".join(node) if isinstance(node, Mapping) else repr(node)
+            expected = ", ".join(EVALUATOR_KEYS)
+            yield f"evaluators.{name}: expected {expected}, got {got}; try evaluator@evaluators.{name}=cnn_wide"
+            continue
+        if node["train_on"] not in CHOICES["train_on"]:
+            yield str(refuse_unknown(f"evaluators.{name}.train_on", node["train_on"], CHOICES["train_on"]))
+        if not _whole(node["seed"]):
+            yield _not_a_seed(f"evaluators.{name}.seed", node["seed"])
+
+
+def _metrics(config: Mapping) -> Iterator[str]:
+    if "metrics" in config and not (isinstance(config["metrics"], Mapping) and config["metrics"]):
+        yield f"metrics: expected metrics by name, got {config['metrics']!r}; try metrics=all"
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _not_a_seed(name: str, value: object) -> str:
+    return f"{name}: expected a whole number, got {value!r}; try {name}=0"

@@ -1,0 +1,95 @@
+"""The configuration of a verb under overrides, as plain values. Beside the entry of the verbs, the only file that
+knows Hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from midefense.types import Refused, refuse_unknown
+
+PACKAGE = Path(__file__).resolve().parents[1]
+# Inside the installed package, or beside `src/` in a checkout.
+CONF = next((path for path in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if path.is_dir()), PACKAGE / "conf")
+NO_OPTION = "Config group override must be"  # what Hydra says of GROUP=null, as a plain ValueError
+NULL_OPTION = "GROUP=null: expected the name of an option, got null; choices: --help; try ~GROUP"
+
+
+def compose(verb: str, overrides: Sequence[str] = ()) -> tuple[dict, dict[str, str]]:
+    """The plain configuration of a verb (`train_target`, `attack`, `evaluate`), and the option chosen per group.
+
+    Raises `Refused`, in the words of the verbs, for an override that Hydra cannot follow.
+    """
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            config = hydra_compose(config_name=verb, overrides=list(overrides), return_hydra_config=True)
+    except HydraException as error:
+        raise Refused(sentence(error)) from error
+    except ValueError as error:
+        if not str(error).startswith(NO_OPTION):
+            raise
+        raise Refused(NULL_OPTION) from error
+    choices = dict(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return plain_config(config), choices
+
+
+def plain_config(config: DictConfig) -> dict:
+    """A configuration as plain dicts and lists, interpolations resolved; every missing value (???) is named."""
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise Refused(f"these options need a value: {', '.join(missing)}; give them on the command line")
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def sentence(error: HydraException) -> str:
+    """Hydra's complaint about the command line, with the choices it leaves out."""
+    if isinstance(error, MissingConfigException) and error.options:
+        chosen = str(error.missing_cfg_file).split("/")[-1]
+        return str(refuse_unknown(f"{error.missing_cfg_file}: no such option", chosen, error.options))
+    text = str(error).split("\n")[0]
+    if isinstance(error, OverrideParseException):
+        return f"expected KEY=VALUE, +KEY=VALUE or ~KEY, got {error.override!r}; try quoting the value ({text})"
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None and cause.key is not None:
+        if "/" in str(cause.key):
+            return str(refuse_unknown("no such config group", cause.key, sorted(groups()), "See --help."))
+        known = [str(key) for key in cause.parent_node if key != "hydra"]
+        return str(refuse_unknown(f"{cause.full_key}: no such option", cause.key, known))
+    if "Could not override '" in text:
+        group = text.split("'")[1]
+        return str(refuse_unknown("no such config group", group, sorted(groups()), "See --help."))
+    if "Could not delete" in text:
+        return f"{text} Expected ~KEY of an option that is there; try --cfg job to see them all"
+    return text
+
+
+def groups() -> list[str]:
+    """The config groups, as `attack/search`."""
+    folders = (path for path in CONF.rglob("*") if path.is_dir())
+    return [path.relative_to(CONF).as_posix() for path in folders if any(path.glob("*.yaml"))]
+
+
+def refuse_hidden(sources: Iterable[Mapping[str, str]]) -> None:
+    """Refuse files of the user's own folder (`--config-dir`) that bear the name of one of ours: Hydra would take ours
+    without a word.
+
+    Args:
+        sources: Hydra's `runtime.config_sources`.
+    """
+    for source in sources:
+        if source["provider"] != "command-line":
+            continue
+        folder = Path(source["path"])
+        files = sorted(path.relative_to(folder) for path in folder.rglob("*.yaml"))
+        if hidden := [file.as_posix() for file in files if (CONF / file).exists()]:
+            raise Refused(
+                f"--config-dir {folder}: expected names of your own, got {', '.join(hidden)}, which midefense has too; "
+                "rename them"
+            )

@@ -1,0 +1,250 @@
+"""What a verb was asked to do: the composed configuration, checked and bound before any compute is spent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from midefense.architectures.base import Classifier
+from midefense.attacks.base import Attack
+from midefense.compute import Compute
+from midefense.datasets.base import Dataset
+from midefense.defenses.base import Defense, NoDefense
+from midefense.metrics.base import Metric
+from midefense.plan.bind import Node, bind, bind_all, bind_recipe
+from midefense.plan.checks import check_shape, refuse_all, refuse_together
+from midefense.plan.overrides import parsed
+from midefense.plan.references import ATTACK_NODES, NAMED, TARGET_NODES, named_artefacts, named_evaluators, named_prior
+from midefense.priors.base import Prior
+from midefense.store.artefacts import Artefact, content_id
+from midefense.store.store import Store
+from midefense.tracking.settings import Settings
+from midefense.training.recipe import Recipe
+from midefense.types import Refused
+
+SHARED = ("compute", "tracking", "store", "missing", "allow", "seed", "seeds")
+KEYS = {
+    "train_target": (*TARGET_NODES, "train_on", *SHARED),
+    "attack": (*TARGET_NODES, *ATTACK_NODES, *NAMED, *SHARED),
+    "evaluate": (*TARGET_NODES, *ATTACK_NODES, *NAMED, "recovered", "evaluators", "metrics", *SHARED),
+}
+KINDS = {
+    **{"dataset": Dataset, "architecture": Classifier, "defense": Defense, "recipe": Recipe},
+    **{"prior": Prior, "attack": Attack, "metrics": Metric, "tracking": Settings, "compute": Compute},
+}
+HEAVY = ("architecture", "prior")  # not built to see whether their values are right, as everything else is
+
+
+@dataclass(frozen=True)
+class TargetPlan:
+    """A classifier to have: a dataset x an architecture x a defense, trained by a recipe.
+
+    `train_on` is `private` (the private classes) or `all` (the public ones too, numbered after them). `names` are
+    what people call the parts.
+    """
+
+    dataset: Node
+    architecture: Node
+    defense: Node
+    recipe: Node
+    train_on: str
+    seed: int
+    names: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Plan:
+    """All that a verb needs. Nodes that the verb does not use are None or empty."""
+
+    verb: str
+    target: TargetPlan
+    seeds: dict[str, int]
+    store: Store
+    missing: str
+    tracking: Settings
+    compute: Compute
+    public: Node | None = None
+    prior: Node | None = None
+    evidence: Node | None = None
+    attack: Node | None = None
+    stored_prior: Artefact | None = None
+    evaluators: dict[str, TargetPlan] = field(default_factory=dict)
+    metrics: dict[str, Node] = field(default_factory=dict)
+    recovered: Artefact | None = None
+    names: dict[str, str] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+
+
+def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Sequence[str] = ()) -> Plan:
+    """Check a composed configuration (plain dicts) and bind it.
+
+    Args:
+        choices: the option chosen per config group, by group (Hydra's `runtime.choices`).
+        overrides: what stood on the command line.
+    Raises:
+        Refused: every mistake found, in sentences.
+    """
+    check_shape(verb, config, KEYS[verb])
+    allow, seeds = tuple(config["allow"]), config["seeds"]
+    store = Store(config["store"])
+    recovered, target = named_artefacts(config, store, overrides)
+    prior, judges = named_prior(config, store, overrides), named_evaluators(config, store, overrides)
+    bound = bind_all(_nodes(verb, config, recovered, target), allow)
+    if prior is not None:
+        bound["prior"] = bind_recipe(prior.recipe["prior"], prior.provenance["places"], allow)
+    places = {f"{path}.{place}" for path, node in bound.items() for place in node.places()}
+    names = read_names(choices, [override.text for override in parsed(overrides) if override.key not in places])
+    names |= target.provenance["names"] if target else {}
+    names |= {"prior": prior.provenance["names"]["prior"]} if prior else {}
+    refuse_all(_other_kinds(bound))
+    refuse_together(node.build for path, node in bound.items() if path.split(".")[-1] not in HEAVY)
+    plan = Plan(
+        verb=verb,
+        target=stored_target(target, allow) if target else _target_plan(bound, config, seeds, names),
+        seeds=seeds,
+        store=store,
+        missing=config["missing"],
+        tracking=bound["tracking"].build(),
+        compute=bound["compute"].build(),
+        recovered=recovered,
+        stored_prior=prior,
+        names=recovered.provenance["names"] if recovered else names,
+        overrides=tuple(overrides),
+        allow=allow,
+        **{name: bound.get(name) for name in ATTACK_NODES},
+    )
+    if verb == "evaluate":
+        plan.metrics = {name: bound[f"metrics.{name}"] for name in config["metrics"]}
+        plan.evaluators = {
+            name: _stored_evaluator(name, judges[name], plan.target, allow)
+            if name in judges
+            else _evaluator_plan(name, node, plan.target, bound, choices)
+            for name, node in config["evaluators"].items()
+        }
+    if plan.attack is not None:
+        _check_match(plan)
+    return plan
+
+
+def stored_target(artefact: Artefact, allow: Sequence[str] = ()) -> TargetPlan:
+    """The plan that made a stored target, read from its recipe."""
+    recipe, provenance = artefact.recipe, artefact.provenance
+    nodes = {}
+    for name in TARGET_NODES:
+        prefix = f"{name}."
+        places = {k.removeprefix(prefix): v for k, v in provenance["places"].items() if k.startswith(prefix)}
+        nodes[name] = bind_recipe(recipe[name], places, allow)
+    return TargetPlan(**nodes, train_on=recipe["train_on"], seed=recipe["seed"], names=provenance["names"])
+
+
+def read_names(choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:
+    """What people call the parts: the option chosen per group, with the values changed on the command line."""
+    names = {}
+    for group in (*TARGET_NODES, *ATTACK_NODES):
+        # an attack that chooses its prior leaves the choice under the group's full address
+        chosen = choices.get(f"{group}@_global_.{group}", choices.get(group))
+        if chosen is None:
+            continue
+        changes = [change for override in parsed(overrides) if (change := override.inside(group)) is not None]
+        names[group] = f"{chosen}({', '.join(sorted(changes))})" if changes else str(chosen)
+    return names
+
+
+def _nodes(
+    verb: str, config: dict, recovered: Artefact | None, target: Artefact | None
+) -> dict[str, tuple[Mapping, bool]]:
+    """Every node to bind, by path, and whether it may be told the dataset's shape."""
+    nodes: dict[str, tuple[Mapping, bool]] = {name: (config[name], False) for name in ("tracking", "compute")}
+    if target is None:
+        nodes |= {name: (config[name], name == "architecture") for name in TARGET_NODES}
+    if verb != "train_target" and recovered is None:
+        nodes |= {name: (config[name], name == "prior") for name in ATTACK_NODES}
+    if verb == "evaluate":
+        for name, node in config["evaluators"].items():
+            if node["artefact"] is not None:
+                continue
+            nodes[f"evaluators.{name}.architecture"] = (node["architecture"], True)
+            nodes[f"evaluators.{name}.recipe"] = (node["recipe"], False)
+        nodes |= {f"metrics.{name}": (node, False) for name, node in config["metrics"].items()}
+    return nodes
+
+
+def _target_plan(bound: dict[str, Node], config: dict, seeds: dict[str, int], names: dict[str, str]) -> TargetPlan:
+    nodes = {name: bound[name] for name in TARGET_NODES}
+    own_names = {name: names[name] for name in TARGET_NODES if name in names}
+    return TargetPlan(**nodes, train_on=config["train_on"], seed=seeds["target"], names=own_names)
+
+
+def _evaluator_plan(
+    name: str, node: Mapping, target: TargetPlan, bound: dict[str, Node], choices: Mapping[str, str]
+) -> TargetPlan:
+    """An evaluator is a target without a defense, on the dataset of the target it judges."""
+    dataset_name = target.names.get("dataset", "dataset")
+    chosen = str(choices.get(f"evaluator@evaluators.{name}", name))
+    return TargetPlan(
+        dataset=target.dataset,
+        architecture=bound[f"evaluators.{name}.architecture"],
+        defense=bind({"_target_": "midefense.defenses.base.NoDefense"}, f"evaluators.{name}.defense"),
+        recipe=bound[f"evaluators.{name}.recipe"],
+        train_on=node["train_on"],
+        seed=node["seed"],
+        names={"dataset": dataset_name, "architecture": f"{chosen} (evaluator)", "defense": "none"},
+    )
+
+
+def _stored_evaluator(name: str, artefact: Artefact, target: TargetPlan, allow: Sequence[str]) -> TargetPlan:
+    """An evaluator out of the store: it must know the dataset of the target, undefended."""
+    plan = stored_target(artefact, allow)
+    if not issubclass(plan.defense.target, NoDefense):
+        raise Refused(
+            f"evaluators.{name}.artefact: expected a target without a defense, got {artefact.reference}; "
+            "try one trained with defense=none"
+        )
+    if plan.dataset.recipe() != target.dataset.recipe():
+        raise Refused(
+            f"evaluators.{name}.artefact: expected an evaluator of the target's dataset, got {artefact.reference}, "
+            "which knows another (or the same under other options); try one trained on, or imported for, the same"
+        )
+    return replace(plan, dataset=target.dataset)
+
+
+def _other_kinds(bound: Mapping[str, Node]) -> list[str]:
+    """Nodes that name a class of another kind than their place is for."""
+    problems = []
+    for path, node in bound.items():
+        parts = path.split(".")
+        wanted = KINDS.get(parts[-1] if parts[0] == "evaluators" else parts[0])
+        if wanted is not None and not issubclass(node.target, wanted):
+            got = node.target.__name__
+            problems.append(f"{path}: expected a {wanted.__name__}, got {got}; try an option of its group, see --help")
+    return problems
+
+
+def _check_match(plan: Plan) -> None:
+    """Let the attack refuse a prior it cannot use, and a weak attack a prior that asked for more."""
+    attack = plan.attack.build()
+    attack.check(plan.prior.target)
+    asks = getattr(plan.prior.target, "asks", None)
+    if asks is not None and not asks.reveals <= attack.access.reveals:
+        raise Refused(
+            f"prior {plan.names.get('prior', '')} learned with access={asks.value}, more than attack.access="
+            f"{attack.access.value} reveals; choose a prior that asks less, or a stronger access"
+        )
+
+
+def name_of(names: Mapping[str, str], *parts: str) -> str:
+    """A readable artefact name: the options alone, without the values changed."""
+    return "-".join(re.sub("[ /]", "_", names.get(part, "own").split("(")[0].strip()) for part in parts)
+
+
+def setup_of(target: Mapping, recovered: Mapping) -> str:
+    """The id of a setup whatever its seeds: rows that share it are repetitions of one experiment."""
+    recipes = {"target": target, "recovered": {**recovered, "prior": _without_seeds(recovered["prior"])}}
+    return content_id({name: _without_seeds(recipe) for name, recipe in recipes.items()})
+
+
+def _without_seeds(recipe: Mapping) -> dict:
+    """A recipe without its seed and the ids of artefacts that hold one."""
+    return {name: value for name, value in recipe.items() if name not in ("seed", "target", "prepared")}

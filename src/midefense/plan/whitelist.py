@@ -1,0 +1,60 @@
+"""Which classes a configuration may name: `_target_` must not become a way to run anything."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+
+from midefense.plan.stored_names import present_name
+from midefense.types import Refused, refuse_unknown
+
+ROOMS = (
+    *("architectures", "attacks", "compute", "datasets", "defenses", "evidence"),
+    *("metrics", "priors", "tracking.settings", "training"),
+)
+LIBRARIES = ("torch.optim", "torch.nn", "torchvision.transforms")
+
+
+def resolve(name: str, allow: Iterable[str] = ()) -> Callable:
+    """The class a `_target_` names, if it is *defined* in a place that configurations may name.
+
+    The string alone decides nothing: `torch.nn.functional.torch.load` begins with torch.nn and is torch.load. What is
+    tested is the module the resolved object says it was defined in. A module outside the list is never imported.
+    """
+    name, admitted = present_name(name), (*(f"midefense.{room}" for room in ROOMS), *LIBRARIES, *allow)
+    outside = Refused(
+        f"_target_ {name!r} is outside the whitelist ({', '.join(admitted)}); "
+        "a module of your own is added on purpose with 'allow=[its_name]'"
+    )
+    if not _within(name, admitted):
+        raise outside
+    if "." not in name:
+        raise Refused(f"_target_: expected module.Class, got {name!r}")
+    parts = name.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:cut])
+        try:
+            found = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name and module_name.startswith(error.name):
+                continue
+            raise
+        break
+    else:
+        raise Refused(f"_target_ {name!r}: no such module; expected module.Class")
+    for part in parts[cut:]:
+        inside = getattr(found, "__dict__", {}).items()
+        found = getattr(found, part, None)
+        if found is None:
+            classes = [key for key, value in inside if inspect.isclass(value) and _within(value.__module__, admitted)]
+            raise refuse_unknown(f"_target_ {name!r}", part, sorted(classes))
+    if not _within(getattr(found, "__module__", None) or "", admitted):
+        raise outside
+    if not inspect.isclass(found):
+        raise Refused(f"_target_ {name!r}: expected a class, got a {type(found).__name__}")
+    return found
+
+
+def _within(name: str, modules: Iterable[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)

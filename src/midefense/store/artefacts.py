@@ -1,0 +1,199 @@
+"""Artefacts: an id that is the hash of a recipe, where it came from, and files that are checked before they are used.
+
+    <kind>/<name>@<id>/   tensors.safetensors  config.yaml  provenance.json  metrics.json
+
+No pickle is ever read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor
+
+from midefense import __version__
+from midefense.store.command import command_given
+from midefense.store.plain import plain
+from midefense.types import Refused
+
+KINDS = ("target", "prior", "prepared", "recovered", "result")
+
+
+def canonical(value: object) -> str:
+    """JSON that is the same text for the same content: sorted keys, tuples as lists. NaN is refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def content_id(recipe: Mapping[str, object]) -> str:
+    """12 characters that name a recipe: a letter, so that no parser takes it for a number (12e34...), and the first
+    11 hex digits of its SHA-256."""
+    return "h" + content_digest(recipe)[:11]
+
+
+def content_digest(value: object) -> str:
+    """The SHA-256 of a value of JSON's types, in hex."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An artefact that may not exist yet.
+
+    Args:
+        kind: one of `KINDS`.
+        name: readable, for people.
+        recipe: everything that decides the content; its hash is the id.
+        names: what people call its parts (dataset, defense ...).
+        parents: references (`kind/name@id`) by role.
+        places: where files lay (`dataset.root` ...); kept for rebuilding, no part of the id.
+        command: what makes it, said when it is missing and may not be made.
+    """
+
+    kind: str
+    name: str
+    recipe: dict
+    names: dict[str, str] = field(default_factory=dict)
+    parents: dict[str, str] = field(default_factory=dict)
+    places: dict[str, object] = field(default_factory=dict)
+    command: str = ""
+
+    @property
+    def id(self) -> str:
+        return content_id(self.recipe)
+
+    @property
+    def reference(self) -> str:
+        """`kind/name@id`."""
+        return f"{self.kind}/{self.name}@{self.id}"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A complete artefact in a store."""
+
+    path: Path
+    provenance: dict
+
+    @property
+    def kind(self) -> str:
+        return self.provenance["kind"]
+
+    @property
+    def name(self) -> str:
+        return self.provenance["name"]
+
+    @property
+    def id(self) -> str:
+        return self.provenance["id"]
+
+    @property
+    def reference(self) -> str:
+        """`kind/name@id`."""
+        return f"{self.kind}/{self.name}@{self.id}"
+
+    @property
+    def recipe(self) -> dict:
+        """What it was made from."""
+        return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+
+    @property
+    def metrics(self) -> dict:
+        """What was measured when it was made."""
+        return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, on the CPU."""
+        try:
+            return safetensors.torch.load_file(self.path / "tensors.safetensors")
+        except safetensors.SafetensorError as error:
+            raise Refused(f"{self.reference}: expected safetensors, got another format ({error})") from error
+
+    def verify(self) -> None:
+        """Refuse the artefact if any file differs from what was written."""
+        advice = f"remove it with `midefense store rm {self.reference} --dependants` and give the same command again"
+        for name, expected in self.provenance["files"].items():
+            path = self.path / name
+            got = file_sha256(path) if path.exists() else "no file"
+            if got != expected:
+                raise Refused(f"{self.reference}: {name}: expected sha256 {expected[:12]}, got {got[:12]}; {advice}")
+        if content_id(self.recipe) != self.id:
+            raise Refused(f"{self.reference}: config.yaml does not give this id; {advice}")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a crash."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Safetensors wants every tensor to own its memory, in order."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_provenance(path: Path) -> dict:
+    try:
+        provenance = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise Refused(f"{path}: provenance.json cannot be read ({error}); remove the folder and run again") from error
+    sealed = {key: value for key, value in provenance.items() if key != "digest"}
+    if content_digest(sealed) != provenance.get("digest"):
+        raise Refused(f"{path}: provenance.json was changed since it was written; remove the folder and run again")
+    return provenance
+
+
+def provenance_of(draft: Draft, seconds: float, bill: Mapping[str, object], device: str) -> dict:
+    return plain(
+        {
+            "kind": draft.kind,
+            "name": draft.name,
+            "id": draft.id,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": round(seconds, 3),
+            "command": command_given(),
+            "names": draft.names,
+            "parents": draft.parents,
+            "places": draft.places,
+            "bill": bill,
+            "host": socket.gethostname(),
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "versions": {"midefense": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            "commit": _commit(),
+        }
+    )
+
+
+def _commit() -> str:
+    """The commit of the checkout this runs from, "" outside one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    if shutil.which("git") is None:
+        return ""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -1,0 +1,251 @@
+"""The one classifier loop. It owns order, randomness, precision, ranks and state; a defense bites through its hooks.
+
+Every rank goes through the same keyed global batch and keeps its share of the rows, so the number of processes
+changes nothing but the rounding (except what couples a batch: batch norm and coupled defense terms see a rank's share).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from midefense import seeds
+from midefense.defenses.base import Defense, cross_entropy
+from midefense.training.inference import evaluate, features_of
+from midefense.training.recipe import Recipe
+from midefense.types import Batch, Images, Progress, Refused, Trace
+
+State = dict[str, Tensor]
+
+
+class Learner(nn.Module):
+    """The network and what the defense learns, as one module: so ranks keep both equal, and one forward serves all."""
+
+    def __init__(self, model: nn.Module, defense: Defense, recipe: Recipe) -> None:
+        super().__init__()
+        self.model = torch.compile(model) if recipe.compile else model
+        self.defense = defense
+        self.mixed = recipe.precision == "bf16-mixed"
+        self.auxiliary_weight = getattr(model, "auxiliary_weight", 0.0)
+
+    def forward(self, batch: Batch) -> tuple[Trace, dict[str, Tensor]]:
+        """The trace with all taps, and the loss terms, per image [B] or scalar."""
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.mixed):
+            trace = self.model(batch.images, taps=self.defense.taps)
+        terms = self.defense.losses(trace, batch)
+        owned = "task" in self.defense.owns
+        if owned != ("task" in terms):
+            raise Refused(f"a 'task' term goes with owning the slot; got terms {list(terms)}, owns {self.defense.owns}")
+        if self.auxiliary_weight:
+            auxiliary = self.auxiliary_weight * cross_entropy(trace.taps["aux"], batch.labels)
+            terms = {**terms, "auxiliary": auxiliary}
+        return trace, terms if owned else {"task": cross_entropy(trace.logits, batch.labels), **terms}
+
+
+class Trainer:
+    """What a defense's `step` may use: `model`, `defense`, `optimizer`, `fabric`, and the parts of the default step."""
+
+    def __init__(self, model: nn.Module, defense: Defense, recipe: Recipe, fabric: Fabric) -> None:
+        self.model = model
+        self.defense = defense
+        self.recipe = recipe
+        self.fabric = fabric
+        learner = Learner(model, defense, recipe)
+        self.optimizer = recipe.optimizer([p for p in learner.parameters() if p.requires_grad])
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.learner, self._wrapped_optimizer = fabric.setup(learner, self.optimizer)
+        self._total_weight = torch.ones((), device=fabric.device)
+
+    def begin_epoch(self, epoch: int) -> dict[str, float]:
+        """Training mode, this epoch's learning rates, and the defense's own preparations."""
+        self.learner.train()
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self.recipe.rate(epoch)
+        logs = self.defense.begin_epoch(self.model, epoch, self.recipe.epochs)
+        return {"learning_rate": self.optimizer.param_groups[0]["lr"], **logs}
+
+    def train(self, batch: Batch, seed: int, *step: int) -> dict[str, Tensor]:
+        """One update on a global batch: hide before augmenting, augment, transform, take this rank's rows, step."""
+        batch = self.defense.before_augment(batch)
+        for index, augment in enumerate(self.recipe.augment):
+            batch = replace(batch, images=augment(batch.images, seeds.fork(batch.rng, f"augment/{index}")))
+        with seeds.isolated(seed, "train", "transform", *step):
+            batch = self.defense.transform(batch)
+        self._total_weight = batch.weight.sum()
+        with seeds.isolated(seed, "train", "step", *step, self.fabric.global_rank):
+            return self.defense.step(self, rank_share(batch, self.fabric.global_rank, self.fabric.world_size))
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """The default step: one forward with all taps, backward, update. Gives detached scalars to log."""
+        trace, terms = self.learner(batch)
+        reduced = {name: self.reduce(term, batch) for name, term in terms.items()}
+        loss = torch.stack(list(reduced.values())).sum()
+        self.update(loss)
+        labels = batch.labels.argmax(1) if batch.labels.is_floating_point() else batch.labels
+        correct = (trace.logits.argmax(1) == labels).float()
+        logs = {f"loss/{name}": value.detach() for name, value in reduced.items()}
+        return {"loss": loss.detach(), "accuracy": self.reduce(correct, batch), **logs}
+
+    def reduce(self, term: Tensor, batch: Batch) -> Tensor:
+        """A loss term as the scalar whose mean over ranks is the weighted mean over the global batch."""
+        if term.dim() == 0:
+            return term.float()
+        return (term.float() * batch.weight).sum() / self._total_weight * self.fabric.world_size
+
+    def update(self, loss: Tensor) -> None:
+        """Backward, clip if the recipe says so, and one optimizer step."""
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        if self.recipe.clip_norm is not None:
+            self.fabric.clip_gradients(self.learner, self._wrapped_optimizer, max_norm=self.recipe.clip_norm)
+        self._wrapped_optimizer.step()
+
+    def end_epoch(self) -> None:
+        """Give every rank the buffers of the first (batch norm's statistics differ by the rows a rank saw)."""
+        if self.fabric.world_size > 1:
+            for buffer in self.learner.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    def state(self) -> State:
+        """Weights, the defense's own state and the optimizer's, as a flat dict of copies on the CPU."""
+        optimizer = self.optimizer.state_dict()["state"]
+        return {
+            **_flat("model", self.model.state_dict()),
+            **_flat("defense", self.defense.state_dict()),
+            **_flat(
+                "optimizer", {f"{i}.{key}": value for i, slots in optimizer.items() for key, value in slots.items()}
+            ),
+        }
+
+    def load(self, state: State) -> None:
+        """Continue from what `state` gave."""
+        self.model.load_state_dict(_under("model", state))
+        self.defense.load_state_dict(_under("defense", state))
+        slots: dict[int, State] = {}
+        for name, value in _under("optimizer", state).items():
+            index, key = name.split(".", 1)
+            slots.setdefault(int(index), {})[key] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+
+
+def assemble(model: nn.Module, defense: Defense, seed: int) -> nn.Module:
+    """The network as the defense rebuilds it: called once, before `fit` and before loading stored weights."""
+    with seeds.isolated(seed, "train", "rebuild"):
+        return defense.rebuild(model)
+
+
+def fit(
+    model: nn.Module,
+    defense: Defense,
+    images: Images,
+    recipe: Recipe,
+    seed: int,
+    fabric: Fabric | None = None,
+    state: State | None = None,
+    test: Images | None = None,
+) -> Iterator[Progress]:
+    """Train `model`, as `assemble` gave it, in place. Yields `(epochs done, logs, state)` after every epoch.
+
+    The state given back as `state=` continues bit for bit on the same kind of device. `fabric` (launched by the
+    caller) brings device and ranks; None is one process on the CPU. Run it to its end: after the last epoch the best
+    weights are put back where the recipe selects, and the head is set where it is not trained. `test` is looked at by
+    `select: test_legacy` alone.
+
+    Raises:
+        Refused: labels beyond the network's classes, too few images for a batch or a validation set, or no test images
+            where the recipe selects by them.
+        RuntimeError: the loss of an epoch was not finite.
+    """
+    fabric = Fabric(accelerator="cpu", devices=1) if fabric is None else fabric
+    _require_labels(images, model)
+    images, judged = recipe.hold_out(images, seed)
+    if recipe.select == "test_legacy":
+        judged = _require_test(test)
+    trainer = Trainer(model, defense, recipe, fabric)
+    best: State = {}
+    first = 0
+    if state is not None:
+        trainer.load(state)
+        best = {name: value for name, value in state.items() if name.startswith("best")}
+        first = int(state["epoch"])
+    for epoch in range(first, recipe.epochs):
+        logs = _epoch(trainer, images, epoch, seed)
+        if judged is not None:
+            accuracy = evaluate(model, judged, device=fabric.device)["accuracy"]
+            logs[f"{recipe.select}/accuracy"] = accuracy = fabric.broadcast(accuracy)
+            if not best or accuracy > best["best_accuracy"].item():
+                weights = _flat("best", model.state_dict())
+                best = {"best_accuracy": torch.tensor(accuracy, dtype=torch.float64), **weights}
+        done = {"epoch": torch.tensor(epoch + 1), **best}
+        yield epoch + 1, logs, lambda done=done: {**trainer.state(), **done}
+    if best:
+        model.load_state_dict(_under("best", best))
+    if recipe.head == "centroids":
+        model.set_centroids(features_of(model, images, device=fabric.device), images.labels)
+
+
+def rank_share(batch: Batch, rank: int, ranks: int) -> Batch:
+    """The rows of a global batch that rank `rank` trains on: neighbours, so that identity groups stay together."""
+    if ranks == 1:
+        return batch
+    rows = torch.arange(len(batch.images), device=batch.images.device).tensor_split(ranks)[rank]
+    return Batch(batch.images[rows], batch.labels[rows], batch.ids[rows], batch.weight[rows], batch.rng)
+
+
+def _epoch(trainer: Trainer, images: Images, epoch: int, seed: int) -> dict[str, float]:
+    """Train one epoch. Gives its mean logs, read from the device once."""
+    fabric, recipe = trainer.fabric, trainer.recipe
+    own_logs = trainer.begin_epoch(epoch)
+    sampler = trainer.defense.sampler or recipe.sampler
+    order = seeds.generator(seed, "train", "order", epoch)
+    batches = recipe.batches(images.labels, sampler, 2 * fabric.world_size, order)
+    batches = batches[: max(1, round(trainer.defense.epoch_share * len(batches)))]
+    totals: dict[str, Tensor] = {}
+    for index, rows in enumerate(batches):
+        batch = Batch(
+            images=images.floats(rows, fabric.device),
+            labels=images.labels[rows].to(fabric.device),
+            ids=images.ids[rows].to(fabric.device),
+            weight=torch.ones(len(rows), device=fabric.device),
+            rng=seeds.generator(seed, "train", "batch", epoch, index),
+        )
+        for name, value in trainer.train(batch, seed, epoch, index).items():
+            totals[name] = totals[name] + value if name in totals else value
+    trainer.end_epoch()
+    means = fabric.all_reduce(torch.stack(list(totals.values())) / len(batches), reduce_op="mean")
+    logs = dict(zip(totals, means.tolist(), strict=True))
+    if not torch.isfinite(means).all():
+        raise RuntimeError(
+            f"training diverged in epoch {epoch}: {logs}; try a lower learning rate or recipe.clip_norm=1"
+        )
+    return {**logs, **own_logs}
+
+
+def _require_test(test: Images | None) -> Images:
+    if test is None:
+        raise Refused("select: test_legacy expected test images to select by, got none; try select=validation")
+    return test
+
+
+def _require_labels(images: Images, model: nn.Module) -> None:
+    largest = int(images.labels.max()) if len(images) else 0
+    if largest >= model.classes:
+        raise Refused(
+            f"labels: expected values below {model.classes}, the classes of the network, got {largest}; "
+            "try building the network with the classes of the dataset"
+        )
+
+
+def _flat(prefix: str, tensors: Mapping[str, Tensor | None]) -> State:
+    """Copies on the CPU under `prefix.`; what an optimizer leaves None is left out."""
+    return {f"{prefix}.{k}": v.detach().cpu().clone() for k, v in tensors.items() if v is not None}
+
+
+def _under(prefix: str, state: State) -> State:
+    """The entries under `prefix.`, without it."""
+    return {name.removeprefix(f"{prefix}."): value for name, value in state.items() if name.startswith(f"{prefix}.")}

@@ -1,0 +1,218 @@
+"""How classifiers are trained: everything that changes the numbers, and the batches of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from midefense import seeds
+from midefense.types import Images, Refused, refuse_unknown
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+Sampler = str | Mapping[str, int]
+SELECTIONS = ("last", "validation", "test_legacy")
+HEADS = ("trained", "centroids")
+
+
+class Recipe:
+    """Hyperparameters of `train.fit`.
+
+    epochs: passes over the images; 0 only where the head is not trained.
+    batch_size: images per update, over all ranks together (an identity sampler brings its own).
+    optimizer: called with the parameters, gives a torch optimizer whose state is made of tensors.
+    milestones: epochs at which the learning rate is multiplied by `factor`; integers, or shares of all epochs.
+    warmup: epochs over which the learning rate rises linearly to its value.
+    augment: augmentations, applied in order.
+    sampler: `shuffle`, or `{identities: 16, images: 4}` for batches of so many classes and images of each.
+    select: `last` keeps the last weights, `validation` those that are best on a share `validation_share` of the images
+        (then not trained on), `test_legacy` those that are best on the TEST set: the low-resolution attacks publish
+        such targets, whose test accuracy is too high, so every row says it.
+    head: `trained`, or `centroids`: set in closed form, from the class means of the features, after the last epoch.
+    precision: `32-true` or `bf16-mixed` (losses stay in float32).
+    compile: whether the network goes through torch.compile.
+    clip_norm: largest norm of the gradient; None does not clip.
+    drop_last: whether a last batch that is not full is left out.
+    """
+
+    revision = 1
+
+    def __init__(
+        self,
+        *,
+        epochs: int,
+        batch_size: int,
+        optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
+        milestones: Sequence[float | int] = (),
+        factor: float = 0.1,
+        warmup: int = 0,
+        augment: Sequence[Augmentation] = (),
+        sampler: Sampler = "shuffle",
+        select: str = "last",
+        head: str = "trained",
+        validation_share: float = 0.1,
+        precision: str = "32-true",
+        compile: bool = False,
+        clip_norm: float | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        if head not in HEADS:
+            raise refuse_unknown("head", head, HEADS)
+        least = 0 if head == "centroids" else 1
+        if epochs < least or batch_size < 2:
+            raise Refused(
+                f"expected epochs >= {least} and batch_size >= 2, got {epochs} and {batch_size}; try 20 and 64"
+            )
+        if not callable(optimizer):
+            raise Refused(f"optimizer: expected a function of the parameters, got {optimizer!r}; try _partial_: true")
+        if select not in SELECTIONS:
+            raise refuse_unknown("select", select, SELECTIONS)
+        if head == "centroids" and select != "last":
+            raise Refused(
+                f"select: expected last, as no epoch has the head of class means, got {select}; try select=last"
+            )
+        if select == "validation" and not 0 < validation_share < 1:
+            raise Refused(f"validation_share: expected a share in (0, 1), got {validation_share}; try 0.1")
+        if precision not in ("32-true", "bf16-mixed"):
+            raise refuse_unknown("precision", precision, ("32-true", "bf16-mixed"))
+        require_sampler(sampler)
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.optimizer = optimizer
+        self.milestones = [_as_epoch(milestone, epochs) for milestone in milestones]
+        self.factor = factor
+        self.warmup = warmup
+        self.augment = list(augment)
+        self.sampler = sampler
+        self.select = select
+        self.head = head
+        self.validation_share = validation_share
+        self.precision = precision
+        self.compile = compile
+        self.clip_norm = clip_norm
+        self.drop_last = drop_last
+
+    def rate(self, epoch: int) -> float:
+        """What the learning rate is multiplied by in epoch `epoch` (from 0)."""
+        passed = sum(epoch >= milestone for milestone in self.milestones)
+        rising = min(1.0, (epoch + 1) / self.warmup) if self.warmup else 1.0
+        return rising * self.factor**passed
+
+    def hold_out(self, images: Images, seed: int) -> tuple[Images, Images | None]:
+        """Images to train on and, if the recipe selects by it, a validation set: a keyed random share of them."""
+        if self.select != "validation":
+            return images, None
+        count = round(self.validation_share * len(images))
+        if not 0 < count < len(images):
+            raise Refused(
+                f"validation_share: {self.validation_share} of {len(images)} images leaves one part empty; try 0.1"
+            )
+        order = torch.randperm(len(images), generator=seeds.generator(seed, "train", "validation"))
+        return images.take(order[count:]), images.take(order[:count])
+
+    def batches(self, labels: Tensor, sampler: Sampler, least: int, rng: torch.Generator) -> list[Tensor]:
+        """The rows of every batch of one epoch, from labels [N]; none has fewer than `least` rows."""
+        if sampler == "shuffle":
+            return shuffled_batches(len(labels), self.batch_size, least, self.drop_last, rng)
+        return identity_batches(labels, sampler["identities"], sampler["images"], rng)
+
+
+class Imported(Recipe):
+    """Weights that others trained, read from a file (`midefense.published_weights`): not a training, which is refused.
+
+    file: where it lay; no part of the id.
+    sha256: of the file, in hex.
+    format: what kind of file it was.
+    select: how its authors chose the epoch, as in `Recipe`, or `unknown`.
+    order: for each label, the row of the file's head that became its own; None left them as they were.
+    """
+
+    revision = 1
+    places = ("file",)
+
+    def __init__(
+        self,
+        *,
+        file: str | None = None,
+        sha256: str,
+        format: str,
+        select: str = "unknown",
+        order: Sequence[int] | None = None,
+    ) -> None:
+        if select not in (*SELECTIONS, "unknown"):
+            raise refuse_unknown("select", select, (*SELECTIONS, "unknown"))
+        self.file = file
+        self.sha256 = sha256
+        self.format = format
+        self.select = select
+        self.order = order
+
+    def refuse_training(self) -> None:
+        """Say why these weights cannot be made again."""
+        raise Refused(
+            f"expected the weights of {self.file} (SHA-256 {self.sha256[:12]}) in the store, got none for these "
+            "images: they were imported, so nothing here can train them; try `midefense import` of "
+            "that file on the dataset as it is now"
+        )
+
+
+def require_sampler(sampler: Sampler) -> None:
+    """Refuse what is neither `shuffle` nor a number of identities and of images of each."""
+    if isinstance(sampler, Mapping):
+        if set(sampler) == {"identities", "images"} and min(sampler.values()) >= 1:
+            return
+    elif sampler == "shuffle":
+        return
+    raise Refused(f"sampler: expected 'shuffle' or {{identities: 16, images: 4}}, got {sampler!r}")
+
+
+def shuffled_batches(count: int, size: int, least: int, drop_last: bool, rng: torch.Generator) -> list[Tensor]:
+    """A permutation of `count` rows, cut to `size`. A last batch of fewer than `least` rows (too few for batch norm,
+    or for one per rank) joins the one before it."""
+    if count < least:
+        raise Refused(f"training images: expected at least {least}, got {count}")
+    batches = list(torch.randperm(count, generator=rng).split(size))
+    if drop_last and len(batches) > 1 and len(batches[-1]) < size:
+        batches.pop()
+    if len(batches[-1]) < least:
+        last = batches.pop()
+        batches[-1] = torch.cat([batches[-1], last])
+    return batches
+
+
+def identity_batches(labels: Tensor, identities: int, images: int, rng: torch.Generator) -> list[Tensor]:
+    """Batches of `identities` different classes with `images` rows of each, as in the training code of BiDO.
+
+    A class's images are shuffled and cut to groups; a last group is filled up with the class's first images. Batches
+    end when fewer than `identities` classes have a group left.
+    """
+    groups = [_groups((labels == label).nonzero().flatten(), images, rng) for label in labels.unique().tolist()]
+    if len(groups) < identities:
+        raise Refused(
+            f"sampler: expected at most {len(groups)} identities per batch (the classes there are), got {identities}; "
+            "try sampler=shuffle"
+        )
+    batches = []
+    while sum(map(bool, groups)) >= identities:
+        available = [group for group in groups if group]
+        chosen = torch.randperm(len(available), generator=rng)[:identities]
+        batches.append(torch.cat([available[index].pop() for index in chosen.tolist()]))
+    return batches
+
+
+def _groups(rows: Tensor, images: int, rng: torch.Generator) -> list[Tensor]:
+    """Shuffled `rows` of one class in groups of exactly `images`."""
+    rows = rows[torch.randperm(len(rows), generator=rng)]
+    groups = -(-len(rows) // images)
+    positions = torch.arange(groups * images) % len(rows)
+    return list(rows[positions].split(images))
+
+
+def _as_epoch(milestone: float | int, epochs: int) -> int:
+    """A milestone in epochs; floats are shares of all epochs."""
+    if isinstance(milestone, int):
+        return milestone
+    if not 0 < milestone < 1:
+        raise Refused(f"milestones: expected integers or shares in (0, 1), got {milestone}; try 0.75")
+    return round(milestone * epochs)

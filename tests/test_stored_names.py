@@ -1,0 +1,91 @@
+"""Ids do not move with code: what commit c187d75 stored is found, opened and ranked by the code of today.
+
+`data/store_c187d75` is a store that commit wrote, `data/recipe_ids.json` the id it gave every option of `conf/`:
+
+    python evaluate.py <OVERRIDES> store=data/store_c187d75
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import plan_for
+from contract.listing import CONF
+
+from midefense.pipeline.pipeline import Pipeline
+from midefense.plan import stored_names
+from midefense.plan.bind import bind
+from midefense.plan.compose import compose
+from midefense.plan.whitelist import resolve
+from midefense.report import read_rows, table
+from midefense.store.artefacts import content_id
+from midefense.store.store import Store
+
+DATA = Path(__file__).parent / "data"
+RECORDED = json.loads((DATA / "recipe_ids.json").read_text())
+IDS = {
+    "target": {"h33b73b989cf", "h39b46e3110e"},  # the target and its evaluator
+    "prior": {"h99cba7bb6aa"},
+    "prepared": {"hb997b02d9f7"},
+    "recovered": {"h1164af5c2b4"},
+    "result": {"h74d1f4a46bc"},
+}
+OVERRIDES = (
+    *("dataset=toy", "dataset.size=32", "architecture=mlp", "architecture.widths=[8]", "architecture.size=8"),
+    *("recipe.epochs=2", "attack=pool_small", "prior.width=1", "prior.latent_size=4", "prior.steps=4", "prior.unit=2"),
+    *("prior.batch_size=8", "attack.init.size=20", "attack.init.candidates=2", "attack.search.steps=3"),
+    *("attack.select.keep=1", "attack.select.repeats=2", "evaluators.main.architecture.widths=[4,4]"),
+    *("evaluators.main.architecture.features=4", "evaluators.main.recipe.epochs=1", "tracking=none"),
+)
+
+
+@pytest.fixture
+def former(tmp_path):
+    """A copy of the recorded store."""
+    return shutil.copytree(DATA / "store_c187d75", tmp_path / "store")
+
+
+def test_every_stage_finds_what_was_stored(former):
+    stored = Store(former)
+    assert {kind: {artefact.id for artefact in stored.list(kind)} for kind in IDS} == IDS
+    assert all(problem == "" for _, problem in stored.check())
+    pipeline = Pipeline(plan_for("evaluate", *OVERRIDES, "missing=fail", store=former))
+    assert pipeline.result.id in IDS["result"] and pipeline.recovered.id in IDS["recovered"]
+    assert pipeline.target.artefact.id in IDS["target"] and pipeline.prior.artefact.id in IDS["prior"]
+
+
+def test_what_was_stored_is_rebuilt_judged_and_reported(former):
+    rows, broken = read_rows(former)
+    assert broken == [] and "gmi_gan_small" in table(rows)
+    recovered = next(iter(IDS["recovered"]))
+    Store(former).remove(Store(former).open(next(iter(IDS["result"])), "result").path)
+    judges = [word for word in OVERRIDES if word.startswith(("evaluators.", "tracking"))]
+    again = Pipeline(plan_for("evaluate", f"recovered={recovered}", *judges, store=former)).result
+    assert again.id in IDS["result"], "judged anew with the stored prior, target and evaluator"
+
+
+@pytest.mark.parametrize("option", RECORDED)
+def test_the_recipe_of_every_option_has_the_id_it_had(option):
+    group, name, *metric = option.split("/")
+    node = compose("evaluate", [f"{group}={name}"])[0][group]
+    if metric:
+        node = node[metric[0]]
+        node = {**node, "features": "main"} if node.get("features") == "auto" else node  # else this machine decides
+    told = group in ("architecture", "prior")
+    bound = bind(node, group, beside_dataset=told)
+    bound = bound.given(classes=3, channels=1, size=32) if told else bound
+    assert content_id(bound.recipe()) == RECORDED[option]
+
+
+def test_a_former_name_is_the_class_where_it_lies_now():
+    former = "midefense.recipe.Recipe"
+    assert stored_names.stored_name(resolve(former)) == former
+    assert resolve(former) is resolve("midefense.training.recipe.Recipe")
+
+
+def test_every_line_of_the_table_names_a_module_of_today():
+    source = CONF.parent / "src"
+    for present, former in stored_names.FORMER.items():
+        assert (source / f"{present.replace('.', '/')}.py").exists(), present
+        assert not (source / f"{former.replace('.', '/')}.py").exists(), f"{former} is still there"
