@@ -27,7 +27,10 @@ from .rules import NotThereYet, gradient_norms, parameters, sums_and_norms
 
 ROUNDED = 5e-6  # half a unit of the fifth digit
 # The names of BiDO's own classes, whose blocks are ours.
-MCNN_NAMES = {"layer1": "stages.stage1", "layer2": "stages.stage2", "layer3": "stages.features", "fc_layer": "classifier"}
+MCNN_NAMES = {
+    **{"layer1": "stages.stage1", "layer2": "stages.stage2", "layer3": "stages.features"},
+    "fc_layer": "classifier",
+}
 VGG16_NAMES = {
     **{f"layer{index}": f"stages.block{index}" for index in range(1, 5)},
     "layer5": "stages.features.block5",
@@ -90,7 +93,7 @@ def defense_of(config: Mapping[str, object]) -> BiDO:
 
 
 def enlarged(recording: Recording, name: str, channels: int, drawn: int, side: int) -> Tensor:
-    """Named uniform pixels, enlarged to `side` px by linear interpolation: images [B, channels, side, side], float64."""
+    """Named uniform pixels, enlarged to `side` px by interpolation: images [B, channels, side, side], float64."""
     pixels = recording.draws.uniform(name, (recording.config["batch"], channels, drawn, drawn))
     return F.interpolate(pixels.double(), size=(side, side), mode="bilinear", align_corners=False)
 
@@ -151,4 +154,5 @@ def face_step(recording: Recording) -> Iterator[Entry]:
 
 @replays("bido_sampler*")
 def sampler(recording: Recording) -> Iterator[Entry]:
-    raise NotThereYet("ours draws batches of identities from a keyed torch generator, not from Python's and NumPy's")
+    """Batches of identities: ours draws them from a keyed torch generator."""
+    raise NotThereYet("the identity sampler's order under the seeds of Python and NumPy")

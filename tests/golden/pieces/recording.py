@@ -39,8 +39,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Family:
-    """Files whose pieces have names that mean something in that file alone (`attack`, `net`): known by their `marks`,
-    pieces that no other file has. Their pieces are called `<name>/<piece>`; `whole`: the file is a single piece."""
+    """Files whose pieces have names that mean something in that file alone (`attack`, `net`), so that they are called
+    `<name>/<piece>`: known by the start of the file's name, or by `marks`, pieces that together no other file has.
+    `whole`: the file is a single piece, whatever it is called."""
 
     name: str
     marks: tuple[str, ...]
@@ -113,9 +114,7 @@ class Recording:
         """The keys that fit a pattern such as `restart0/z*`."""
         return [key for key in self.arrays if fnmatchcase(key, pattern)]
 
-    def compare(
-        self, key: str, got: Tensor, tolerance: float = TOLERANCE, floor: float = 0.0, note: str = ""
-    ) -> Entry:
+    def compare(self, key: str, got: Tensor, tolerance: float = TOLERANCE, floor: float = 0.0, note: str = "") -> Entry:
         """Compare `got` with the array `key`: max |got - known| / max(max |known|, floor)."""
         known = self[key]
         if got.shape != known.shape:
@@ -157,16 +156,19 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise Refused(f"{path}: expected a recorded file, got none")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
+            read = {key: arrays[key] for key in arrays.files}
     except (ValueError, zipfile.BadZipFile, AttributeError, TypeError, EOFError) as why:
         raise Refused(f"{path}: expected an .npz file of plain arrays, got something else ({why})") from why
+    if not read:
+        raise Refused(f"{path}: expected at least one array, got none")
+    return read
 
 
 def recordings(path: Path, prefix: str | None = None) -> Iterator[Recording]:
     """The pieces of a file, in their order."""
     arrays = read_arrays(path)
     tops = list(dict.fromkeys(key.split("/")[0] for key in arrays))
-    family = next((family for family in FAMILIES if set(family.marks) <= set(tops)), None)
+    family = family_of(path, tops)
     if family is not None and family.whole:
         yield Recording(path, family.name, arrays, arrays, prefix)
         return
@@ -174,3 +176,10 @@ def recordings(path: Path, prefix: str | None = None) -> Iterator[Recording]:
         inside = {key.removeprefix(f"{top}/"): array for key, array in arrays.items() if key.split("/")[0] == top}
         name = top if family is None else f"{family.name}/{top}"
         yield Recording(path, name, inside, arrays, prefix)
+
+
+def family_of(path: Path, tops: Sequence[str]) -> Family | None:
+    """The family of a file with these pieces; None where they have names of their own."""
+    named = [family for family in FAMILIES if path.stem.startswith(family.name) and not family.whole]
+    marked = [family for family in FAMILIES if set(family.marks) <= set(tops)]
+    return next(iter(named + marked), None)

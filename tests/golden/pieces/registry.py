@@ -35,8 +35,7 @@ NOT_THERE_YET = {
         *(f"lokt/{piece}" for piece in ("step_*", "dis_terms_*", "gen_terms_*", "target_queries", "warmup", "[GD]64")),
     ),
     "SecretGen": tuple(
-        f"secret_gen/{piece}"
-        for piece in ("net", "mask", "stage[12]", "attack", "toyselect", "psnr_*", "x_uint8")
+        f"secret_gen/{piece}" for piece in ("net", "mask", "stage[12]", "attack", "toyselect", "psnr_*", "x_uint8")
     ),
     "DeepInversion": tuple(
         f"deep_inversion/{piece}"

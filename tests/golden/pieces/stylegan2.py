@@ -20,7 +20,7 @@ def generator(recording: Recording) -> Iterator[Entry]:
     """Everything under `io/`, from the latents on; images and gradients by both formulations of the synthesis."""
     network = generator_of(recording)
     latents = recording["io/z"]
-    labels = recording["io/c"] if "io/c" in recording else None
+    labels = recording["io/c"] if recording.config["c_dim"] else None
     for key in recording.keys("io/w_psi*"):
         yield recording.compare(key, network.styles(latents, labels, **truncation(key)))
     for key in recording.keys("io/img_*") + recording.keys("io/grad_w_*"):
