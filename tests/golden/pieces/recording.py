@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -155,9 +156,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise Refused(f"{path}: expected a recorded file, got none")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             read = {key: arrays[key] for key in arrays.files}
-    except (ValueError, zipfile.BadZipFile, AttributeError, TypeError, EOFError) as why:
+    except (ValueError, TypeError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error) as why:
         raise Refused(f"{path}: expected an .npz file of plain arrays, got something else ({why})") from why
     if not read:
         raise Refused(f"{path}: expected at least one array, got none")
