@@ -433,7 +433,7 @@ def no_noise(monkeypatch):
         pytest.param(no_box, "attacks/gmi.npz", "gmi_dmi_mnist", "z1", marks=pytest.mark.slow),
         pytest.param(no_critic, "attacks/gmi.npz", "gmi_dmi_mnist", "z5", marks=pytest.mark.slow),
         pytest.param(mix_from_the_other_end, "attacks/gmi.npz", "gan_wgan", "loss_D", marks=pytest.mark.slow),
-        (weak_penalty, "attacks/gmi.npz", "gan_wgan", "loss_D"),
+        pytest.param(weak_penalty, "attacks/gmi.npz", "gan_wgan", "loss_D", marks=pytest.mark.slow),
         (wide_kernel, "attacks/bido.npz", "bido_hsic_gaussian", "d_zx"),
         pytest.param(plain_estimator, "attacks/bido.npz", "bido_hsic_gaussian", "d_zy", marks=pytest.mark.slow),
         pytest.param(other_label_kernel, "attacks/bido.npz", "bido_hsic_gaussian", "d_zy", marks=pytest.mark.slow),

@@ -79,15 +79,16 @@ class Attacked:
         oracle = Oracle(self.target, self.attack.access, self.attack.budget)
         evidence = Evidence(self.labels, torch.arange(targets))
         found = self.attack.recover({}, self.prior, oracle, evidence, seeds.generator("golden"))
-        path = [f.latents.detach().clone() for f in found if f.stage in ("initial", "optimised")]
-        return [latents.unflatten(0, (targets, restarts)).transpose(0, 1) for latents in path]
+        path = [f.detached() for f in found if f.stage in ("initial", "optimised")]
+        self.totals = [step.loss for step in path[1:]]  # each that of the step's forward
+        return [step.latents.unflatten(0, (targets, restarts)).transpose(0, 1) for step in path]
 
     def losses(self, restarts: int) -> Tensor:
         """Means over the targets before each update [steps, restarts, 3]: total, prior, identity."""
         rows = []
-        for terms in self.watched.terms:
-            prior, identity = (terms[name].view(-1, restarts).double().mean(0) for name in ("Realism", "CrossEntropy"))
-            rows.append(torch.stack([prior + self.config["lamda"] * identity, prior, identity], dim=1))
+        for total, terms in zip(self.totals, self.watched.terms, strict=True):
+            columns = (total, terms["Realism"], terms["CrossEntropy"])
+            rows.append(torch.stack([column.view(-1, restarts).double().mean(0) for column in columns], dim=1))
         return torch.stack(rows)
 
     @torch.no_grad()
