@@ -1,0 +1,83 @@
+"""Which function replays which piece, and which pieces wait for their method.
+
+A later method is added by one function, in a module that `pieces/__init__.py` imports:
+
+    @replays("kedmi_*")
+    def search_over_gaussians(recording: Recording) -> Iterator[Entry]:
+        yield recording.compare("mu1", ...)
+
+It goes before the line of `NOT_THERE_YET` that names the piece, which may then be deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+
+from .recording import Entry, Recording
+from .rules import NotThereYet
+
+Replay = Callable[[Recording], Iterator[Entry]]
+REPLAYS: dict[str, Replay] = {}
+
+# Method to the pieces (patterns) that record it.
+NOT_THERE_YET = {
+    "KED-MI": ("kedmi_*", "gan_ked_*", "ked_parts"),
+    "LOMMA": ("lomma_*",),
+    "PLG-MI": ("plg_*", "max_margin"),
+    "VMI": ("vmi_*",),
+    "BREP-MI": tuple(f"brep_mi/{piece}" for piece in ("ball*", "linear*", "slab*", "init_*targeted")),
+    "RLB-MI": tuple(f"rlb_mi/{piece}" for piece in ("main", "alpha*", "len[0-9]*", "hot*", "G", "T")),
+    "MIRROR": tuple(f"mirror/{piece}" for piece in ("ga*", "wb", "bounds", "select", "pool_w", "W", "b", "target")),
+    "C2FMI": tuple(f"c2f_mi/{piece}" for piece in ("p2f", "stage[12]", "de_*", "f64", "A", "W", "b", "E")),
+    "LOKT": (
+        *(f"lokt/{piece}" for piece in ("A", "wd", "W[qt]", "reals", "randn", "labels", "loss", "final", "margin")),
+        *(f"lokt/{piece}" for piece in ("step_*", "dis_terms_*", "gen_terms_*", "target_queries", "warmup", "[GD]64")),
+    ),
+    "SecretGen": tuple(
+        f"secret_gen/{piece}" for piece in ("net", "mask", "stage[12]", "attack", "toyselect", "psnr_*", "x_uint8")
+    ),
+    "DeepInversion": tuple(
+        f"deep_inversion/{piece}"
+        for piece in ("terms", "lr", "f64", "clip", "denorm", "targets", "coef_*", "lowres", "fullres", "adi*", "cifar")
+    ),
+    "VIB": tuple(f"vib_mid/{piece}" for piece in ("vgg16_vib", "cnn", "x_uint8", "y")),
+    "TL-DMI": tuple(f"tl_dmi/{piece}" for piece in ("vgg16", "ir152", "facenet64", "x_uint8", "y")),
+    "RoLSS": tuple(
+        f"rolss/{piece}" for piece in ("resnet*", "densenet*", "convnext*", "mobilenetv2*", "vit_*", "x_uint8")
+    ),
+    "Trap-MID": tuple(f"trap_mid/{piece}" for piece in ("ce", "negls*", "feat", "blend")),
+    "DP-SGD": tuple(f"dp_sgd/{piece}" for piece in ("s*_c*", "opacus", "f64", "per_sample_norms_step0", "x", "y")),
+    "Crafter": tuple(
+        f"crafter/{piece}"
+        for piece in ("toy", "attack", "f_loss", "gp", "hyper", "outer", "craftz", "other", "disco", "net")
+    ),
+    "network inversion": tuple(
+        f"network_inversion/{piece}" for piece in ("terms", "stat", "train*", "ssim", "net", "f64", "kkt")
+    ),
+}
+
+
+def replays(*patterns: str) -> Callable[[Replay], Replay]:
+    """Register a function for the pieces whose names fit one of the patterns."""
+
+    def register(replay: Replay) -> Replay:
+        REPLAYS.update(dict.fromkeys(patterns, replay))
+        return replay
+
+    return register
+
+
+def replay_of(name: str) -> Replay | None:
+    """The function that replays the piece `name`; None if no one knows it.
+
+    Raises:
+        NotThereYet: the piece is known, its method is not implemented.
+    """
+    for pattern, replay in REPLAYS.items():
+        if fnmatchcase(name, pattern):
+            return replay
+    for method, patterns in NOT_THERE_YET.items():
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            raise NotThereYet(method)
+    return None

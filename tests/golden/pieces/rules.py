@@ -1,0 +1,126 @@
+"""The rules that all recordings share: numbers drawn by their name, weights drawn by their name, and how far two arrays
+may differ (`../shared/reference/README.md`, and section 0 of `../shared/reference/attacks/README.md`)."""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from midefense.published import published_names, require_match
+
+TOLERANCE = 1e-4
+
+
+class NotThereYet(Exception):
+    """The method that a piece records is not implemented; the message names it."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Numbers that come from their name alone; `prefix` is put before every name."""
+
+    prefix: str = ""
+
+    def stream(self, name: str) -> np.random.RandomState:
+        """The generator of `name`."""
+        return np.random.RandomState(zlib.crc32((self.prefix + name).encode()) & 0x7FFFFFFF)
+
+    def uniform(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Uniform numbers in [0, 1), float32, of `shape`."""
+        return torch.from_numpy(self.stream(name).random_sample(tuple(shape)).astype(np.float32))
+
+    def weight(self, name: str, shape: Sequence[int], gain: float = 1.0) -> Tensor:
+        """The weight of a filled network that is called `name` (with the tag of its network), float32 of `shape`."""
+        if name.endswith("num_batches_tracked"):
+            return torch.tensor(0)
+        drawn = self.stream(name).standard_normal(tuple(shape))
+        if len(shape) >= 2:
+            values = gain * drawn / math.sqrt(math.prod(shape[1:]))
+        elif name.endswith("running_var"):
+            values = 1 + 0.1 * np.abs(drawn)
+        elif name.endswith("weight"):
+            values = 1 + 0.1 * drawn
+        else:
+            values = 0.1 * drawn
+        return torch.from_numpy(np.asarray(values, dtype=np.float32))
+
+    def state(self, shapes: Mapping[str, Sequence[int]], tag: str = "", gain: float = 1.0) -> dict[str, Tensor]:
+        """A filled state dict of these names and shapes; `tag` names the network, as in `T/`."""
+        return {name: self.weight(tag + name, shape, gain) for name, shape in shapes.items()}
+
+    def fill(
+        self, module: nn.Module, tag: str = "", gain: float = 1.0, table: Mapping[str, str] | None = None
+    ) -> nn.Module:
+        """`module` with weights drawn by their published names, in eval mode.
+
+        table: {original prefix: ours}, where an original has other names than the module's own `published`.
+        """
+        own = module.state_dict()
+        names = published_names(own, getattr(module, "published", {}) if table is None else table)
+        expected = {names[name]: tensor for name, tensor in own.items()}
+        state = self.state({name: tuple(tensor.shape) for name, tensor in expected.items()}, tag, gain)
+        require_match(type(module).__name__, state, expected)
+        module.load_state_dict({name: state[published] for name, published in names.items()})
+        return module.eval()
+
+
+def parameters(module: nn.Module, names: Sequence[str], table: Mapping[str, str] | None = None) -> list[nn.Parameter]:
+    """The parameters of `module` that the original calls `names`, in that order."""
+    own = dict(module.named_parameters())
+    published = published_names(own, getattr(module, "published", {}) if table is None else table)
+    by_name = {published[name]: parameter for name, parameter in own.items()}
+    return [by_name[name] for name in names]
+
+
+def gradient_norms(tensors: Sequence[nn.Parameter]) -> Tensor:
+    """L2 norm of every gradient, float64 [len(tensors)]; -1 where there is none."""
+    norms = [-1.0 if p.grad is None else float(p.grad.double().norm()) for p in tensors]
+    return torch.tensor(norms, dtype=torch.float64)
+
+
+def sums_and_norms(tensors: Sequence[nn.Parameter]) -> Tensor:
+    """Sum and L2 norm of every parameter, float64 [len(tensors), 2]."""
+    rows = [[float(p.detach().double().sum()), float(p.detach().double().norm())] for p in tensors]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def without_gradient(names: Sequence[str]) -> list[bool]:
+    """Which parameters are biases right in front of a norm. Their gradient is 0 but for rounding, which Adam turns into
+    steps of up to its rate: no two programs agree on them."""
+    rows = []
+    for name in names:
+        layer = re.fullmatch(r"(.+)\.(\d+)\.bias", name)
+        rows.append(layer is not None and f"{layer[1]}.{int(layer[2]) + 1}.weight" in names)
+    return rows
+
+
+def relative_error(got: Tensor, known: Tensor, floor: float = 0.0) -> float:
+    """max |got - known| over max |known| (at least `floor`); infinite where shapes differ or a number is missing."""
+    if got.shape != known.shape:
+        return math.inf
+    if not known.numel():
+        return 0.0
+    got, known = got.detach().double(), known.double()
+    return _ratio((got - known).abs().max(), known.abs().max().clamp_min(floor))
+
+
+def row_errors(got: Tensor, known: Tensor) -> Tensor:
+    """Relative error of every row of a table of norms [N], or of sums and norms [N, 2], whose sums are compared with
+    the norm of their row. A norm that is next to nothing beside the others counts as a millionth of the largest."""
+    norms = (known if known.dim() == 1 else known[:, 1]).double().abs()
+    norms = norms.clamp_min(1e-6 * float(norms.max())).clamp_min(1e-300)
+    differences = (got.double() - known.double()).abs()
+    worst = differences if known.dim() == 1 else differences.amax(1)
+    return worst / norms
+
+
+def _ratio(difference: Tensor, scale: Tensor) -> float:
+    """0/0 is 0: both are nothing. A NaN stays one, and is beyond every tolerance."""
+    return 0.0 if float(difference) == 0 else float(difference / scale)

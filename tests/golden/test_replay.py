@@ -1,0 +1,450 @@
+"""The replay of recorded answers: on files made here, and on those of the originals, right and plausibly wrong."""
+
+import functools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import replay
+import torch
+from conftest import ROOT
+from pieces import bido, gmi, losses, networks, registry, stylegan2
+from pieces.recording import recordings
+from pieces.registry import replay_of, replays
+from pieces.rules import Draws, NotThereYet, relative_error, row_errors, without_gradient
+from pieces.tiny import TinyClassifier
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from midefense.attacks.objectives import Poincare
+from midefense.defenses.bido import BiDO
+from midefense.defenses.label_smoothing import LabelSmoothing
+from midefense.priors.nets.gmi import Critic, Generator
+from midefense.published import to_published
+
+REFERENCE = ROOT.parent / "shared" / "reference"
+FILES = sorted(REFERENCE.rglob("*.npz"))
+needs_recordings = pytest.mark.skipif(
+    not FILES, reason=f"the recorded answers of the original implementations are not at {REFERENCE}"
+)
+# Small networks of the recorded constructors, and what goes in.
+SMALL = {
+    "gan32.DGWGAN32": (functools.partial(Critic, channels=1, size=32, width=4), (3, 1, 32, 32)),
+    "gan32.GeneratorMNIST": (functools.partial(Generator, latent_size=10, channels=1, size=32, width=4), (3, 10)),
+}
+
+
+def write_networks(folder: Path, prefix: str = "", described: bool = True) -> Path:
+    """A file of the layout of networks.npz, with weights under `prefix`, and the .json beside it."""
+    arrays, facts = {}, {}
+    for name, (build, shape) in SMALL.items():
+        module = Draws(prefix).fill(build())
+        inputs = Draws().uniform("inputs", shape)
+        arrays |= {f"{name}/in0": inputs.numpy(), f"{name}/out0": module(inputs).detach().numpy()}
+        state = {key: list(tensor.shape) for key, tensor in to_published(module).items()}
+        facts[name] = {"gain": 1.0, "state": state, "n_params": sum(p.numel() for p in module.parameters())}
+    np.savez(folder / "other.npz", **arrays)
+    if described:
+        (folder / "other.json").write_text(json.dumps(facts))
+    return folder / "other.npz"
+
+
+def changed(path: Path, **changes: object) -> Path:
+    """The file with arrays replaced; `change` is called with the array, None drops it."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    for key, change in changes.items():
+        arrays[key] = change(arrays[key]) if callable(change) else change
+    np.savez(path, **{key: array for key, array in arrays.items() if array is not None})
+    return path
+
+
+def run(capsys, *arguments: object) -> tuple[int, str]:
+    """The exit code of a command line, and what it printed."""
+    code = replay.main([str(argument) for argument in arguments])
+    return code, capsys.readouterr().out
+
+
+# Files made here
+
+
+def test_a_file_it_has_never_seen_is_replayed(tmp_path, capsys):
+    code, printed = run(capsys, write_networks(tmp_path))
+    assert code == 0 and "4 entries compared, 0 failures" in printed
+    assert "other.npz gan32.DGWGAN32 out0  0.0e+00 of 1.0e-04" in printed
+
+
+def test_a_disturbed_number_is_a_failure(tmp_path, capsys):
+    def disturb(array):
+        array.flat[0] += 0.01 * np.abs(array).max()
+        return array
+
+    code, printed = run(capsys, changed(write_networks(tmp_path), **{"gan32.DGWGAN32/out0": disturb}))
+    assert code == 1 and "FAIL  other.npz gan32.DGWGAN32 out0  1.0e-02 of 1.0e-04" in printed
+    assert "4 entries compared, 1 failures" in printed
+
+
+def test_a_number_that_is_none_is_a_failure(tmp_path, capsys):
+    code, printed = run(capsys, changed(write_networks(tmp_path), **{"gan32.DGWGAN32/out0": lambda a: a * np.nan}))
+    assert code == 1 and "out0  nan of" in printed
+
+
+def test_another_fill_needs_its_prefix(tmp_path, capsys):
+    file = write_networks(tmp_path, prefix="second/")
+    assert run(capsys, file)[0] == 1
+    assert run(capsys, "--prefix", "second/", file)[0] == 0
+    assert run(capsys, "--prefix", "third/", file)[0] == 1
+
+
+def test_a_network_of_the_published_width_needs_no_description(tmp_path, capsys):
+    file = write_networks(tmp_path, described=False)
+    code, printed = run(capsys, file)  # these are narrower, which nothing says
+    assert code == 1 and "n_params" not in printed
+    module = Draws("x").fill(Critic(channels=1, size=32, width=64))
+    inputs = Draws().uniform("inputs", (2, 1, 32, 32))
+    np.savez(file, **{"gan32.DGWGAN32/in0": inputs.numpy(), "gan32.DGWGAN32/out0": module(inputs).detach().numpy()})
+    assert run(capsys, "--prefix", "x", file)[0] == 0
+
+
+def test_names_and_counts_of_the_original_are_compared(tmp_path, capsys):
+    file = write_networks(tmp_path)
+    facts = json.loads(file.with_suffix(".json").read_text())
+    facts["gan32.DGWGAN32"]["n_params"] += 1
+    state = facts["gan32.GeneratorMNIST"]["state"]
+    state["l1.0.weights"] = state.pop("l1.0.weight")
+    file.with_suffix(".json").write_text(json.dumps(facts))
+    code, printed = run(capsys, file)
+    assert code == 1 and "FAIL  other.npz gan32.DGWGAN32 n_params" in printed
+    assert "gan32.GeneratorMNIST: cannot be replayed: Refused: " in printed and "1 missing (l1.0.weight)" in printed
+
+
+def test_an_unknown_piece_is_a_failure_and_one_that_waits_is_not(tmp_path, capsys):
+    waits = {"kedmi_new/z": np.zeros(2), "lomma_stats/mean": np.zeros(2)}
+    np.savez(tmp_path / "a.npz", **waits)
+    code, printed = run(capsys, tmp_path / "a.npz")
+    assert code == 0 and "not there yet  a.npz: KED-MI: kedmi_new\n" in printed
+    assert "not there yet  a.npz: LOMMA: lomma_stats\n" in printed
+    np.savez(tmp_path / "a.npz", **waits, **{"mystery/z": np.zeros(2)})
+    code, printed = run(capsys, tmp_path / "a.npz")
+    assert code == 1 and "FAIL  a.npz mystery: expected a piece that is known" in printed
+
+
+def test_a_key_that_no_one_replays_is_a_failure(tmp_path, capsys):
+    code, printed = run(capsys, changed(write_networks(tmp_path), **{"gan32.DGWGAN32/hidden": np.zeros(3)}))
+    assert code == 1 and "FAIL  other.npz gan32.DGWGAN32: hidden: expected a key that this piece has" in printed
+
+
+def test_a_piece_without_its_inputs_or_outputs_is_a_failure(tmp_path, capsys):
+    code, printed = run(capsys, changed(write_networks(tmp_path), **{"gan32.DGWGAN32/in0": None}))
+    assert code == 1 and "expected the keys in0 and out0, got out0" in printed
+    np.savez(tmp_path / "a.npz", **{"label_smoothing/0.1/loss": np.zeros(()), "bido/x": np.zeros((2, 2))})
+    code, printed = run(capsys, tmp_path / "a.npz")
+    assert code == 1 and "expected the key 'poincare/targets' in the same file" in printed
+    assert "FAIL  a.npz bido: expected something to compare, got none" in printed
+
+
+def test_short_names_belong_to_their_own_file(tmp_path, capsys):
+    crafter = {"toy/Mg": np.zeros(2), "craftz/x": np.zeros(2), "attack/z": np.zeros(2)}
+    np.savez(tmp_path / "renamed.npz", **crafter)
+    code, printed = run(capsys, tmp_path / "renamed.npz")
+    assert code == 0 and "Crafter: crafter/toy, crafter/craftz, crafter/attack" in printed
+    np.savez(tmp_path / "secret_gen_b.npz", **{"attack/z": np.zeros(2)})
+    assert run(capsys, tmp_path / "secret_gen_b.npz")[0] == 0
+    np.savez(tmp_path / "renamed.npz", **{"attack/z": np.zeros(2)})
+    assert run(capsys, tmp_path / "renamed.npz")[0] == 1
+    np.savez(tmp_path / "renamed.npz", **crafter, **{"mystery": np.zeros(2)})
+    assert run(capsys, tmp_path / "renamed.npz")[0] == 1
+
+
+def write_search(file: Path, prefix: str) -> Path:
+    """GMI's loop written out (card gmi.md, section 4B), for sizes, labels and a fill that no recording has."""
+    config = {"K": 4, "dim": 2, "dataset": "mnist", "iden": [3, 1, 1], "steps": 3, "prefix": prefix}
+    config |= {"lr": 0.03, "momentum": 0.8, "lamda": 50, "clip": 1, "gain_G": 2.0, "gain_T": 1.3}
+    draws, sizes = Draws(prefix), {"channels": 1, "size": 32, "width": 2}
+    make = draws.fill(Generator(latent_size=7, **sizes), "G/", 2.0).double()
+    judge = draws.fill(Critic(**sizes), "C/").double()
+    target = draws.fill(TinyClassifier(4, 1), "T/", 1.3).double()
+    arrays = {"gmi_dmi_x/config_json": np.frombuffer(json.dumps(config).encode(), np.uint8)}
+    for restart in range(2):
+        z, v, rows = 3 * Draws().uniform(f"z{restart}", (3, 7)).double() - 1.5, 0, []
+        arrays[f"gmi_dmi_x/restart{restart}/z0"] = z.numpy()
+        for _ in range(3):
+            images = make(z.requires_grad_())
+            prior, identity = -judge(images).mean(), cross_entropy(target(images).logits, torch.tensor([3, 1, 1]))
+            total = prior + 50 * identity
+            rows.append([term.item() for term in (total, prior, identity)])
+            ahead = 0.8 * v - 0.03 * torch.autograd.grad(total, z)[0]
+            z, v = (z.detach() - 0.8 * v + 1.8 * ahead).clamp(-1, 1), ahead
+        arrays |= {f"gmi_dmi_x/restart{restart}/z3": z.numpy(), f"gmi_dmi_x/restart{restart}/loss": np.array(rows)}
+    np.savez(file, **arrays)
+    return file
+
+
+def test_a_search_it_has_never_seen_is_replayed(tmp_path, capsys):
+    file = write_search(tmp_path / "a.npz", prefix="second/")
+    code, printed = run(capsys, file)
+    assert code == 0 and "4 entries compared, 0 failures" in printed
+    assert run(capsys, "--prefix", "third/", file)[0] == 1  # what the command line says goes before the configuration
+
+
+def test_what_is_no_recording_is_refused_in_a_sentence(tmp_path, capsys):
+    (tmp_path / "text.npz").write_text("no numbers")
+    np.save(tmp_path / "single.npy", np.zeros(2))
+    np.savez(tmp_path / "objects.npz", **{"poincare/logits": np.array([{}], dtype=object)})
+    np.savez(tmp_path / "empty.npz")
+    (tmp_path / "cut.npz").write_bytes(write_networks(tmp_path).read_bytes()[:300])
+    expected = {"absent.npz": "expected a recorded file, got none", "empty.npz": "expected at least one array"}
+    expected |= dict.fromkeys(("text.npz", "single.npy", "objects.npz", "cut.npz"), "expected an .npz file of plain")
+    for name, sentence in expected.items():
+        code, printed = run(capsys, tmp_path / name)
+        assert code == 1 and f"{tmp_path / name}: {sentence}" in printed, name
+        assert printed.count("\n") == 2  # the sentence, and the summary
+
+
+def test_a_later_method_is_one_function(monkeypatch):
+    monkeypatch.setattr(registry, "REPLAYS", {})
+    with pytest.raises(NotThereYet, match="KED-MI"):
+        replay_of("kedmi_ked_improved1")
+    replays("kedmi_*")(known := lambda recording: iter(()))
+    assert replay_of("kedmi_ked_improved1") is known and replay_of("mystery") is None
+
+
+def test_it_runs_from_the_root_of_the_repository(tmp_path):
+    np.savez(tmp_path / "a.npz", **{"vmi_flow/x": np.zeros(2)})
+    command = [sys.executable, "tests/golden/replay.py", "--prefix", "x", str(tmp_path / "a.npz")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.startswith("not there yet  a.npz: VMI: vmi_flow\n"), done.stderr
+
+
+# The rules
+
+
+def test_weights_come_from_their_names():
+    """The rule of the recordings, in numbers: RandomState(crc32(name)) for a matrix, a variance, a mean and a scale."""
+    draws, matrix = Draws(), [0.3579709, -0.0345301, 0.6680189]
+    assert draws.weight("fc.weight", (2, 4), gain=2.0).flatten()[:3].tolist() == pytest.approx(matrix, abs=1e-6)
+    first = [float(draws.weight(f"bn.{name}", (3,))[0]) for name in ("weight", "bias", "running_mean", "running_var")]
+    assert first == pytest.approx([1.0659105, 0.1842292, -0.2273982, 1.0209314], abs=1e-6)
+    assert draws.weight("bn.num_batches_tracked", ()).item() == 0
+    assert torch.equal(Draws("fc.").weight("weight", (2, 4)), draws.weight("fc.weight", (2, 4)))
+    assert torch.equal(draws.state({"weight": (2, 4)}, tag="fc.")["weight"], draws.weight("fc.weight", (2, 4)))
+
+
+def test_errors_are_relative_to_the_largest_number():
+    known = torch.tensor([1.0, -4.0])
+    assert relative_error(torch.tensor([1.0, -4.4]), known) == pytest.approx(0.1)
+    assert relative_error(torch.tensor([0.1, 0.0]), torch.tensor([0.0, 0.0])) == math.inf
+    assert relative_error(torch.tensor([0.1, 0.0]), torch.tensor([0.0, 0.0]), floor=1.0) == pytest.approx(0.1)
+    assert relative_error(known, known) == 0 and relative_error(known, known[:1]) == math.inf
+
+
+def test_tables_are_compared_row_by_row():
+    table = torch.tensor([[5.0, 10.0], [0.001, 0.01]])
+    moved = table + torch.tensor([[0.1, 0.0], [0.0, 0.001]])
+    assert row_errors(moved, table).tolist() == pytest.approx([0.01, 0.1], rel=1e-3)
+    norms = torch.tensor([-1.0, 2.0, 0.0])
+    assert row_errors(norms, norms).tolist() == [0, 0, 0]
+    assert row_errors(torch.tensor([0.0, 2.0, 0.0]), norms)[0] == 1  # -1 says that there was no gradient at all
+
+
+def test_biases_in_front_of_a_norm_are_rounding():
+    names = ["ls.0.bias", "ls.2.0.bias", "ls.2.1.weight", "ls.2.1.bias", "layer1.3.bias", "layer1.4.weight", "fc.bias"]
+    assert [name for name, skipped in zip(names, without_gradient(names), strict=True) if skipped] == [
+        "ls.2.0.bias",
+        "layer1.3.bias",
+    ]
+
+
+def test_truncation_is_read_from_the_key():
+    assert stylegan2.truncation("io/w_psi07_cut4") == {"psi": 0.7, "cutoff": 4}
+    assert stylegan2.truncation("io/img_none_psi1") == {"psi": 1.0, "cutoff": None}
+    assert stylegan2.truncation("io/w_psi025") == {"psi": 0.25, "cutoff": None}
+    with pytest.raises(ValueError, match="_psi<digits>"):
+        stylegan2.truncation("io/w_mean")
+
+
+# The recordings of the originals
+
+
+def outcomes(file: str, piece: str) -> dict[str, list[str]]:
+    """Outcome to the lines of one recorded piece."""
+    (recording,) = [each for each in recordings(REFERENCE / file) if each.name == piece]
+    lines: dict[str, list[str]] = {}
+    for line in replay.replay_piece(recording):
+        lines.setdefault(line.outcome, []).append(str(line))
+    return lines
+
+
+@needs_recordings
+@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+def test_every_recorded_piece_is_known(file):
+    for recording in recordings(file):
+        try:
+            assert replay_of(recording.name) is not None, recording.name
+        except NotThereYet as method:
+            assert str(method)
+
+
+@needs_recordings
+@pytest.mark.parametrize(
+    ("file", "piece"),
+    [
+        ("losses.npz", "poincare"),
+        ("losses.npz", "label_smoothing"),
+        ("losses.npz", "bido"),
+        ("networks.npz", "gan32.DGWGAN32"),
+        ("networks.npz", "gan32.GeneratorMNIST"),
+        ("networks.npz", "target32.MCNN"),
+        ("stylegan2_cond_32.npz", "stylegan2"),
+        ("attacks/gmi.npz", "gmi_dmi_mnist"),
+        ("attacks/gmi.npz", "gan_wgan"),
+        ("attacks/bido.npz", "bido_hsic_gaussian"),
+    ],
+)
+def test_the_original_is_reproduced(file, piece):
+    found = outcomes(file, piece)
+    assert "FAIL" not in found and found["ok"]
+
+
+@needs_recordings
+@pytest.mark.slow
+def test_all_recorded_files_are_reproduced(capsys):
+    code, printed = run(capsys, *FILES)
+    assert code == 0, "\n".join(line for line in printed.splitlines() if line.startswith("FAIL"))
+
+
+def with_attack(monkeypatch, change):
+    """GMI's attack, changed after it was composed."""
+    original = gmi.attack_of
+
+    def attack_of(*arguments):
+        change(attack := original(*arguments))
+        return attack
+
+    monkeypatch.setattr(gmi, "attack_of", attack_of)
+
+
+def no_look_ahead(monkeypatch):
+    def change(attack):
+        attack.search.optimizer = functools.partial(attack.search.optimizer, nesterov=False)
+
+    with_attack(monkeypatch, change)
+
+
+def sum_for_mean(monkeypatch):
+    with_attack(monkeypatch, lambda attack: setattr(attack.search, "reference_batch", 1))
+
+
+def no_box(monkeypatch):
+    with_attack(monkeypatch, lambda attack: setattr(attack.search, "bounds", None))
+
+
+def no_critic(monkeypatch):
+    with_attack(monkeypatch, lambda attack: setattr(attack.objective.terms[1], "weight", 0.0))
+
+
+def mix_from_the_other_end(monkeypatch):
+    original = gmi._critic_step
+    swapped = lambda *arguments: original(*arguments[:5], 1 - arguments[5], *arguments[6:])  # noqa: E731
+    monkeypatch.setattr(gmi, "_critic_step", swapped)
+
+
+def weak_penalty(monkeypatch):
+    monkeypatch.setattr(gmi, "PENALTY", 9.0)
+
+
+def defended_by(monkeypatch, **changes):
+    original = bido.defense_of
+
+    def defense_of(config):
+        defense = original(config)
+        for name, value in changes.items():
+            setattr(defense, name, value)
+        return defense
+
+    monkeypatch.setattr(bido, "defense_of", defense_of)
+
+
+def wide_kernel(monkeypatch):
+    defended_by(monkeypatch, sigma=5.5)
+
+
+def plain_estimator(monkeypatch):
+    defended_by(monkeypatch, hsic_form="plain")
+
+
+def other_label_kernel(monkeypatch):
+    defended_by(monkeypatch, label_kernel="linear")
+
+
+def wide_kernel_of_a_loss(monkeypatch):
+    monkeypatch.setattr(losses, "BiDO", functools.partial(BiDO, sigma=5.5))
+
+
+def loose_ball(monkeypatch):
+    monkeypatch.setattr(losses, "Poincare", functools.partial(Poincare, xi=1e-3))
+
+
+def ramped_smoothing(monkeypatch):
+    monkeypatch.setattr(losses, "LabelSmoothing", lambda alpha, **_: LabelSmoothing(alpha=0.9 * alpha))
+
+
+def flat_leak(monkeypatch):
+    build, gain = networks.NETWORKS["gan32.DGWGAN32"]
+
+    def flat(facts):
+        module = build(facts)
+        for layer in module.modules():
+            if isinstance(layer, nn.LeakyReLU):
+                layer.negative_slope = 0.01
+        return module
+
+    monkeypatch.setitem(networks.NETWORKS, "gan32.DGWGAN32", (flat, gain))
+
+
+def no_cutoff(monkeypatch):
+    original = stylegan2.truncation
+    monkeypatch.setattr(stylegan2, "truncation", lambda key: {**original(key), "cutoff": None})
+
+
+def no_noise(monkeypatch):
+    original = stylegan2.generator_of
+
+    def silent(recording):
+        network = original(recording)
+        for name, parameter in network.named_parameters():
+            if name.endswith("noise_strength"):
+                parameter.zero_()
+        return network
+
+    monkeypatch.setattr(stylegan2, "generator_of", silent)
+
+
+@needs_recordings
+@pytest.mark.parametrize(
+    ("wrong", "file", "piece", "where"),
+    [
+        (no_look_ahead, "attacks/gmi.npz", "gmi_dmi_mnist", "z1"),
+        (sum_for_mean, "attacks/gmi.npz", "gmi_dmi_mnist", "z1"),
+        pytest.param(no_box, "attacks/gmi.npz", "gmi_dmi_mnist", "z1", marks=pytest.mark.slow),
+        pytest.param(no_critic, "attacks/gmi.npz", "gmi_dmi_mnist", "z5", marks=pytest.mark.slow),
+        pytest.param(mix_from_the_other_end, "attacks/gmi.npz", "gan_wgan", "loss_D", marks=pytest.mark.slow),
+        pytest.param(weak_penalty, "attacks/gmi.npz", "gan_wgan", "loss_D", marks=pytest.mark.slow),
+        (wide_kernel, "attacks/bido.npz", "bido_hsic_gaussian", "d_zx"),
+        pytest.param(plain_estimator, "attacks/bido.npz", "bido_hsic_gaussian", "d_zy", marks=pytest.mark.slow),
+        pytest.param(other_label_kernel, "attacks/bido.npz", "bido_hsic_gaussian", "d_zy", marks=pytest.mark.slow),
+        (wide_kernel_of_a_loss, "losses.npz", "bido", "coco/d_zx"),
+        (loose_ball, "losses.npz", "poincare", "loss"),
+        (ramped_smoothing, "losses.npz", "label_smoothing", "0.1/loss"),
+        (flat_leak, "networks.npz", "gan32.DGWGAN32", "out0"),
+        (no_cutoff, "stylegan2_cond_32.npz", "stylegan2", "w_psi07_cut4"),
+        (no_noise, "stylegan2_cond_32.npz", "stylegan2", "img_const_psi05"),
+    ],
+)
+def test_a_plausible_mistake_is_seen(monkeypatch, wrong, file, piece, where):
+    wrong(monkeypatch)
+    assert any(where in line for line in outcomes(file, piece)["FAIL"])
