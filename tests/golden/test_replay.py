@@ -20,11 +20,11 @@ from pieces.tiny import TinyClassifier
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from midefense.architectures.state_names import to_published
 from midefense.attacks.objectives import Poincare
 from midefense.defenses.bido import BiDO
 from midefense.defenses.label_smoothing import LabelSmoothing
 from midefense.priors.nets.gmi import Critic, Generator
-from midefense.published import to_published
 
 REFERENCE = ROOT.parent / "shared" / "reference"
 FILES = sorted(REFERENCE.rglob("*.npz"))

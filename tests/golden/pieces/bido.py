@@ -15,10 +15,11 @@ from midefense import seeds
 from midefense.architectures.base import Classifier
 from midefense.architectures.mnist_cnn import MCNN
 from midefense.architectures.vgg import VGG16
-from midefense.build import bind, compose, plain_config
 from midefense.defenses.bido import BiDO
-from midefense.recipe import Recipe
-from midefense.train import Trainer, assemble
+from midefense.plan.bind import bind
+from midefense.plan.compose import compose, plain_config
+from midefense.training.loop import Trainer, assemble
+from midefense.training.recipe import Recipe
 from midefense.types import Batch
 
 from .recording import Entry, Recording

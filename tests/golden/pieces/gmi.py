@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from midefense import seeds
-from midefense.attacks.base import Part, Problem, SearchAttack, Shot, best_of_each
+from midefense.architectures.state_names import to_published
+from midefense.attacks.base import Look, Part, Problem, SearchAttack, best_of_each
 from midefense.attacks.objectives import WeightedSum
-from midefense.build import bind, compose, plain_config
 from midefense.oracle import Oracle
+from midefense.plan.bind import bind
+from midefense.plan.compose import compose, plain_config
 from midefense.priors.gan import _critic_step, _generator_step
 from midefense.priors.gmi import GmiGan
-from midefense.published import to_published
 from midefense.types import Evidence, Found
 
 from .recording import Entry, Recording
@@ -48,9 +49,9 @@ class Watched(Part):
         self.inner, self.reads, self.needs = inner, inner.reads, inner.needs
         self.terms: list[dict[str, Tensor]] = []
 
-    def __call__(self, shot: Shot) -> Tensor:
-        self.terms.append({type(term.loss).__name__: term.loss(shot).detach() for term in self.inner.terms})
-        return self.inner(shot)
+    def __call__(self, look: Look) -> Tensor:
+        self.terms.append({type(term.loss).__name__: term.loss(look).detach() for term in self.inner.terms})
+        return self.inner(look)
 
 
 class Attacked:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from midefense import seeds
-from midefense.attacks.base import Shot
+from midefense.attacks.base import Look
 from midefense.attacks.objectives import Poincare
 from midefense.defenses.bido import BiDO
 from midefense.defenses.label_smoothing import LabelSmoothing
@@ -28,7 +28,7 @@ def poincare(recording: Recording) -> Iterator[Entry]:
     """PPA's loss per row, and the gradient of its mean with respect to the logits."""
     logits, labels = recording["logits"].requires_grad_(), recording["targets"]
     prior = Pixels(channels=1, size=1)
-    loss = Poincare()(Shot(PIXEL, PIXEL, PIXEL, PIXEL, Answer(logits=logits), labels, prior))
+    loss = Poincare()(Look(PIXEL, PIXEL, PIXEL, PIXEL, Answer(logits=logits), labels, prior))
     (gradient,) = torch.autograd.grad(loss.mean(), logits)
     yield recording.compare("loss", loss)
     yield recording.compare("grad_of_mean", gradient)

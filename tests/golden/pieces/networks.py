@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from midefense.architectures.face_evolve import FaceEvolve
 from midefense.architectures.mnist_cnn import MCNN, SCNN
+from midefense.architectures.state_names import from_published, to_published
 from midefense.architectures.vgg import VGG16
 from midefense.priors.nets.gmi import Critic, Generator
 from midefense.priors.nets.ked import Discriminator
 from midefense.priors.nets.plg import Generator as ConditionalGenerator
-from midefense.published import from_published, to_published
 from midefense.types import Refused, Trace
 
 from .recording import Entry, Recording

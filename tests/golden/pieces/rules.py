@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from midefense.published import published_names, require_match
+from midefense.architectures.state_names import published_names, require_match
 
 TOLERANCE = 1e-4
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from midefense.priors.nets.stylegan2 import Generator, StyleGan2Config
+from midefense.priors.stylegan2.generator import Generator, StyleGan2Config
 from midefense.types import Refused
 
 from .recording import Entry, Recording
