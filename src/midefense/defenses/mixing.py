@@ -18,7 +18,7 @@ from midefense.architectures.base import Classifier
 from midefense.defenses.base import Defense
 from midefense.defenses.masking import require_share
 from midefense.rectangles import extent, inside
-from midefense.types import Batch, Refused
+from midefense.types import Batch, Origin, Refused
 
 
 class Mixing(Defense):
@@ -43,7 +43,7 @@ class Mixing(Defense):
         """Images of which about `share` [B] is the first, and the exact share [B]; a share of 1 is the image whole."""
         raise NotImplementedError
 
-    def rebuild(self, model: Classifier) -> Classifier:
+    def rebuild(self, model: Classifier, origin: Origin = Origin.DRAWN) -> Classifier:
         """Look up how many classes a soft label has."""
         self.classes = model.classes
         return model

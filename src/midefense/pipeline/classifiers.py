@@ -15,15 +15,16 @@ from midefense import seeds
 from midefense.datasets.splits import Splits, digest
 from midefense.defenses.base import Defense
 from midefense.pipeline.session import Session
+from midefense.pipeline.start import parents_of, take_body
 from midefense.plan.bind import Node
 from midefense.plan.read import TargetPlan, name_of, stored_target
 from midefense.store.artefacts import Artefact, Draft
-from midefense.store.store import POLL_SECONDS, Work, say_waiting
+from midefense.store.store import POLL_SECONDS, Store, Work, say_waiting
 from midefense.tracking.progress import consume
 from midefense.training.inference import evaluate
 from midefense.training.loop import assemble, fit
 from midefense.training.recipe import Imported
-from midefense.types import Images
+from midefense.types import Images, Origin
 
 
 @dataclass
@@ -76,8 +77,16 @@ def rebuild_classifier(artefact: Artefact, allow: Sequence[str] = ()) -> nn.Modu
 
 def blank_classifier(architecture: Node, plan: TargetPlan) -> nn.Module:
     """The network of a plan as deployed, ready for weights of its own: none are read to start from."""
-    model, defense = _assembled(_blank(architecture), plan)
+    model, defense = _assembled(_drawn(_blank(architecture), plan), plan, Origin.LOADED)
     return defense.seal(model, None)
+
+
+def require_start(session: Session, plan: TargetPlan) -> None:
+    """Refuse a classifier that is to start from a network whose body does not fit it."""
+    if plan.recipe.arguments.get("start") is not None:
+        job = job_of(session, plan)
+        if session.store.find(job.draft) is None:
+            beginning(session.store, job.architecture, plan)
 
 
 def images_of(plan: TargetPlan, splits: Splits) -> tuple[Images, Images]:
@@ -104,6 +113,7 @@ def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
         name=name_of(plan.names, "dataset", "architecture", "defense"),
         recipe=recipe,
         names=plan.names,
+        parents=parents_of(plan),
         places=_places(dataset=plan.dataset, architecture=architecture, defense=plan.defense, recipe=plan.recipe),
         command=session.command("train_target" if plan is session.plan.target else session.plan.verb, plan.names),
     )
@@ -133,7 +143,8 @@ def _train_together(session: Session, job: TrainingJob) -> Artefact:
 
 def _train(session: Session, job: TrainingJob, work: Work, ranks: bool) -> Artefact | None:
     fabric = session.plan.compute.fabric(ranks=ranks)
-    model, defense = _assembled(job.architecture, job.plan)  # what does not fit is refused before a run opens
+    # what does not fit is refused before a run opens
+    model, defense = _assembled(*beginning(session.store, job.architecture, job.plan))
     recipe = job.plan.recipe.build()
     if isinstance(recipe, Imported):
         recipe.refuse_training()
@@ -168,12 +179,31 @@ def selection_of(plan: TargetPlan) -> str:
     return plan.recipe.arguments["select"]
 
 
-def _assembled(architecture: Node, plan: TargetPlan) -> tuple[nn.Module, Defense]:
-    """A fresh network as its defense rebuilds it, and the defense; both the same for the same seed."""
+def beginning(store: Store, architecture: Node, plan: TargetPlan) -> tuple[nn.Module, TargetPlan, Origin]:
+    """The network that training begins with, not yet rebuilt by the defense; its plan, and where its weights come from.
+
+    Under `recipe.start` the body is that of another network, instead of the one the architecture would draw or read;
+    the head is the one that was drawn for the classes of the dataset, under the target's own seed.
+    """
+    start, blank = plan.recipe.arguments.get("start"), _blank(architecture)
+    if start is not None:
+        model = _drawn(blank, plan)
+        take_body(model, start.build(), store)
+        return model, plan, Origin.STARTED
+    reads = architecture.arguments != blank.arguments
+    return _drawn(architecture, plan), plan, Origin.STARTED if reads else Origin.DRAWN
+
+
+def _drawn(architecture: Node, plan: TargetPlan) -> nn.Module:
+    """A fresh network, the same for the same seed."""
     with seeds.isolated(plan.seed, "train", "init"):
-        model = architecture.build()
+        return architecture.build()
+
+
+def _assembled(model: nn.Module, plan: TargetPlan, origin: Origin) -> tuple[nn.Module, Defense]:
+    """The network as its defense rebuilds it, and the defense; both the same for the same seed."""
     defense = plan.defense.build()
-    return assemble(model, defense, plan.seed), defense
+    return assemble(model, defense, plan.seed, origin), defense
 
 
 def _blank(architecture: Node) -> Node:
