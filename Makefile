@@ -11,7 +11,7 @@ help: ## show this list
 
 setup: $(STAMP) ## prepare the environment in .venv
 
-$(STAMP): requirements.txt pyproject.toml
+$(STAMP): requirements.txt pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(f"midefense needs Python 3.10 or newer, got {sys.version.split()[0]}; make setup PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv

@@ -188,6 +188,7 @@ def small(config: dict, generator_file: Path, attack: str) -> dict:
 def test_a_dry_run_gives_a_row_of_what_the_file_names(file, shared, generator_file):
     config, choices, overrides = as_written(file)
     shrunk = {**small(config, generator_file, choices["attack"]), "store": str(shared)}
+    shrunk["tracking"] = {**shrunk["tracking"], "folder": str(shared / "runs")}
     result = Pipeline(read_plan("evaluate", shrunk, choices, overrides)).result
     row, numbers = result.metrics["row"], result.metrics["metrics"]
     assert (row["attack"], row["defense"]) == (choices["attack"], choices["defense"])
