@@ -70,6 +70,7 @@ COLUMNS: dict[str, dict[str, Callable[[Header], str]]] = {
     "attack": {"attack": name, **NAMED, "access": field("access"), **PUBLISHED},
     "prior": {"prior": name, **NAMED, "learns from": field("learns from"), **PUBLISHED},
     "evaluator": {"evaluator": name, **NAMED, **PUBLISHED},
+    "metrics": {"metrics": name, **NAMED, **PUBLISHED},
     "experiment": {"experiment": name, "what": field("title"), **PUBLISHED},
 }
 
