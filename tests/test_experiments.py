@@ -51,6 +51,8 @@ def test_the_listing():
 @pytest.mark.parametrize("file", FILES, ids=identity)
 def test_a_header_says_what_was_published_and_measured_and_how_that_is_known(file):
     whole = "\n".join(header(file))
+    if file.parts[1] == "base":  # shared by rows: no number is its own
+        return
     assert re.search(r"published: (none|.+\((verified in the source|recalled)\b)", whole)
     assert re.search(r"measured: \S", whole)
     if file in ROWS:
