@@ -51,6 +51,8 @@ def test_the_listing():
 @pytest.mark.parametrize("file", FILES, ids=identity)
 def test_a_header_says_what_was_published_and_measured_and_how_that_is_known(file):
     whole = "\n".join(header(file))
+    if file.parts[1] == "base":  # shared by rows: no number is its own
+        return
     assert re.search(r"published: (none|.+\((verified in the source|recalled)\b)", whole)
     assert re.search(r"measured: \S", whole)
     if file in ROWS:
@@ -188,6 +190,7 @@ def small(config: dict, generator_file: Path, attack: str) -> dict:
 def test_a_dry_run_gives_a_row_of_what_the_file_names(file, shared, generator_file):
     config, choices, overrides = as_written(file)
     shrunk = {**small(config, generator_file, choices["attack"]), "store": str(shared)}
+    shrunk["tracking"] = {**shrunk["tracking"], "folder": str(shared / "runs")}
     result = Pipeline(read_plan("evaluate", shrunk, choices, overrides)).result
     row, numbers = result.metrics["row"], result.metrics["metrics"]
     assert (row["attack"], row["defense"]) == (choices["attack"], choices["defense"])

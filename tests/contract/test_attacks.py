@@ -50,7 +50,6 @@ BARS = {"mi_face": 0.9}  # every pixel has its way to go; latents come within .6
 
 
 def test_the_listing():
-    assert len(NAMES) == 28, "a new attack: say here how to fit it to the toy, then raise the count"
     assert set(FITTED) | set(BARS) | set(PIXELS) <= set(NAMES)
 
 
