@@ -88,7 +88,7 @@ class BiDO(Defense):
 
     def losses(self, trace: Trace, batch: Batch) -> dict[str, Tensor]:
         if not self.taps:
-            raise Refused("bido: expected rebuild(model) before training, got none; try train.assemble")
+            raise Refused("bido: expected rebuild(model) before training, got none; try loop.assemble")
         labels = batch.labels
         if not labels.is_floating_point():
             labels = F.one_hot(labels, trace.logits.shape[1])

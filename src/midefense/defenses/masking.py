@@ -62,7 +62,7 @@ class Masking(Defense):
         """The batch with its hidden pixels overwritten."""
         if self.fill is None:
             who = type(self).__name__
-            raise Refused(f"{who}: expected rebuild(model) before training, got none; try train.assemble")
+            raise Refused(f"{who}: expected rebuild(model) before training, got none; try loop.assemble")
         return replace(batch, images=torch.where(self.hidden(batch), self.fill, batch.images))
 
     def chosen(self, batch: Batch) -> Tensor:

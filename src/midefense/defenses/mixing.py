@@ -51,7 +51,7 @@ class Mixing(Defense):
     def transform(self, batch: Batch) -> Batch:
         if self.classes is None:
             who = type(self).__name__
-            raise Refused(f"{who}: expected rebuild(model) before training, got none; try train.assemble")
+            raise Refused(f"{who}: expected rebuild(model) before training, got none; try loop.assemble")
         if self.p == 0:
             return batch  # with the labels as they are: the loss of soft ones is rounded otherwise
         count, device = len(batch.images), batch.images.device
