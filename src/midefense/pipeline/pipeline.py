@@ -27,6 +27,7 @@ from midefense.pipeline.classifiers import (
     selection_of,
 )
 from midefense.pipeline.recovery import Recovery, StoredPrior
+from midefense.pipeline.release import release
 from midefense.pipeline.session import Session
 from midefense.plan.bind import bind_recipe
 from midefense.plan.read import Plan, name_of, setup_of
@@ -72,13 +73,22 @@ class Pipeline:
         return self.plan.public.build().public(self.splits, dataset.channels, dataset.size, self.session.cache)
 
     @functools.cached_property
+    def collected(self) -> Evidence:
+        """Whom the attack is to attack, one row each, before anything is observed of them or trained."""
+        return self.plan.evidence.build().collect(self.splits)
+
+    @functools.cached_property
     def evidence(self) -> Evidence:
         """What the attacker is handed, one row per target of the attack."""
-        return self.plan.evidence.build().collect(self.splits)
+
+        def released(images: Images, cut: str) -> torch.Tensor:
+            return release(self.session, self.target, images, cut)
+
+        return self.plan.evidence.build().observe(self.collected, self.splits, released)
 
     def check_images(self) -> None:
         """Look at all images that will be needed, so that wrong ones are refused before anything is trained."""
-        _ = self.evidence
+        _ = self.collected
         if self.plan.stored_prior is None:
             self.plan.prior.target.require_files(self.plan.prior.arguments, self.plan.attack.build().needs)
             self.plan.prior.target.require_some(self.public)
@@ -124,7 +134,8 @@ class Pipeline:
         self.check_images()
         plan, target, prior = self.plan, self.target, self.prior
         attack, seed = plan.attack.build(), plan.seeds["attack"]
-        recovery = Recovery(self.session, attack, target, prior, self.evidence, seed)
+        source = plan.evidence.build()
+        recovery = Recovery(self.session, attack, target, prior, self.evidence, seed, source.cut)
         parents = {"target": target.artefact.reference, **prior.parents}
         common = {"target": target.artefact.id, "prior": prior.recipe, "seed": seed}
         if attack.prepares:
@@ -133,6 +144,8 @@ class Pipeline:
             draft = self._attack_draft("prepared", {**preparation, **public, **common}, parents)
             parents["prepared"] = recovery.prepare(draft, self.public).reference
         evidence = {"evidence": plan.evidence.recipe(), "labels": self.evidence.labels.tolist()}
+        # what is observed follows from the target, the evidence and the ids: its own hash would differ by device
+        evidence |= {"ids": self.evidence.ids.tolist()} if source.points_at == "image" else {}
         prepared = {"prepared": recovery.prepared.id if recovery.prepared else None}
         recipe = {"attack": plan.attack.recipe(), **evidence, **common, **prepared}
         return recovery.recover(self._attack_draft("recovered", recipe, parents))
@@ -145,6 +158,7 @@ class Pipeline:
         protocol = {
             "evidence": recovered.recipe["evidence"],
             "labels": recovered.recipe["labels"],
+            **{name: recovered.recipe[name] for name in ("ids",) if name in recovered.recipe},
             "references": self.splits.references_hash,
             "evaluators": {name: artefact.id for name, artefact in evaluators.items()},
             "metrics": {name: node.recipe() for name, node in self.plan.metrics.items()},
@@ -261,7 +275,7 @@ class Pipeline:
             "setup": setup_of(target.artefact.recipe, recipe),
             "baseline": setup_of({k: v for k, v in target.artefact.recipe.items() if k != "defense"}, recipe),
             "selection": selection_of(target.plan),
-            "classes": len(recipe["labels"]),
+            "classes": len(set(recipe["labels"])),
             "stopped": recovered.metrics["stopped"],
             "ids": {
                 "target": target.artefact.id,
