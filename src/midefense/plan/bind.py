@@ -65,7 +65,8 @@ class Node:
         partial = {"_partial_": True} if self.partial else {}
         positional = {"_args_": _walk(self.positional, Node.recipe)} if self.positional else {}
         left_out = {*_places(self.target), *getattr(self.target, "unhashed", ())}
-        left_out |= {name for name, before in getattr(self.target, "later", {}).items() if arguments[name] == before}
+        later = getattr(self.target, "later", {}).items()  # a subclass may do without an argument
+        left_out |= {name for name, before in later if name in arguments and arguments[name] == before}
         kept = {name: value for name, value in arguments.items() if name not in left_out}
         return {"_target_": stored_name(self.target), **revision, **partial, **positional, **kept}
 
