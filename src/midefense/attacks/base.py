@@ -15,16 +15,30 @@ from torch import Tensor
 from midefense import seeds
 from midefense.oracle import BudgetExceeded, Oracle
 from midefense.priors.base import Prior
-from midefense.types import Access, Answer, Evidence, Found, Images, Progress, Refused, clip_images
+from midefense.types import Access, Answer, Evidence, Found, Images, Progress, Question, Refused, Setting, clip_images
 
 
 class Part:
-    """A piece of an attack. `reads` names what it takes from the target's answers (`types.Access`), `needs` what
-    it asks of the prior (`Prior.offers`); both are checked when the attack is built, before any compute."""
+    """A piece of an attack: what it declares is checked before any compute, and holds for the parts inside it too.
+
+    Attributes:
+        reads: what it takes from the target's answers (`types.Access`).
+        needs: what it asks of the prior (`Prior.offers`).
+        coupled: an image's loss depends on the others of its group (batch statistics, minibatch discrimination, sums
+            over a set). The group is then one batch: `chunk` is refused, and the losses [B] sum to that of the group.
+        separates: it asks about some of a group's candidates without the others, which no coupled part can bear.
+        asks_question: its `prepare` takes the `Question`, which is then part of what the preparation is stored by.
+    """
 
     revision = 1
     reads: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    coupled = False
+    separates = False
+    asks_question = False
+
+    def check(self, setting: Setting) -> None:
+        """Refuse a setting in which it cannot work; see `Setting` for when this is called."""
 
 
 class Attack:
@@ -34,10 +48,14 @@ class Attack:
         access: what the attacker may read of the target.
         budget: images that may be asked per target; None is unlimited.
         group: targets per group. A group has its own seed and is the unit that is saved, resumed and distributed.
+
+    `asks_question`: `prepare` is handed the `Question`, and what it makes is stored by it; others never see it.
     """
 
     revision = 1
     prepares = False
+    asks_question = False
+    coupled = False
     needs: tuple[str, ...] = ()
     steps: int | None = None
 
@@ -47,8 +65,9 @@ class Attack:
             raise Refused(f"attack: expected group and budget of at least 1, got group={group}, budget={budget}")
         self.budget, self.group = budget, group
 
-    def check(self, prior: type[Prior]) -> None:
-        """Refuse a kind of prior that lacks what the attack asks of it."""
+    def check(self, setting: Setting) -> None:
+        """Refuse a setting in which the attack cannot work, such as a prior that lacks what it asks of one."""
+        prior = setting.prior
         if missing := sorted(set(self.needs) - prior.offers):
             raise Refused(
                 f"this attack needs a prior that offers {', '.join(missing)}, {prior.__name__} offers "
@@ -56,7 +75,13 @@ class Attack:
             )
 
     def prepare(
-        self, prior: Prior, oracle: Oracle, public: Images, rng: torch.Generator, state: dict[str, Tensor] | None
+        self,
+        prior: Prior,
+        oracle: Oracle,
+        public: Images,
+        rng: torch.Generator,
+        state: dict[str, Tensor] | None,
+        question: Question | None = None,
     ) -> Iterator[Progress]:
         """What is done once for all targets; its last state is stored and handed to `recover`."""
         return iter(())
@@ -90,7 +115,7 @@ class Look:
 @dataclass
 class Problem:
     """The world as the parts of one group see it. `reads` is what a look asks for, `chunk` how many images fit in
-    memory at once (None: all)."""
+    memory at once (None: all, as where parts are coupled)."""
 
     prior: Prior
     oracle: Oracle
@@ -154,7 +179,7 @@ class SearchAttack(Attack):
         select: score per candidate [M], and how many to keep per target.
         views: what the target is shown during the search (None: the image itself).
         access, budget, group: see `Attack`.
-        chunk: images per forward, to fit memory (None: the whole group at once).
+        chunk: images per forward, to fit memory (None: the whole group at once, which coupled parts insist on).
     """
 
     def __init__(
@@ -174,13 +199,16 @@ class SearchAttack(Attack):
         if chunk is not None and chunk < 1:
             raise Refused(f"attack.chunk: expected at least 1 image per forward or null, got {chunk}")
         slots = {"init": init, "objective": objective, "search": search, "select": select, "views": views}
-        for slot, part in slots.items():
-            if part is not None:
-                self.access.require(part.reads, f"attack.{slot} ({type(part).__name__})")
-        self.needs = tuple({need for part in slots.values() if part is not None for need in part.needs})
+        self.parts = {slot: part for slot, part in slots.items() if part is not None}
+        for slot, part in self.parts.items():
+            self.access.require(part.reads, f"attack.{slot} ({type(part).__name__})")
+        self.needs = tuple({need for part in self.parts.values() for need in part.needs})
         self.init, self.objective, self.search, self.select, self.views = slots.values()
         self.chunk = chunk
-        self.prepares = hasattr(init, "prepare")
+        self.prepares, self.asks_question = hasattr(init, "prepare"), init.asks_question
+        self.coupled = any(part.coupled for part in self.parts.values())
+        if self.coupled:
+            self._refuse_to_split()
 
     @property
     def steps(self) -> int | None:
@@ -188,11 +216,32 @@ class SearchAttack(Attack):
         steps = getattr(self.search, "steps", None)
         return None if steps is None else steps + 2
 
+    def check(self, setting: Setting) -> None:
+        """As `Attack.check`, and whatever a part refuses."""
+        super().check(setting)
+        readers = [slot for slot, part in self.parts.items() if "batchnorm" in part.reads]
+        if readers and not setting.architecture.batchnorm:
+            raise Refused(
+                f"attack.{readers[0]} reads batchnorm: expected a target with BatchNorm layers, got one without; "
+                f"try another architecture (cnn and resnet18 have them) or attack/{readers[0]}"
+            )
+        for part in self.parts.values():
+            part.check(setting)
+
     def prepare(
-        self, prior: Prior, oracle: Oracle, public: Images, rng: torch.Generator, state: dict[str, Tensor] | None
+        self,
+        prior: Prior,
+        oracle: Oracle,
+        public: Images,
+        rng: torch.Generator,
+        state: dict[str, Tensor] | None,
+        question: Question | None = None,
     ) -> Iterator[Progress]:
         """Hand over to the init, the one slot that may need a pool for all targets."""
-        return self.init.prepare(prior, oracle, rng, state) if self.prepares else iter(())
+        if not self.prepares:
+            return iter(())
+        asked = {"question": question} if self.asks_question else {}
+        return self.init.prepare(prior, oracle, rng, state, **asked)
 
     def preparation(self, recipe: Mapping[str, object]) -> object:
         """The init's recipe."""
@@ -216,7 +265,7 @@ class SearchAttack(Attack):
             objective=self.objective,
             views=self.views,
             reads=reads,
-            chunk=self.chunk,
+            chunk=None if self.coupled else self.chunk,
             device=prior.device,
         )
         found = self.init(problem)
@@ -224,6 +273,21 @@ class SearchAttack(Attack):
         for found in self.search(problem, found):  # noqa: B020 -- each step replaces what was found
             yield found
         yield best_of_each(found, self.select(problem, found), self.select.keep)
+
+    def _refuse_to_split(self) -> None:
+        """Coupled parts see a group as one batch, or their losses are others."""
+        who = ", ".join(f"attack.{slot}" for slot, part in self.parts.items() if part.coupled)
+        if self.chunk is not None:
+            raise Refused(
+                f"attack.chunk: expected null, because {who} is coupled and takes a group as one batch, got "
+                f"{self.chunk}; try a smaller attack.group where memory is short"
+            )
+        for slot, part in self.parts.items():
+            if part.separates:
+                raise Refused(
+                    f"attack.{slot} ({type(part).__name__}): expected all candidates of a group in every look, because "
+                    f"{who} is coupled, got a part that leaves some out; try attack.search.stop=null"
+                )
 
 
 def best_of_each(found: Found, scores: Tensor, keep: int | None) -> Found:

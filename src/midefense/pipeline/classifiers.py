@@ -6,22 +6,21 @@ import contextlib
 import functools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from midefense import seeds
 from midefense.datasets.splits import Splits, digest
-from midefense.defenses.base import Defense
 from midefense.pipeline.session import Session
 from midefense.plan.bind import Node
+from midefense.plan.facts import assembled, without_weights
 from midefense.plan.read import TargetPlan, name_of, stored_target
 from midefense.store.artefacts import Artefact, Draft
 from midefense.store.store import POLL_SECONDS, Work, say_waiting
 from midefense.tracking.progress import consume
 from midefense.training.inference import evaluate
-from midefense.training.loop import assemble, fit
+from midefense.training.loop import fit
 from midefense.training.recipe import Imported
 from midefense.types import Images
 
@@ -76,7 +75,7 @@ def rebuild_classifier(artefact: Artefact, allow: Sequence[str] = ()) -> nn.Modu
 
 def blank_classifier(architecture: Node, plan: TargetPlan) -> nn.Module:
     """The network of a plan as deployed, ready for weights of its own: none are read to start from."""
-    model, defense = _assembled(_blank(architecture), plan)
+    model, defense = assembled(without_weights(architecture), plan.defense, plan.seed)
     return defense.seal(model, None)
 
 
@@ -85,6 +84,12 @@ def images_of(plan: TargetPlan, splits: Splits) -> tuple[Images, Images]:
     if plan.train_on == "private":
         return splits.private_train, splits.private_test
     return splits.everything()
+
+
+def classes_of(plan: TargetPlan, splits: Splits) -> int:
+    """How many classes a classifier tells apart: the names of the images it is trained on."""
+    public = len(splits.public.names) if plan.train_on == "all" and len(splits.public) else 0
+    return splits.classes + public
 
 
 def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
@@ -133,7 +138,8 @@ def _train_together(session: Session, job: TrainingJob) -> Artefact:
 
 def _train(session: Session, job: TrainingJob, work: Work, ranks: bool) -> Artefact | None:
     fabric = session.plan.compute.fabric(ranks=ranks)
-    model, defense = _assembled(job.architecture, job.plan)  # what does not fit is refused before a run opens
+    # what does not fit is refused before a run opens
+    model, defense = assembled(job.architecture, job.plan.defense, job.plan.seed)
     recipe = job.plan.recipe.build()
     if isinstance(recipe, Imported):
         recipe.refuse_training()
@@ -166,21 +172,6 @@ def utility_of(deployed: nn.Module, job: TrainingJob, device: torch.device) -> d
 def selection_of(plan: TargetPlan) -> str:
     """How the weights of a classifier were chosen: `last`, `validation`, `test_legacy`, or `unknown`."""
     return plan.recipe.arguments["select"]
-
-
-def _assembled(architecture: Node, plan: TargetPlan) -> tuple[nn.Module, Defense]:
-    """A fresh network as its defense rebuilds it, and the defense; both the same for the same seed."""
-    with seeds.isolated(plan.seed, "train", "init"):
-        model = architecture.build()
-    defense = plan.defense.build()
-    return assemble(model, defense, plan.seed), defense
-
-
-def _blank(architecture: Node) -> Node:
-    """The same network without weights to start from (a class names the arguments for it in `without_weights`)."""
-    return replace(
-        architecture, arguments={**architecture.arguments, **getattr(architecture.target, "without_weights", {})}
-    )
 
 
 def _places(**nodes: Node) -> dict[str, str | None]:

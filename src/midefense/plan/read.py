@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +16,7 @@ from midefense.defenses.base import Defense, NoDefense
 from midefense.metrics.base import Metric
 from midefense.plan.bind import Node, bind, bind_all, bind_recipe
 from midefense.plan.checks import check_shape, refuse_all, refuse_together
+from midefense.plan.facts import architecture_facts
 from midefense.plan.overrides import parsed
 from midefense.plan.references import ATTACK_NODES, NAMED, TARGET_NODES, named_artefacts, named_evaluators, named_prior
 from midefense.priors.base import Prior
@@ -21,7 +24,7 @@ from midefense.store.artefacts import Artefact, content_id
 from midefense.store.store import Store
 from midefense.tracking.settings import Settings
 from midefense.training.recipe import Recipe
-from midefense.types import Refused
+from midefense.types import DatasetFacts, EvidenceFacts, NotYetKnown, Refused, Setting
 
 SHARED = ("compute", "tracking", "store", "missing", "allow", "seed", "seeds")
 KEYS = {
@@ -222,10 +225,19 @@ def _other_kinds(bound: Mapping[str, Node]) -> list[str]:
     return problems
 
 
+def read_setting(plan: Plan) -> Setting:
+    """What the configuration of an attack tells of the world around it, before any image is read."""
+    dataset, target = plan.target.dataset.build(), plan.target
+    shape = {"channels": dataset.channels, "size": dataset.size}
+    describe = functools.partial(architecture_facts, target.architecture, target.defense, **shape)
+    return Setting(plan.prior.target, DatasetFacts(**shape), EvidenceFacts(plan.evidence.target.__name__), describe)
+
+
 def _check_match(plan: Plan) -> None:
-    """Let the attack refuse a prior it cannot use, and a weak attack a prior that asked for more."""
+    """Let the attack refuse a setting it cannot work in, and a weak attack a prior that asked for more."""
     attack = plan.attack.build()
-    attack.check(plan.prior.target)
+    with contextlib.suppress(NotYetKnown):
+        attack.check(read_setting(plan))
     asks = getattr(plan.prior.target, "asks", None)
     if asks is not None and not asks.reveals <= attack.access.reveals:
         raise Refused(

@@ -51,6 +51,7 @@ class Gradient(Part):
         if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
             raise Refused(f"attack.search.box: expected a positive bound or an ascending pair, got {box}")
         self.optimizer, self.steps, self.reference_batch = optimizer, steps, reference_batch
+        self.separates = stop is not None  # who rests is left out of a look
         self.milestones, self.factor, self.keep, self.stop = frozenset(milestones), factor, keep, stop
 
     def __call__(self, problem: Problem, found: Found) -> Iterator[Found]:
