@@ -25,6 +25,7 @@ from midefense.pipeline.classifiers import (
     images_of,
     load_classifier,
     open_target,
+    require_start,
     selection_of,
 )
 from midefense.pipeline.recovery import Recovery, StoredPrior
@@ -102,6 +103,7 @@ class Pipeline:
             self.plan.prior.target.require_some(self.public)
         for plan in self.plan.evaluators.values():
             images_of(plan, self.session.splits(plan.dataset))
+            require_start(self.session, plan)
 
     @functools.cached_property
     def prior(self) -> StoredPrior:
