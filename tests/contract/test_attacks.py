@@ -31,7 +31,7 @@ WORLD = (
 # Steps that fit the toy, and no mirror images: a bell on the right is another class.
 STYLES = (
     *("attack.init.size=300", "attack.init.psi=1", "attack.select.repeats=10", "attack.select.keep=6"),
-    *("attack.search.optimizer.lr=0.02", "attack.search.milestones=[]", "attack.init.flip=false"),
+    *("attack.search.optimizer.lr=0.02", "attack.search.schedule.milestones=[]", "attack.init.flip=false"),
     "attack.chunk=null",
 )
 LAYERS = (

@@ -55,6 +55,9 @@ class Node:
         """What decides the content of what is built: class, revision and arguments, without places and without what
         changes no number (a class's `unhashed`).
 
+        A class's `pin` says arguments as recipes hold them (a file by its hash, a part in the form it had before);
+        where the constructor would not take them so, its `unpin` puts them back (`bind_recipe`).
+
         A class's `later` names arguments that it got after artefacts had been stored, each with the value at which it
         does what it did before: at that value the argument is left out, so that their ids stand.
         """
@@ -105,7 +108,7 @@ def bind_recipe(recipe: Mapping[str, object], places: Mapping[str, object], allo
                 "other numbers. Try naming the parts instead of the artefact, so that it is made anew, or check out "
                 "the commit in its provenance"
             )
-    node = _without_revision(recipe)
+    node = _as_written(recipe, allow)
     for path, value in places.items():
         inner = node
         *parents, last = path.split(".")
@@ -246,11 +249,14 @@ def _revisions(recipe: object) -> Iterator[tuple[str, int | None]]:
             yield from _revisions(item)
 
 
-def _without_revision(recipe: object) -> object:
+def _as_written(recipe: object, allow: Iterable[str]) -> object:
+    """A recipe as a configuration says it today: without revisions, and what `pin` changed put back by `unpin`."""
     if isinstance(recipe, Mapping):
-        return {key: _without_revision(value) for key, value in recipe.items() if key != "revision"}
+        node = {key: _as_written(value, allow) for key, value in recipe.items() if key != "revision"}
+        unpin = getattr(resolve(node["_target_"], allow), "unpin", None) if "_target_" in node else None
+        return unpin(node) if unpin else node
     if isinstance(recipe, list):
-        return [_without_revision(item) for item in recipe]
+        return [_as_written(item, allow) for item in recipe]
     return recipe
 
 
