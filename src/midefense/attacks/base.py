@@ -6,7 +6,7 @@ init -> search over latents, guided by an objective on what the target says of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +16,8 @@ from midefense import seeds
 from midefense.oracle import BudgetExceeded, Oracle
 from midefense.priors.base import Prior
 from midefense.types import Access, Answer, Evidence, Found, Images, Progress, Refused, clip_images
+
+SURROGATE = "surrogate."  # what a prepared state holds of the surrogate has names that begin so
 
 
 class Part:
@@ -89,8 +91,9 @@ class Look:
 
 @dataclass
 class Problem:
-    """The world as the parts of one group see it. `reads` is what a look asks for, `chunk` how many images fit in
-    memory at once (None: all)."""
+    """The world as the parts of one group see it. `oracle` is what a part asks: the target, or, before the selection, a
+    surrogate in its place. `reads` is what a look asks for, `chunk` how many images fit in memory at once (None: all).
+    """
 
     prior: Prior
     oracle: Oracle
@@ -147,15 +150,21 @@ class Problem:
 class SearchAttack(Attack):
     """The engine: start somewhere, search for latents of low loss, keep the best of each target.
 
+    With a surrogate, `init`, `objective` and `search` ask that instead of the target: what they read is checked against
+    the surrogate's access, and costs nothing of the budget. `select` asks the target itself, and is charged.
+
     Args:
         init: starts; `init(problem) -> Found`.
         objective: loss per image of a `Look` [B].
         search: yields `Found` after every step.
         select: score per candidate [M], and how many to keep per target.
         views: what the target is shown during the search (None: the image itself).
+        surrogate: what is asked in the target's place (`attacks.surrogate`); None asks the target.
         access, budget, group: see `Attack`.
         chunk: images per forward, to fit memory (None: the whole group at once).
     """
+
+    later = {"surrogate": None}
 
     def __init__(
         self,
@@ -165,6 +174,7 @@ class SearchAttack(Attack):
         search: Part,
         select: Part,
         views: Part | None = None,
+        surrogate: Part | None = None,
         access: str = "whitebox",
         budget: int | None = None,
         group: int = 60,
@@ -174,13 +184,17 @@ class SearchAttack(Attack):
         if chunk is not None and chunk < 1:
             raise Refused(f"attack.chunk: expected at least 1 image per forward or null, got {chunk}")
         slots = {"init": init, "objective": objective, "search": search, "select": select, "views": views}
+        slots["surrogate"] = surrogate
+        searched = self.access if surrogate is None else surrogate.access
         for slot, part in slots.items():
             if part is not None:
-                self.access.require(part.reads, f"attack.{slot} ({type(part).__name__})")
+                access = self.access if slot in ("select", "surrogate") else searched
+                access.require(part.reads, f"attack.{slot} ({type(part).__name__})")
         self.needs = tuple({need for part in slots.values() if part is not None for need in part.needs})
-        self.init, self.objective, self.search, self.select, self.views = slots.values()
+        self.init, self.objective, self.search, self.select, self.views, self.surrogate = slots.values()
         self.chunk = chunk
-        self.prepares = hasattr(init, "prepare")
+        self.pools = hasattr(init, "prepare")
+        self.prepares = self.pools or surrogate is not None
 
     @property
     def steps(self) -> int | None:
@@ -191,12 +205,34 @@ class SearchAttack(Attack):
     def prepare(
         self, prior: Prior, oracle: Oracle, public: Images, rng: torch.Generator, state: dict[str, Tensor] | None
     ) -> Iterator[Progress]:
-        """Hand over to the init, the one slot that may need a pool for all targets."""
-        return self.init.prepare(prior, oracle, rng, state) if self.prepares else iter(())
+        """The surrogate learns, then the init draws a pool for all targets: the two slots that may need to. The steps
+        of the second count on."""
+        done, learned, drawn = 0, {}, state or {}
+        if self.surrogate is not None:
+            done, learned = yield from self._learn(prior, oracle, public, rng, drawn)
+            oracle = self.surrogate.oracle(within(learned, SURROGATE), prior, oracle)
+            drawn = {name: value for name, value in drawn.items() if name not in learned}
+        if self.pools:
+            for step, logs, give in self.init.prepare(prior, oracle, rng, drawn or None):
+                yield done + step, logs, lambda give=give: {**learned, **give()}
+
+    def _learn(
+        self, prior: Prior, oracle: Oracle, public: Images, rng: torch.Generator, state: Mapping[str, Tensor]
+    ) -> Generator[Progress, None, tuple[int, dict[str, Tensor]]]:
+        """Let the surrogate learn, or find that it has; returns the steps taken and its last state."""
+        known, done = within(state, SURROGATE), 0
+        learning = self.surrogate.fit(prior, oracle, public, seeds.fork(rng, "surrogate"), known or None)
+        last = None
+        for done, logs, give in learning:  # noqa: B007
+            last = lambda give=give: under(give(), SURROGATE)  # noqa: E731
+            yield done, logs, last
+        return done, last() if last else under(known, SURROGATE)
 
     def preparation(self, recipe: Mapping[str, object]) -> object:
-        """The init's recipe."""
-        return recipe["init"]
+        """The recipes of the slots that prepare; the init's alone, where there is no surrogate."""
+        if self.surrogate is None:
+            return recipe["init"]
+        return {slot: recipe[slot] for slot in ("init", "surrogate") if slot == "surrogate" or self.pools}
 
     def recover(
         self, state: Mapping[str, Tensor], prior: Prior, oracle: Oracle, evidence: Evidence, rng: torch.Generator
@@ -206,6 +242,9 @@ class SearchAttack(Attack):
         Raises:
             BudgetExceeded: passed on; what was yielded before stands.
         """
+        target = oracle
+        if self.surrogate is not None:
+            oracle = self.surrogate.oracle(within(state, SURROGATE), prior, target)
         reads = tuple(dict.fromkeys(r for r in self.objective.reads if r not in ("gradient", "weights")))
         problem = Problem(
             prior=prior,
@@ -223,7 +262,18 @@ class SearchAttack(Attack):
         yield found
         for found in self.search(problem, found):  # noqa: B020 -- each step replaces what was found
             yield found
-        yield best_of_each(found, self.select(problem, found), self.select.keep)
+        scores = self.select(replace(problem, oracle=target), found)
+        yield best_of_each(found, scores, self.select.keep)
+
+
+def within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What stands under a prefix of a flat state, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A flat state whose names get a prefix."""
+    return {f"{prefix}{name}": value for name, value in state.items()}
 
 
 def best_of_each(found: Found, scores: Tensor, keep: int | None) -> Found:

@@ -20,6 +20,7 @@ from midefense.plan.whitelist import resolve
 from midefense.types import Refused, refuse_unknown
 
 FROM_DATASET = ("classes", "channels", "size")  # what the dataset beside a node tells its constructor
+TOLD = ("midefense.architectures.", "midefense.priors.")  # whose constructors are told: a pool's `size` is its own
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,11 @@ class Node:
         return replace(self, arguments=arguments, positional=positional, awaits=self.awaits - set(world))
 
     def build(self) -> object:
-        """The object, its nested nodes built first."""
-        if self.awaits:
+        """The object, its nested nodes built first. A partial may wait for the dataset until it is called."""
+        if self.awaits and not self.partial:
             raise Refused(f"{self.path}: {', '.join(sorted(self.awaits))} must come from a dataset")
-        arguments = {name: _walk(value, Node.build) for name, value in self.arguments.items()}
+        known = {name: value for name, value in self.arguments.items() if name not in self.awaits}
+        arguments = {name: _walk(value, Node.build) for name, value in known.items()}
         positional = _walk(self.positional, Node.build)
         make = functools.partial(self.target, *positional, **arguments)
         return make if self.partial else make()
@@ -157,7 +159,7 @@ def _bind(node: object, path: str, allow: tuple[str, ...], awaited: tuple[str, .
             f"{path}: {target.__name__} takes at most {most} positional values, got {len(positional)}; "
             f"if another choice left them there, remove them with ~{path}._args_"
         )
-    told = awaited if target.__module__.startswith("midefense.") else ()
+    told = awaited if target.__module__.startswith(TOLD) else ()
     arguments, awaits = _match(written, parameters, path, target, partial, told, problems)
     found_before = len(problems)
     nested = {name: _bind(value, f"{path}.{name}", allow, awaited, problems) for name, value in arguments.items()}
