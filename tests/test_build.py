@@ -229,6 +229,12 @@ def test_every_option_comes_back_from_its_recipe(group, option, tmp_path):
     assert again.places() == bound.places() and again.target is bound.target and not again.awaits
 
 
+@pytest.mark.parametrize("attack", ["gmi", "gmi_small", "mi_face"])
+def test_a_slot_that_an_attack_leaves_empty_can_be_filled(attack):
+    assert bound_option("attack", attack).build().views is None
+    assert type(bound_option("attack", attack, "attack/views=clip").build().views).__name__ == "Clip"
+
+
 def test_an_argument_that_came_later_leaves_ids_as_they_were(monkeypatch):
     before = bind(TOY, "dataset").recipe()
     monkeypatch.setattr(Toy, "later", {"noise": 0.03}, raising=False)

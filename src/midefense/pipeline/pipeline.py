@@ -30,7 +30,7 @@ from midefense.pipeline.classifiers import (
 )
 from midefense.pipeline.recovery import Recovery, StoredPrior
 from midefense.pipeline.session import Session
-from midefense.plan.bind import bind_recipe
+from midefense.plan.bind import Node, bind_recipe
 from midefense.plan.read import Plan, name_of, read_setting, setup_of
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, Draft, content_id
@@ -142,20 +142,21 @@ class Pipeline:
             return self.plan.recovered
         self.check_images()
         plan, target, prior = self.plan, self.target, self.prior
-        attack, seed = plan.attack.build(), plan.seeds["attack"]
+        node, seed = self._attack, plan.seeds["attack"]
+        attack = node.build()
         question = self.question if attack.asks_question else None
         recovery = Recovery(self.session, attack, target, prior, self.evidence, seed, question)
         parents = {"target": target.artefact.reference, **prior.parents}
         common = {"target": target.artefact.id, "prior": prior.recipe, "seed": seed}
         if attack.prepares:
-            preparation = {"preparation": attack.preparation(plan.attack.recipe()), "access": attack.access.value}
+            preparation = {"preparation": attack.preparation(node.recipe()), "access": attack.access.value}
             public = {"public": digest(self.public)}
             asked = {"question": question.plain()} if question else {}
             draft = self._attack_draft("prepared", {**preparation, **public, **asked, **common}, parents)
             parents["prepared"] = recovery.prepare(draft, self.public).reference
         evidence = {"evidence": plan.evidence.recipe(), "labels": self.evidence.labels.tolist()}
         prepared = {"prepared": recovery.prepared.id if recovery.prepared else None}
-        recipe = {"attack": plan.attack.recipe(), **evidence, **common, **prepared}
+        recipe = {"attack": node.recipe(), **evidence, **common, **prepared}
         return recovery.recover(self._attack_draft("recovered", recipe, parents))
 
     @functools.cached_property
@@ -185,6 +186,13 @@ class Pipeline:
                 _log_row(run, {name: number["value"] for name, number in known.metrics["metrics"].items()})
         make = functools.partial(self._judge, draft, evaluators, content_id(protocol))
         return self.store.get_or_make(draft, make, self.plan.missing)
+
+    @property
+    def _attack(self) -> Node:
+        """The attack of the plan; networks of its own are told the classes the target knows, and its images' shape."""
+        dataset = self.target.plan.dataset.build()
+        classes = self.target.artefact.metrics["classes"]
+        return self.plan.attack.given(channels=dataset.channels, size=dataset.size, classes=classes)
 
     @property
     def _names(self) -> dict[str, str]:

@@ -173,7 +173,7 @@ def _nodes(
     if target is None:
         nodes |= {name: (config[name], name == "architecture") for name in TARGET_NODES}
     if verb != "train_target" and recovered is None:
-        nodes |= {name: (config[name], name == "prior") for name in ATTACK_NODES}
+        nodes |= {name: (config[name], name in ("prior", "attack")) for name in ATTACK_NODES}
     if verb == "evaluate":
         for name, node in config["evaluators"].items():
             if node["artefact"] is not None:
