@@ -117,9 +117,9 @@ class Look:
 
 @dataclass
 class Problem:
-    """The world as the parts of one group see it. `oracle` is what a part asks: the target, or, before the selection, a
-    surrogate in its place. `reads` is what a look asks for, `chunk` how many images fit in memory at once (None: all, as
-    where parts are coupled)."""
+    """The world as the parts of one group see it. `oracle` is what a part asks: the target, or, before the selection,
+    a surrogate in its place. `reads` is what a look asks for, `chunk` how many images fit in memory at once (None: all,
+    as where parts are coupled)."""
 
     prior: Prior
     oracle: Oracle
