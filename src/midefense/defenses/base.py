@@ -79,7 +79,9 @@ class Defense(nn.Module):
         return model.eval()
 
     def release(self, edge: nn.Module, images: Tensor, ids: Tensor, rng: torch.Generator) -> Tensor:
-        """What leaves the edge for images [B, C, H, W]: the output of `edge`, the network up to its cut."""
+        """What leaves the edge for images [B, C, H, W] with `ids` [B]: the output of `edge`, the network up to its cut,
+        or what the defense makes of it. It is asked of the network as deployed; what the defense has learnt for it must
+        be a part of that network, which alone is stored."""
         return edge(images)
 
 

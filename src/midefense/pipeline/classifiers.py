@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from midefense.datasets.splits import Splits, digest
+from midefense.defenses.base import Defense
 from midefense.pipeline.session import Session
 from midefense.pipeline.start import parents_of, take_body
 from midefense.plan.bind import Node
@@ -68,17 +69,26 @@ def load_classifier(session: Session, artefact: Artefact) -> nn.Module:
 
 def rebuild_classifier(artefact: Artefact, allow: Sequence[str] = ()) -> nn.Module:
     """The deployed network of a target artefact on the CPU."""
+    return rebuild_defended(artefact, allow)[0]
+
+
+def rebuild_defended(artefact: Artefact, allow: Sequence[str] = ()) -> tuple[nn.Module, Defense]:
+    """The deployed network of a target artefact on the CPU, and the defense that rebuilt and sealed it."""
     plan = stored_target(artefact, allow)
-    deployed = blank_classifier(plan.architecture, plan)
+    deployed, defense = _blank_defended(plan.architecture, plan)
     deployed.load_state_dict(artefact.tensors())
-    return deployed
+    return deployed, defense
 
 
 def blank_classifier(architecture: Node, plan: TargetPlan) -> nn.Module:
     """The network of a plan as deployed, ready for weights of its own: none are read to start from."""
+    return _blank_defended(architecture, plan)[0]
+
+
+def _blank_defended(architecture: Node, plan: TargetPlan) -> tuple[nn.Module, Defense]:
     model = drawn(without_weights(architecture), plan.seed)
     model, defense = assembled(model, plan.defense, plan.seed, Origin.LOADED)
-    return defense.seal(model, None)
+    return defense.seal(model, None), defense
 
 
 def require_start(session: Session, plan: TargetPlan) -> None:

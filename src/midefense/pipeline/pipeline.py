@@ -29,6 +29,7 @@ from midefense.pipeline.classifiers import (
     selection_of,
 )
 from midefense.pipeline.recovery import Recovery, StoredPrior
+from midefense.pipeline.release import release
 from midefense.pipeline.session import Session
 from midefense.plan.bind import Node, bind_recipe
 from midefense.plan.read import Plan, name_of, read_setting, setup_of
@@ -74,19 +75,28 @@ class Pipeline:
         return self.plan.public.build().public(self.splits, dataset.channels, dataset.size, self.session.cache)
 
     @functools.cached_property
+    def collected(self) -> Evidence:
+        """Whom the attack is to attack, one row each, before anything is observed of them or trained."""
+        return self.plan.evidence.build().collect(self.splits)
+
+    @functools.cached_property
     def evidence(self) -> Evidence:
         """What the attacker is handed, one row per target of the attack."""
-        return self.plan.evidence.build().collect(self.splits)
+
+        def released(images: Images, cut: str) -> torch.Tensor:
+            return release(self.session, self.target, images, cut)
+
+        return self.plan.evidence.build().observe(self.collected, self.splits, released)
 
     @property
     def question(self) -> Question:
         """What the attack is after, for a preparation that asks."""
-        return Question(self.evidence.labels, classes_of(self.plan.target, self.splits))
+        return Question(self.collected.labels, classes_of(self.plan.target, self.splits))
 
     @property
     def setting(self) -> Setting:
         """What is known now that the images were loaded, and nothing was trained: facts, and no image."""
-        planned, evidence = read_setting(self.plan), self.evidence
+        planned, evidence = read_setting(self.plan), self.collected
         observed = None if evidence.observed is None else tuple(evidence.observed.shape[1:])
         return replace(
             planned,
@@ -143,9 +153,9 @@ class Pipeline:
         self.check_images()
         plan, target, prior = self.plan, self.target, self.prior
         node, seed = self._attack, plan.seeds["attack"]
-        attack = node.build()
+        attack, source = node.build(), plan.evidence.build()
         question = self.question if attack.asks_question else None
-        recovery = Recovery(self.session, attack, target, prior, self.evidence, seed, question)
+        recovery = Recovery(self.session, attack, target, prior, self.evidence, seed, question, source.cut)
         parents = {"target": target.artefact.reference, **prior.parents}
         common = {"target": target.artefact.id, "prior": prior.recipe, "seed": seed}
         if attack.prepares:
@@ -155,6 +165,8 @@ class Pipeline:
             draft = self._attack_draft("prepared", {**preparation, **public, **asked, **common}, parents)
             parents["prepared"] = recovery.prepare(draft, self.public).reference
         evidence = {"evidence": plan.evidence.recipe(), "labels": self.evidence.labels.tolist()}
+        # what is observed follows from the target, the evidence and the ids: its own hash would differ by device
+        evidence |= {"ids": self.evidence.ids.tolist()} if source.points_at == "image" else {}
         prepared = {"prepared": recovery.prepared.id if recovery.prepared else None}
         recipe = {"attack": node.recipe(), **evidence, **common, **prepared}
         return recovery.recover(self._attack_draft("recovered", recipe, parents))
@@ -167,6 +179,7 @@ class Pipeline:
         protocol = {
             "evidence": recovered.recipe["evidence"],
             "labels": recovered.recipe["labels"],
+            **{name: recovered.recipe[name] for name in ("ids",) if name in recovered.recipe},
             "references": self.splits.references_hash,
             "evaluators": {name: artefact.id for name, artefact in evaluators.items()},
             "metrics": {name: node.recipe() for name, node in self.plan.metrics.items()},
@@ -290,7 +303,7 @@ class Pipeline:
             "setup": setup_of(target.artefact.recipe, recipe),
             "baseline": setup_of({k: v for k, v in target.artefact.recipe.items() if k != "defense"}, recipe),
             "selection": selection_of(target.plan),
-            "classes": len(recipe["labels"]),
+            "classes": len(set(recipe["labels"])),
             "stopped": recovered.metrics["stopped"],
             "ids": {
                 "target": target.artefact.id,

@@ -13,6 +13,7 @@ from midefense.attacks.base import Attack
 from midefense.compute import Compute
 from midefense.datasets.base import Dataset
 from midefense.defenses.base import Defense, NoDefense
+from midefense.evidence.base import EvidenceSource
 from midefense.metrics.base import Metric
 from midefense.plan.bind import Node, bind, bind_all, bind_recipe
 from midefense.plan.checks import check_shape, refuse_all, refuse_together
@@ -42,7 +43,14 @@ KEYS = {
 }
 KINDS = {
     **{"dataset": Dataset, "architecture": Classifier, "defense": Defense, "recipe": Recipe},
-    **{"prior": Prior, "attack": Attack, "metrics": Metric, "tracking": Settings, "compute": Compute},
+    **{
+        "evidence": EvidenceSource,
+        "prior": Prior,
+        "attack": Attack,
+        "metrics": Metric,
+        "tracking": Settings,
+        "compute": Compute,
+    },
 }
 HEAVY = ("architecture", "prior")  # not built to see whether their values are right, as everything else is
 
