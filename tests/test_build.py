@@ -197,6 +197,15 @@ def test_what_is_written_wins_over_the_dataset():
     assert told.arguments["classes"] == 7
 
 
+def test_a_partial_network_may_wait_and_a_part_of_an_attack_is_told_nothing():
+    bound = bind({**CNN, "_partial_": True}, "network", beside_dataset=True)
+    assert bound.awaits == {"classes", "channels"} and bound.build()(classes=3, channels=1).classes == 3
+    assert bound.given(classes=2, channels=1).build()().classes == 2
+    pool = {"_target_": "midefense.attacks.init.BestOfPool", "size": None}
+    with pytest.raises(Refused, match="init.size: expected a whole number, got None"):
+        bind(pool, "init", beside_dataset=True)
+
+
 def test_partials_and_positional_arguments():
     bound = bind(ADAM, "optimizer")
     assert isinstance(bound.build(), functools.partial) and bound.recipe()["_partial_"] is True

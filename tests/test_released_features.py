@@ -17,7 +17,7 @@ from midefense.types import Evidence, Found, Refused, to_pixels
 SIZE = 8
 FILES = {
     "evidence/released": "_target_: test_released_features.ReleasedFeatures\nfirst: 0\nimages: 5\ncut: hidden1\n",
-    "attack/readback": "{_target_: test_released_features.Readback, access: features, budget: null, group: 2, shift: 0}",
+    "attack/readback": "_target_: test_released_features.Readback\naccess: features\nbudget: null\ngroup: 2\nshift: 0\n",
     "defense/noise": "_target_: test_released_features.Noise\nscale: 0.0\n",
     "metrics/matched": "matched: {_target_: test_released_features.MatchedError}\n",
 }

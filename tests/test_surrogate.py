@@ -185,6 +185,8 @@ def test_the_seed_decides_and_nothing_else_does():
     assert torch.equal(torch.get_rng_state(), before), "the global stream is left alone"
     torch.manual_seed(5)
     other_units, _ = prepare(attack_of(surrogate=surrogate(unit=3)), Quarters())
+    other_rates, _ = prepare(attack_of(surrogate=surrogate(schedule=None)), Quarters())
+    assert not equal(other_rates, whole())
     other_seed, _ = prepare(attack_of(), Quarters(), seed=1)
     assert equal(again, whole()) and equal(other_units, whole()) and not equal(other_seed, whole())
 
@@ -193,10 +195,8 @@ def test_a_pool_is_drawn_behind_it_and_scored_by_it():
     attack = attack_of(init=BestOfPool(size=60, candidates=4, batch_size=20))
     complete, oracle = prepare(attack, Quarters())
     assert oracle.shared_bill == COUNT, "the pool cost nothing"
-    alone, _ = prepare(
-        attack_of(init=attack.init, surrogate=None, access="whitebox", objective=CrossEntropy()), Quarters()
-    )
-    assert torch.equal(complete["pool.latents"], alone["pool.latents"]), "the surrogate moves no other draw"
+    drawn = PRIOR.sample(60, seeds.generator("prepare", 0))
+    assert torch.equal(complete["pool.latents"], drawn), "as without a surrogate, which moves no other draw"
     partly, _ = prepare(attack, Quarters(), stop=YIELDS + 1)
     assert len(partly["pool.scores"]) == 20 and equal(prepare(attack, Quarters(), partly)[0], complete)
     assert len(recover(attack, complete, Unreachable())[0]["selected"]) == 12
