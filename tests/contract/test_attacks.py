@@ -25,8 +25,8 @@ from midefense.plan.read import read_plan
 from midefense.store.store import Work
 from midefense.types import Access, Refused, clip_images
 
-NAMES = options("attack")
 TABLE = yaml.safe_load((Path(__file__).parent / "attack_world.yaml").read_text())
+NAMES = [*options("attack"), *TABLE["doubles"]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,13 @@ class Fit:
     def overrides(self, name):
         had = {path: value for path, value in self.options.items() if has(name, path)}
         values = [f"{path}={json.dumps(value)}" for path, value in had.items()]
-        return (*TABLE["world"], *self.network, f"attack={name}", f"prior={self.prior}", *values)
+        return (*TABLE["world"], *self.network, *composition(name), f"prior={self.prior}", *values)
+
+
+def composition(name):
+    """The words that choose an attack, or put a double together."""
+    double = TABLE["doubles"].get(name)
+    return (f"attack={double['of']}", *double["changes"]) if double else (f"attack={name}",)
 
 
 def entries(name):
@@ -62,7 +68,7 @@ def overrides(name):
 
 def has(name, path):
     """Whether an attack has an option; what is not the attack's own is taken as it is."""
-    node = composed("attack", f"attack={name}")[0]
+    node = composed("attack", *composition(name))[0]
     for part in path.split(".") if path.startswith("attack.") else ():
         if not isinstance(node, dict) or part not in node:
             return False
