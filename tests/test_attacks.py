@@ -34,14 +34,27 @@ from midefense.attacks.objectives import (
     WeightedSum,
     poincare,
 )
+from midefense.attacks.schedules import Milestones
 from midefense.attacks.search.gradient import Gradient, Rest
 from midefense.attacks.select import Everything, LowestLoss, TargetConfidence
-from midefense.attacks.views import RandomResizedCrop
+from midefense.attacks.views import Chain as ViewChain
+from midefense.attacks.views import Clip, RandomResizedCrop
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.priors.gmi import GmiGan
 from midefense.priors.pixels import Pixels
-from midefense.types import Answer, Evidence, Found, Refused, Trace
+from midefense.types import (
+    Answer,
+    ArchitectureFacts,
+    DatasetFacts,
+    Evidence,
+    EvidenceFacts,
+    Found,
+    Question,
+    Refused,
+    Setting,
+    Trace,
+)
 
 CLASSES, LATENT, SIDE = 6, 8, 8
 FACES_PACK = Path(__file__).resolve().parents[2] / "shared" / "data" / "att_faces.tar.xz"
@@ -655,7 +668,9 @@ def test_the_selection_keeps_candidates_of_each_class_best_first(world):
 @pytest.mark.parametrize(("milestones", "bound"), [((), 0.25), ((30, 40), 0.1555)])
 def test_almost_sign_descent_moves_no_further_than_its_rates(world, milestones, bound):
     """Card ppa.md, section 6.1: no coordinate moves more than the sum of the learning rates, and some do move that."""
-    search = Gradient(optimizer=functools.partial(ALMOST_SIGN, lr=0.005), steps=50, milestones=milestones)
+    search = Gradient(
+        optimizer=functools.partial(ALMOST_SIGN, lr=0.005), steps=50, schedule=Milestones(milestones=milestones)
+    )
     stages, _ = run(plug_and_play(search=search, views=None), world)
     moved = (stages["optimised"].latents - stages["initial"].latents).abs().max().item()
     assert 0.95 * bound < moved <= bound + 1e-5  # float32 rounds 50 times
@@ -877,10 +892,162 @@ def test_parts_that_read_too_much_are_refused_when_built():
 
 
 def test_a_prior_without_what_the_attack_needs_is_refused():
-    gmi().check(LinearPrior)
-    mi_face().check(Pixels)
+    gmi().check(setting(LinearPrior))
+    mi_face().check(setting(Pixels))
     with pytest.raises(Refused, match="needs a prior that offers realism, Pixels offers sample; choose another prior"):
-        gmi().check(Pixels)
+        gmi().check(setting(Pixels))
+
+
+# rooms for what comes --------------------------------------------------------------------------------------------
+
+
+def setting(prior: type = LinearPrior, batchnorm: tuple[str, ...] = (), looked: list | None = None) -> Setting:
+    """A setting as a plan reads it; `looked` counts how often the architecture was described."""
+
+    def describe() -> ArchitectureFacts:
+        if looked is not None:
+            looked.append(1)
+        return ArchitectureFacts(("features",), batchnorm, CLASSES, 1, SIDE)
+
+    evidence = EvidenceFacts("ClassLabels", tuple(range(CLASSES)))
+    return Setting(prior, DatasetFacts(1, SIDE, CLASSES), evidence, describe)
+
+
+class Spread(Part):
+    """A coupled loss: candidates of a batch should differ from its mean; each bears its share."""
+
+    reads, coupled = ("gradient",), True
+
+    def __call__(self, look: Look) -> Tensor:
+        return -(look.images - look.images.mean(0)).square().flatten(1).sum(1)
+
+
+def coupled_terms() -> WeightedSum:
+    """The coupled loss, two wrappers deep."""
+    inner = WeightedSum(terms={"spread": Weighted(loss=Spread(), weight=1.0)})
+    return WeightedSum(
+        terms={"identity": Weighted(loss=CrossEntropy(), weight=1.0), "all": Weighted(loss=inner, weight=0.1)}
+    )
+
+
+class TogetherView(Clip):
+    """A view of an image that depends on its batch."""
+
+    coupled = True
+
+
+@pytest.mark.parametrize(
+    ("slot", "part"),
+    [
+        ("objective", coupled_terms()),
+        ("views", ViewChain(members={"clip": Clip(), "together": TogetherView()})),
+        ("select", TargetConfidence(views=TogetherView())),
+    ],
+)
+def test_a_coupled_part_refuses_chunks_wherever_it_stands(slot, part):
+    assert attack_of(**{slot: part}).coupled and not attack_of().coupled
+    with pytest.raises(Refused, match=rf"attack.chunk: expected null, because attack.{slot} is coupled .*, got 5; try"):
+        attack_of(**{slot: part}, chunk=5)
+    attack_of(chunk=5)
+
+
+def test_a_coupled_part_sees_the_whole_group_in_every_look(world):
+    seen = []
+
+    class Watching(Spread):
+        def __call__(self, look):
+            seen.append(len(look.images))
+            return super().__call__(look)
+
+    attack = attack_of(objective=Watching())
+    attack.chunk = 5  # however it got there
+    run(attack, world)
+    assert seen == [2 * CLASSES] * 10
+    seen.clear()
+    Watching.coupled = False
+    uncoupled = attack_of(objective=Watching(), chunk=5)
+    run(uncoupled, world)
+    assert set(seen) == {5, 2}
+
+
+def test_a_coupled_part_refuses_a_search_that_leaves_candidates_out():
+    resting = Gradient(optimizer=NESTEROV, steps=1, stop=Rest())
+    attack_of(search=resting)
+    with pytest.raises(
+        Refused, match=r"attack.search \(Gradient\): expected all candidates .* attack.objective is coup"
+    ):
+        attack_of(objective=coupled_terms(), search=resting)
+
+
+class Normed(Part):
+    """A loss that reads BatchNorm."""
+
+    reads = ("batchnorm", "gradient")
+
+    def __call__(self, look: Look) -> Tensor:
+        return look.images.flatten(1).sum(1)
+
+
+def test_batchnorm_of_a_target_without_it_is_refused_before_compute():
+    terms = WeightedSum(terms={"norms": Weighted(loss=Normed(), weight=1.0)})
+    attack_of(objective=terms).check(setting(batchnorm=("stages.stem.1",)))
+    with pytest.raises(Refused, match="attack.objective reads batchnorm: expected a target with BatchNorm layers, got"):
+        attack_of(objective=terms).check(setting())
+
+
+def test_only_who_looks_at_the_architecture_pays_for_it():
+    looked = []
+    seen = setting(batchnorm=("norm",), looked=looked)
+    gmi().check(seen)
+    plug_and_play().check(seen)
+    assert looked == []
+    attack_of(objective=Normed()).check(seen)
+    assert seen.architecture is seen.architecture and looked == [1]
+
+
+class Picky(Part):
+    """Refuses every setting, by what it sees of it."""
+
+    reads, columns = ("gradient",), 0
+
+    def check(self, setting: Setting) -> None:
+        facts, data, evidence = setting.architecture, setting.dataset, setting.evidence
+        raise Refused(f"{facts.taps} {facts.classes} {data.size} {data.classes} {evidence.kind} {evidence.labels}")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"init": Picky()},
+        {"objective": WeightedSum(terms={"deep": Weighted(loss=Picky(), weight=1.0)})},
+        {"views": ViewChain(members={"deep": Picky()})},
+        {"select": TargetConfidence(views=ViewChain(members={"deep": Picky()}))},
+    ],
+)
+def test_every_part_sees_the_setting(changes):
+    with pytest.raises(Refused, match=rf"\('features',\) {CLASSES} {SIDE} {CLASSES} ClassLabels \(0, 1, 2, 3, 4, 5\)"):
+        attack_of(**changes).check(setting())
+
+
+class StartsFor(Random):
+    """Starts that a preparation made for the labels it was asked about."""
+
+    asks_question = True
+
+    def prepare(self, prior, oracle, rng, state, question):
+        starts = prior.sample(len(question.labels), rng)
+        yield 1, {}, lambda: {"labels": question.labels, "starts": starts, "classes": torch.tensor(question.classes)}
+
+
+def test_a_preparation_that_asks_is_told_the_question(world):
+    attack, question = attack_of(init=StartsFor()), Question(torch.tensor([4, 1]), CLASSES)
+    assert attack.asks_question and not plug_and_play().asks_question
+    rng = seeds.generator("prepare")
+    (made,) = attack.prepare(world.prior, Oracle(world.target, "whitebox"), None, rng, None, question)
+    state = made[2]()
+    assert state["labels"].tolist() == [4, 1] and len(state["starts"]) == 2 and state["classes"] == CLASSES
+    pool = plug_and_play().prepare(world.prior, Oracle(world.target, "whitebox"), None, rng, None, question)
+    assert next(iter(pool))[0] > 0  # who does not ask is not told, and goes on as before
 
 
 @pytest.mark.parametrize(

@@ -113,11 +113,17 @@ def test_spoiling_an_answer_changes_no_later_one(access):
     oracle, reads = Oracle(network(), access), readable(access)
     with torch.no_grad():
         first, kept = oracle(pictures(), reads=reads), oracle(pictures(), reads=reads)
-        for field in set(reads) - {"batchnorm"}:
-            getattr(first, field).fill_(7)
+        for told in tensors_of(first):
+            told.fill_(7)
         again = oracle(pictures(), reads=reads)
-    for field in set(reads) - {"batchnorm"}:
-        assert torch.equal(getattr(again, field), getattr(kept, field))
+    for late, early in zip(tensors_of(again), tensors_of(kept), strict=True):
+        assert torch.equal(late, early)
+
+
+def tensors_of(answer: Answer) -> list[torch.Tensor]:
+    """All that an answer tells, moments of every layer included."""
+    moments = [value for told in (answer.batchnorm or {}).values() for value in vars(told).values()]
+    return [told for told in vars(answer).values() if isinstance(told, torch.Tensor)] + moments
 
 
 def test_every_image_is_counted_on_the_right_bill():
@@ -215,11 +221,81 @@ def test_batchnorm_statistics_are_those_of_each_layers_input():
             return Trace(flat, flat)
 
     images = torch.tensor([0.0, 1.0, 2.0, 5.0]).view(2, 1, 1, 2).requires_grad_()
-    first, second = Oracle(Layers(), "whitebox")(images, reads=("batchnorm",)).batchnorm
-    assert first[0].tolist() == [2.0] and first[1].tolist() == [3.5]  # mean of 0 1 2 5, biased variance
-    assert second[0].item() == pytest.approx(3 * 2 + 1, rel=1e-4)  # in eval mode: 3 x + 1
-    assert second[1].item() == pytest.approx(9 * 3.5, rel=1e-4)
-    assert torch.autograd.grad(first[0].sum(), images)[0].unique().tolist() == [0.25]
+    told = Oracle(Layers(), "whitebox")(images, reads=("batchnorm",)).batchnorm
+    assert list(told) == ["first", "second"]
+    first, second = told["first"], told["second"]
+    assert first.mean.tolist() == [2.0] and first.var.tolist() == [3.5]  # mean of 0 1 2 5, biased variance
+    assert second.mean.item() == pytest.approx(3 * 2 + 1, rel=1e-4)  # in eval mode: 3 x + 1
+    assert second.var.item() == pytest.approx(9 * 3.5, rel=1e-4)
+    assert torch.autograd.grad(first.mean.sum(), images)[0].unique().tolist() == [0.25]
+
+
+def norms(**layers: nn.Module) -> nn.Module:
+    """A network that passes images through its norms, by name, each flattened to what the norm takes."""
+
+    class Norms(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.ModuleDict(layers)
+
+        def forward(self, images, taps=()):
+            for layer in self.body.values():
+                dims = {nn.BatchNorm1d: 3, nn.BatchNorm3d: 5}.get(type(layer), 4)
+                images = layer(images.reshape(*images.shape[:2], -1, *[1] * (dims - 3)))
+            return Trace(images.flatten(1), images.flatten(1))
+
+    return Norms()
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm])
+def test_moments_of_the_images_a_layer_learned_from_are_its_running_ones(kind):
+    """DeepInversion's known zero: equal means, and variances that differ by n / (n - 1), biased against unbiased."""
+    rng = seeds.generator("norms")
+    one, other = (torch.rand(6, 2, 4, 4, generator=rng, dtype=torch.float64) for _ in range(2))
+    layers = {"one": kind(2, momentum=1.0).double(), "other": kind(2, momentum=1.0).double()}
+    for layer, learned in zip(layers.values(), (one, other), strict=True):
+        plain = nn.BatchNorm2d(2, momentum=1.0).double()  # the synchronised kind trains on a GPU only
+        plain(learned)
+        layer.load_state_dict(plain.state_dict())
+    told = Oracle(norms(**layers), "whitebox")(one, reads=("batchnorm",)).batchnorm
+    assert list(told) == ["body.one", "body.other"]
+    count, close = 6 * 16, {"rtol": 0, "atol": 1e-14}
+    first = told["body.one"]
+    torch.testing.assert_close(first.mean, first.running_mean, **close)
+    torch.testing.assert_close(first.var * count / (count - 1), first.running_var, **close)
+    assert not torch.allclose(first.var, first.running_var, **close)
+    for name, layer in layers.items():
+        assert torch.equal(told[f"body.{name}"].running_mean, layer.running_mean)
+        assert torch.equal(told[f"body.{name}"].running_var, layer.running_var)
+
+
+def test_running_moments_are_copies_and_follow_the_weights_handed_in():
+    model = norms(only=nn.BatchNorm2d(1))
+    oracle = Oracle(model, "whitebox")
+    told = oracle(pictures(), reads=("batchnorm",)).batchnorm["body.only"]
+    told.running_mean.fill_(9)
+    assert oracle.weights()["body.only.running_mean"].tolist() == [0]
+    weights = oracle.weights() | {"body.only.running_mean": torch.tensor([3.0])}
+    asked = oracle(pictures(), reads=("batchnorm",), weights=weights).batchnorm["body.only"]
+    assert asked.running_mean.tolist() == [3] and asked.running_mean is not weights["body.only.running_mean"]
+
+
+def test_a_layer_passed_twice_is_listed_twice_and_one_without_statistics_has_none():
+    shared, bare = nn.BatchNorm2d(1), nn.BatchNorm2d(1, track_running_stats=False)
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shared, self.bare = shared, bare
+
+        def forward(self, images, taps=()):
+            flat = self.bare(self.shared(self.shared(images) + 1)).flatten(1)
+            return Trace(flat, flat)
+
+    told = Oracle(Twice(), "whitebox")(pictures(), reads=("batchnorm",)).batchnorm
+    assert list(told) == ["shared", "shared (2)", "bare"]
+    assert float(told["shared (2)"].mean - told["shared"].mean) == pytest.approx(1, abs=1e-4)
+    assert told["bare"].running_mean is None and told["bare"].running_var is None
 
 
 def test_batchnorm_of_a_target_without_it_is_refused():
@@ -227,7 +303,7 @@ def test_batchnorm_of_a_target_without_it_is_refused():
         def forward(self, images, taps=()):
             raise AssertionError("no forward is needed to refuse")
 
-    with pytest.raises(Refused, match="has no BatchNorm2d"):
+    with pytest.raises(Refused, match="has no BatchNorm"):
         Oracle(Plain(), "whitebox")(pictures(), reads=("batchnorm",))
 
 

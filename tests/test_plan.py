@@ -3,14 +3,17 @@
 import conftest
 import pytest
 
-from midefense.attacks.base import Attack
+from midefense.attacks.base import Attack, Part
+from midefense.attacks.init import BestOfPool
+from midefense.attacks.objectives import CrossEntropy
 from midefense.datasets.toy import Toy
 from midefense.pipeline.pipeline import Pipeline
 from midefense.plan import references
-from midefense.plan.read import name_of, read_names, setup_of
+from midefense.plan.facts import architecture_facts
+from midefense.plan.read import name_of, read_names, read_setting, setup_of
 from midefense.priors.toy import ToyFamily
 from midefense.store.store import Store
-from midefense.types import Access, Refused
+from midefense.types import Access, NotYetKnown, Refused
 
 SMALL = ("dataset=toy", "architecture.widths=[8]", "recipe.epochs=1", "dataset.size=16", "architecture.size=16")
 
@@ -139,6 +142,92 @@ def test_a_weak_attack_is_refused_a_prior_that_asked_for_more(plan, monkeypatch)
     monkeypatch.setattr(Access, "require", lambda self, reads, who: None)
     with pytest.raises(Refused, match="prior toy learned with access=scores, more than attack.access=labels reveals"):
         plan("attack", "prior=toy", "dataset=toy", "attack.access=labels")
+
+
+INVERSION = (*SMALL, "attack=gmi", "attack/objective=cross_entropy", "prior=toy", "attack.search.steps=1")
+
+
+@pytest.fixture
+def reads_norms(monkeypatch):
+    monkeypatch.setattr(CrossEntropy, "reads", ("logits", "batchnorm", "gradient"))
+
+
+def test_norms_are_asked_of_a_network_that_has_them_before_an_image_is_read(plan, reads_norms, monkeypatch):
+    monkeypatch.setattr(Toy, "read", lambda self, cache: pytest.fail("no image is needed"))
+    plan("attack", *INVERSION, "architecture=cnn")
+    with pytest.raises(Refused, match="attack.objective reads batchnorm: expected a target with BatchNorm layers"):
+        plan("attack", *INVERSION, "architecture=mlp")
+
+
+def test_a_stored_target_is_described_by_its_own_recipe(trained):
+    planned = conftest.plan_for("attack", f"target={trained.id}", "prior=toy", store=trained.path.parents[1])
+    known = read_setting(planned).architecture
+    stored = [key.removesuffix(".running_mean") for key in trained.tensors() if key.endswith("running_mean")]
+    assert sorted(known.batchnorm) == sorted(stored) and len(stored) == 1 and known.classes == 4
+
+
+def test_a_network_on_paper_is_the_one_that_is_deployed(plan):
+    planned = plan("train_target", "dataset=toy", "architecture=resnet18", "defense=bido_hsic").target
+    built = planned.architecture.given(classes=4, channels=1, size=32).build()
+    known = architecture_facts(planned.architecture, planned.defense, channels=1, size=32, classes=4)
+    assert known.batchnorm == tuple(n for n, layer in built.named_modules() if type(layer).__name__ == "BatchNorm2d")
+    assert (known.taps, known.classes, known.channels, known.size) == (built.tap_names, 4, 1, built.size)
+    on_paper = architecture_facts(planned.architecture, planned.defense, channels=1, size=32)
+    assert (on_paper.batchnorm, on_paper.classes) == (known.batchnorm, None)
+
+
+def test_a_network_for_a_number_of_classes_waits_for_the_images(plan, monkeypatch):
+    planned = plan("train_target", "dataset=toy", "architecture=custom").target
+    network = f"{planned.architecture.target.__module__}.{planned.architecture.target.__name__}"
+    refuse = lambda self, *, classes, **others: _only(classes)  # noqa: E731
+    monkeypatch.setattr(f"{network}.__init__", refuse)
+    with pytest.raises(NotYetKnown):
+        architecture_facts(planned.architecture, planned.defense, channels=1, size=32)
+    with pytest.raises(Refused, match="7 classes"):
+        architecture_facts(planned.architecture, planned.defense, channels=1, size=32, classes=3)
+
+
+def _only(classes: int) -> None:
+    if classes != 7:
+        raise Refused(f"expected 7 classes, got {classes}")
+
+
+def test_an_attack_sees_what_is_known_twice_before_anything_is_trained(store, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Part, "check", lambda self, setting: seen.append(setting))
+    overrides = (*INVERSION, "evidence.classes=[2,0]", "train_on=all", "dataset.public_classes=5")
+    planned = conftest.plan_for("attack", *overrides, store=store)
+    early = seen[-1]
+    assert early.evidence.kind == "ClassLabels" and early.evidence.labels is None and early.dataset.classes is None
+    assert (early.dataset.channels, early.dataset.size, early.architecture.classes) == (1, 16, None)
+    assert early.prior is ToyFamily and "features" in early.architecture.taps
+    Pipeline(planned).check_images()
+    late = seen[-1]
+    assert late.evidence.labels == (2, 0) and late.evidence.observed is None
+    assert late.dataset.classes == 4 and late.architecture.classes == 4 + 5
+    assert Store(store).list("target") == []
+
+
+def prepared_for(store, classes: str) -> str:
+    overrides = (*INVERSION, "attack/init=best_of_pool", "attack.init.size=8", "attack.init.candidates=2")
+    planned = conftest.plan_for("attack", *overrides, f"evidence.classes={classes}", "tracking=none", store=store)
+    return Pipeline(planned).recovered.recipe["prepared"]
+
+
+def test_a_preparation_that_asks_is_stored_by_the_question(store, monkeypatch):
+    told, plain = [], BestOfPool.prepare
+    assert prepared_for(store, "[0,1]") == prepared_for(store, "[3]"), "who does not ask shares one pool"
+
+    def prepare(self, prior, oracle, rng, state, question):
+        told.append((question.labels.tolist(), question.classes))
+        return plain(self, prior, oracle, rng, state)
+
+    monkeypatch.setattr(BestOfPool, "asks_question", True)
+    monkeypatch.setattr(BestOfPool, "prepare", prepare)
+    assert prepared_for(store, "[0,1]") != prepared_for(store, "[1,0]")
+    assert told == [([0, 1], 4), ([1, 0], 4)]
+    prepared_for(store, "[0,1]")
+    assert len(told) == 2, "the same question again finds what was made"
 
 
 def test_values_are_checked_in_every_node(plan):

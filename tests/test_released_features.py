@@ -15,9 +15,10 @@ from midefense.store.store import Store
 from midefense.types import Evidence, Found, Refused, to_pixels
 
 SIZE = 8
+READBACK = "{_target_: test_released_features.Readback, access: features, budget: null, group: 2, shift: 0}"
 FILES = {
     "evidence/released": "_target_: test_released_features.ReleasedFeatures\nfirst: 0\nimages: 5\ncut: hidden1\n",
-    "attack/readback": "{_target_: test_released_features.Readback, access: features, budget: , group: 2, shift: 0}",
+    "attack/readback": READBACK,
     "defense/noise": "_target_: test_released_features.Noise\nscale: 0.0\n",
     "metrics/matched": "matched: {_target_: test_released_features.MatchedError}\n",
 }

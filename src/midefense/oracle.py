@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from midefense.types import Access, Answer, Refused
+from midefense.types import Access, Answer, Moments, Refused
+
+BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class BudgetExceeded(Exception):
@@ -146,20 +149,36 @@ def _ways_in(model: nn.Module, access: Access, cut: str | None):
     return ask, copy_weights
 
 
+def batchnorm_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The BatchNorm layers of a network, by name."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, BATCHNORM)}
+
+
 @contextlib.contextmanager
-def _batchnorm_inputs(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Collect (mean, biased variance) over batch and space of the input of every BatchNorm2d, in forward order."""
-    seen: list[tuple[Tensor, Tensor]] = []
+def _batchnorm_inputs(model: nn.Module) -> Iterator[dict[str, Moments]]:
+    """Collect the moments of the input of every BatchNorm, in forward order. A layer that is passed again is listed
+    again, as `name (2)`."""
+    layers = batchnorm_layers(model)
+    if not layers:
+        raise Refused("batchnorm was asked of a target that has no BatchNorm; choose another objective or target")
+    seen: dict[str, Moments] = {}
+    passes: Counter[str] = Counter()
 
-    def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        flat = inputs[0].float().transpose(0, 1).flatten(1)
-        seen.append((flat.mean(1), flat.var(1, unbiased=False)))
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], name: str) -> None:
+        passes[name] += 1
+        seen[name if passes[name] == 1 else f"{name} ({passes[name]})"] = _moments(layer, inputs[0])
 
-    handles = [m.register_forward_pre_hook(hook) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    if not handles:
-        raise Refused("batchnorm was asked of a target that has no BatchNorm2d; choose another objective or target")
+    handles = [layer.register_forward_pre_hook(functools.partial(hook, name=name)) for name, layer in layers.items()]
     try:
         yield seen
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _moments(layer: nn.Module, inputs: Tensor) -> Moments:
+    """Moments over batch and space of `inputs` [B, C, ...], in float32 at least; the layer's own are copied."""
+    wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+    flat = wide.transpose(0, 1).flatten(1)
+    kept = (None if kept is None else kept.detach().clone() for kept in (layer.running_mean, layer.running_var))
+    return Moments(flat.mean(1), flat.var(1, unbiased=False), *kept)

@@ -7,6 +7,7 @@ normalises (and resizes) inside itself; what is scored and saved is clipped once
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 
@@ -16,6 +17,10 @@ from torch import Tensor
 
 class Refused(ValueError):
     """A request that will not be served. The message says what was expected, what came, and what to try."""
+
+
+class NotYetKnown(Exception):
+    """A fact of a `Setting` that only the images tell. Who asks too early is asked again when they were loaded."""
 
 
 def refuse_unknown(what: str, got: object, choices: Iterable[object], try_: str = "") -> Refused:
@@ -146,14 +151,27 @@ class Trace:
 
 
 @dataclass
+class Moments:
+    """What one BatchNorm took in during a forward, per channel [C]: the `mean` and the biased variance `var` over the
+    batch and space, which gradients flow through, beside copies of the running ones it learned while training (None
+    where it keeps none; `running_var` is torch's running mean of unbiased variances)."""
+
+    mean: Tensor
+    var: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+
+
+@dataclass
 class Answer:
-    """What an oracle tells; what its access level hides is None."""
+    """What an oracle tells; what its access level hides is None. `batchnorm` holds the moments of every BatchNorm that
+    took part in the forward, in its order, by the layer's name in the deployed network (`named_modules`)."""
 
     labels: Tensor | None = None
     probs: Tensor | None = None
     logits: Tensor | None = None
     features: Tensor | None = None
-    batchnorm: list[tuple[Tensor, Tensor]] | None = None
+    batchnorm: dict[str, Moments] | None = None
 
 
 @dataclass
@@ -200,6 +218,77 @@ class Found:
         """A copy on the CPU that later steps cannot change."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return Found(**{k: v.detach().cpu().clone() if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an attack is after, for a preparation that asks for it: the `labels` int64 [N] of all targets, in the order
+    of the evidence, and among how many `classes` the target tells apart they stand."""
+
+    labels: Tensor
+    classes: int
+
+    def plain(self) -> dict[str, object]:
+        """As it stands in a recipe."""
+        return {"labels": self.labels.tolist(), "classes": self.classes}
+
+
+@dataclass(frozen=True)
+class ArchitectureFacts:
+    """What is known of a target's network before it is trained or opened.
+
+    `taps`: the outputs that can be read, which are the places where it can be cut; `batchnorm`: its BatchNorm layers,
+    by their names in the deployed network; `classes`: how many it tells apart (None: not known yet); `channels` and
+    `size` of the images its layers see. `taps` is empty and `channels` and `size` are None where the network is
+    deployed inside another that does not tell.
+    """
+
+    taps: tuple[str, ...]
+    batchnorm: tuple[str, ...]
+    classes: int | None
+    channels: int | None
+    size: int | None
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """The shape of a dataset: `channels` and `size` of its images, and how many private `classes` it has (None until
+    its images were loaded)."""
+
+    channels: int
+    size: int
+    classes: int | None = None
+
+
+@dataclass(frozen=True)
+class EvidenceFacts:
+    """What an attack will be handed: the `kind`, which is the name of the class that collects it, and, once images were
+    loaded, the `labels` of all targets and the shape of what is `observed` of one (None: nothing)."""
+
+    kind: str
+    labels: tuple[int, ...] | None = None
+    observed: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All an attack may look at before compute is spent, so that it can refuse what it cannot do. It is shown twice:
+    when the configuration is read, and when the images were loaded, before anything is trained.
+
+    `prior` is the class of the prior. The facts of the architecture cost building its network (without memory), so they
+    are looked up, by `describe`, when they are first read.
+    """
+
+    prior: type
+    dataset: DatasetFacts
+    evidence: EvidenceFacts
+    describe: Callable[[], ArchitectureFacts]
+
+    @functools.cached_property
+    def architecture(self) -> ArchitectureFacts:
+        """The target's network, as deployed. Raises `NotYetKnown` where it is built for a number of classes that only
+        the images tell; a check that stops at that is made again when they were loaded."""
+        return self.describe()
 
 
 # Long work yields this: the step done so far, numbers to log, and a function that gives the whole state as a

@@ -24,6 +24,7 @@ COUNTS = {
     "attack": 28,
     "attack/init": 3,
     "attack/objective": 6,
+    "attack/schedule": 2,
     "attack/search": 4,
     "attack/select": 4,
     "attack/views": 5,

@@ -6,7 +6,7 @@ init -> search over latents, guided by an objective on what the target says of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,16 +15,33 @@ from torch import Tensor
 from midefense import seeds
 from midefense.oracle import BudgetExceeded, Oracle
 from midefense.priors.base import Prior
-from midefense.types import Access, Answer, Evidence, Found, Images, Progress, Refused, clip_images
+from midefense.types import Access, Answer, Evidence, Found, Images, Progress, Question, Refused, Setting, clip_images
+
+OF_THE_TARGET = ("select", "surrogate")  # slots that ask the target even where the others ask a surrogate
+SURROGATE = "surrogate."  # what a prepared state holds of the surrogate has names that begin so
 
 
 class Part:
-    """A piece of an attack. `reads` names what it takes from the target's answers (`types.Access`), `needs` what
-    it asks of the prior (`Prior.offers`); both are checked when the attack is built, before any compute."""
+    """A piece of an attack: what it declares is checked before any compute, and holds for the parts inside it too.
+
+    Attributes:
+        reads: what it takes from the target's answers (`types.Access`).
+        needs: what it asks of the prior (`Prior.offers`).
+        coupled: an image's loss depends on the others of its group (batch statistics, minibatch discrimination, sums
+            over a set). The group is then one batch: `chunk` is refused, and the losses [B] sum to that of the group.
+        separates: it asks about some of a group's candidates without the others, which no coupled part can bear.
+        asks_question: its `prepare` takes the `Question`, which is then part of what the preparation is stored by.
+    """
 
     revision = 1
     reads: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    coupled = False
+    separates = False
+    asks_question = False
+
+    def check(self, setting: Setting) -> None:
+        """Refuse a setting in which it cannot work; see `Setting` for when this is called."""
 
 
 class Attack:
@@ -34,10 +51,14 @@ class Attack:
         access: what the attacker may read of the target.
         budget: images that may be asked per target; None is unlimited.
         group: targets per group. A group has its own seed and is the unit that is saved, resumed and distributed.
+
+    `asks_question`: `prepare` is handed the `Question`, and what it makes is stored by it; others never see it.
     """
 
     revision = 1
     prepares = False
+    asks_question = False
+    coupled = False
     needs: tuple[str, ...] = ()
     steps: int | None = None
 
@@ -47,8 +68,9 @@ class Attack:
             raise Refused(f"attack: expected group and budget of at least 1, got group={group}, budget={budget}")
         self.budget, self.group = budget, group
 
-    def check(self, prior: type[Prior]) -> None:
-        """Refuse a kind of prior that lacks what the attack asks of it."""
+    def check(self, setting: Setting) -> None:
+        """Refuse a setting in which the attack cannot work, such as a prior that lacks what it asks of one."""
+        prior = setting.prior
         if missing := sorted(set(self.needs) - prior.offers):
             raise Refused(
                 f"this attack needs a prior that offers {', '.join(missing)}, {prior.__name__} offers "
@@ -56,7 +78,13 @@ class Attack:
             )
 
     def prepare(
-        self, prior: Prior, oracle: Oracle, public: Images, rng: torch.Generator, state: dict[str, Tensor] | None
+        self,
+        prior: Prior,
+        oracle: Oracle,
+        public: Images,
+        rng: torch.Generator,
+        state: dict[str, Tensor] | None,
+        question: Question | None = None,
     ) -> Iterator[Progress]:
         """What is done once for all targets; its last state is stored and handed to `recover`."""
         return iter(())
@@ -89,8 +117,9 @@ class Look:
 
 @dataclass
 class Problem:
-    """The world as the parts of one group see it. `reads` is what a look asks for, `chunk` how many images fit in
-    memory at once (None: all)."""
+    """The world as the parts of one group see it. `oracle` is what a part asks: the target, or, before the selection,
+    a surrogate in its place. `reads` is what a look asks for, `chunk` how many images fit in memory at once (None: all,
+    as where parts are coupled)."""
 
     prior: Prior
     oracle: Oracle
@@ -147,15 +176,21 @@ class Problem:
 class SearchAttack(Attack):
     """The engine: start somewhere, search for latents of low loss, keep the best of each target.
 
+    With a surrogate, `init`, `objective` and `search` ask that instead of the target: what they read is checked against
+    the surrogate's access, and costs nothing of the budget. `select` asks the target itself, and is charged.
+
     Args:
         init: starts; `init(problem) -> Found`.
         objective: loss per image of a `Look` [B].
         search: yields `Found` after every step.
         select: score per candidate [M], and how many to keep per target.
         views: what the target is shown during the search (None: the image itself).
+        surrogate: what is asked in the target's place (`attacks.surrogate`); None asks the target.
         access, budget, group: see `Attack`.
-        chunk: images per forward, to fit memory (None: the whole group at once).
+        chunk: images per forward, to fit memory (None: the whole group at once, which coupled parts insist on).
     """
+
+    later = {"surrogate": None}
 
     def __init__(
         self,
@@ -165,6 +200,7 @@ class SearchAttack(Attack):
         search: Part,
         select: Part,
         views: Part | None = None,
+        surrogate: Part | None = None,
         access: str = "whitebox",
         budget: int | None = None,
         group: int = 60,
@@ -174,13 +210,21 @@ class SearchAttack(Attack):
         if chunk is not None and chunk < 1:
             raise Refused(f"attack.chunk: expected at least 1 image per forward or null, got {chunk}")
         slots = {"init": init, "objective": objective, "search": search, "select": select, "views": views}
-        for slot, part in slots.items():
-            if part is not None:
-                self.access.require(part.reads, f"attack.{slot} ({type(part).__name__})")
-        self.needs = tuple({need for part in slots.values() if part is not None for need in part.needs})
-        self.init, self.objective, self.search, self.select, self.views = slots.values()
+        slots["surrogate"] = surrogate
+        self.parts = {slot: part for slot, part in slots.items() if part is not None}
+        searched = self.access if surrogate is None else surrogate.access
+        for slot, part in self.parts.items():
+            access = self.access if slot in OF_THE_TARGET else searched
+            access.require(part.reads, f"attack.{slot} ({type(part).__name__})")
+        self.needs = tuple({need for part in self.parts.values() for need in part.needs})
+        self.init, self.objective, self.search, self.select, self.views, self.surrogate = slots.values()
         self.chunk = chunk
-        self.prepares = hasattr(init, "prepare")
+        self.pools = hasattr(init, "prepare")
+        self.prepares = self.pools or surrogate is not None
+        self.asks_question = init.asks_question
+        self.coupled = any(part.coupled for part in self.parts.values())
+        if self.coupled:
+            self._refuse_to_split()
 
     @property
     def steps(self) -> int | None:
@@ -188,15 +232,57 @@ class SearchAttack(Attack):
         steps = getattr(self.search, "steps", None)
         return None if steps is None else steps + 2
 
+    def check(self, setting: Setting) -> None:
+        """As `Attack.check`, and whatever a part refuses."""
+        super().check(setting)
+        of_the_target = self.parts if self.surrogate is None else OF_THE_TARGET
+        readers = [slot for slot, part in self.parts.items() if "batchnorm" in part.reads and slot in of_the_target]
+        if readers and not setting.architecture.batchnorm:
+            raise Refused(
+                f"attack.{readers[0]} reads batchnorm: expected a target with BatchNorm layers, got one without; "
+                f"try another architecture (cnn and resnet18 have them) or attack/{readers[0]}"
+            )
+        for part in self.parts.values():
+            part.check(setting)
+
     def prepare(
-        self, prior: Prior, oracle: Oracle, public: Images, rng: torch.Generator, state: dict[str, Tensor] | None
+        self,
+        prior: Prior,
+        oracle: Oracle,
+        public: Images,
+        rng: torch.Generator,
+        state: dict[str, Tensor] | None,
+        question: Question | None = None,
     ) -> Iterator[Progress]:
-        """Hand over to the init, the one slot that may need a pool for all targets."""
-        return self.init.prepare(prior, oracle, rng, state) if self.prepares else iter(())
+        """The surrogate learns, then the init draws a pool for all targets: the two slots that may need to. The steps
+        of the second count on."""
+        done, learned, drawn = 0, {}, state or {}
+        if self.surrogate is not None:
+            done, learned = yield from self._learn(prior, oracle, public, rng, drawn)
+            oracle = self.surrogate.oracle(within(learned, SURROGATE), prior, oracle)
+            drawn = {name: value for name, value in drawn.items() if name not in learned}
+        if self.pools:
+            asked = {"question": question} if self.asks_question else {}
+            for step, logs, give in self.init.prepare(prior, oracle, rng, drawn or None, **asked):
+                yield done + step, logs, lambda give=give: {**learned, **give()}
+
+    def _learn(
+        self, prior: Prior, oracle: Oracle, public: Images, rng: torch.Generator, state: Mapping[str, Tensor]
+    ) -> Generator[Progress, None, tuple[int, dict[str, Tensor]]]:
+        """Let the surrogate learn, or find that it has; returns the steps taken and its last state."""
+        known, done = within(state, SURROGATE), 0
+        learning = self.surrogate.fit(prior, oracle, public, seeds.fork(rng, "surrogate"), known or None)
+        last = None
+        for done, logs, give in learning:  # noqa: B007
+            last = lambda give=give: under(give(), SURROGATE)  # noqa: E731
+            yield done, logs, last
+        return done, last() if last else under(known, SURROGATE)
 
     def preparation(self, recipe: Mapping[str, object]) -> object:
-        """The init's recipe."""
-        return recipe["init"]
+        """The recipes of the slots that prepare; the init's alone, where there is no surrogate."""
+        if self.surrogate is None:
+            return recipe["init"]
+        return {slot: recipe[slot] for slot in ("init", "surrogate") if slot == "surrogate" or self.pools}
 
     def recover(
         self, state: Mapping[str, Tensor], prior: Prior, oracle: Oracle, evidence: Evidence, rng: torch.Generator
@@ -206,6 +292,9 @@ class SearchAttack(Attack):
         Raises:
             BudgetExceeded: passed on; what was yielded before stands.
         """
+        target = oracle
+        if self.surrogate is not None:
+            oracle = self.surrogate.oracle(within(state, SURROGATE), prior, target)
         reads = tuple(dict.fromkeys(r for r in self.objective.reads if r not in ("gradient", "weights")))
         problem = Problem(
             prior=prior,
@@ -216,14 +305,40 @@ class SearchAttack(Attack):
             objective=self.objective,
             views=self.views,
             reads=reads,
-            chunk=self.chunk,
+            chunk=None if self.coupled else self.chunk,
             device=prior.device,
         )
         found = self.init(problem)
         yield found
         for found in self.search(problem, found):  # noqa: B020 -- each step replaces what was found
             yield found
-        yield best_of_each(found, self.select(problem, found), self.select.keep)
+        scores = self.select(replace(problem, oracle=target), found)
+        yield best_of_each(found, scores, self.select.keep)
+
+
+def within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What stands under a prefix of a flat state, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A flat state whose names get a prefix."""
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+    def _refuse_to_split(self) -> None:
+        """Coupled parts see a group as one batch, or their losses are others."""
+        who = ", ".join(f"attack.{slot}" for slot, part in self.parts.items() if part.coupled)
+        if self.chunk is not None:
+            raise Refused(
+                f"attack.chunk: expected null, because {who} is coupled and takes a group as one batch, got "
+                f"{self.chunk}; try a smaller attack.group where memory is short"
+            )
+        for slot, part in self.parts.items():
+            if part.separates:
+                raise Refused(
+                    f"attack.{slot} ({type(part).__name__}): expected all candidates of a group in every look, because "
+                    f"{who} is coupled, got a part that leaves some out; try attack.search.stop=null"
+                )
 
 
 def best_of_each(found: Found, scores: Tensor, keep: int | None) -> Found:

@@ -1,4 +1,5 @@
-"""Losses per image. All take a `Look` and give [B]; the search sums them, so no image depends on its batch."""
+"""Losses per image. All take a `Look` and give [B]; the search sums them, so no image depends on its batch, unless a
+loss says that it is `coupled`."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midefense.attacks.base import Look, Part
-from midefense.types import Refused
+from midefense.types import Refused, Setting
 
 
 class CrossEntropy(Part):
@@ -111,6 +112,12 @@ class WeightedSum(Part):
         self.terms = list(terms.values())
         self.reads = tuple(dict.fromkeys(read for term in self.terms for read in term.loss.reads))
         self.needs = tuple(dict.fromkeys(need for term in self.terms for need in term.loss.needs))
+        self.coupled = any(term.loss.coupled for term in self.terms)
+
+    def check(self, setting: Setting) -> None:
+        """Whatever a term refuses."""
+        for term in self.terms:
+            term.loss.check(setting)
 
     def __call__(self, look: Look) -> Tensor:
         """Loss per image [B]."""

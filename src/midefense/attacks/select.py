@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from midefense.attacks.base import Part, Problem
-from midefense.types import Found, Refused
+from midefense.types import Found, Refused, Setting
 
 
 class Everything(Part):
@@ -55,7 +55,12 @@ class TargetConfidence(Part):
         self.views, self.repeats = views, repeats
         if views is not None:
             self.reads = tuple(dict.fromkeys((*self.reads, *views.reads)))
-            self.needs = views.needs
+            self.needs, self.coupled = views.needs, views.coupled
+
+    def check(self, setting: Setting) -> None:
+        """Whatever the views refuse."""
+        if self.views is not None:
+            self.views.check(setting)
 
     @torch.no_grad()
     def __call__(self, problem: Problem, found: Found) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from midefense import rectangles
 from midefense.attacks.base import Part
-from midefense.types import Refused
+from midefense.types import Refused, Setting
 
 
 class RandomResizedCrop(Part):
@@ -118,7 +118,13 @@ class Chain(Part):
         self.members = dict(members)
         self.reads = tuple(dict.fromkeys(name for view in self.members.values() for name in view.reads))
         self.needs = tuple(dict.fromkeys(name for view in self.members.values() for name in view.needs))
+        self.coupled = any(view.coupled for view in self.members.values())
         self.columns = sum(view.columns for view in self.members.values())
+
+    def check(self, setting: Setting) -> None:
+        """Whatever a member refuses."""
+        for view in self.members.values():
+            view.check(setting)
 
     def draw(self, count: int, rng: torch.Generator) -> Tensor:
         """The members' draws side by side [count, columns]."""

@@ -6,23 +6,23 @@ import contextlib
 import functools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from midefense import seeds
 from midefense.datasets.splits import Splits, digest
 from midefense.defenses.base import Defense
 from midefense.pipeline.session import Session
 from midefense.pipeline.start import parents_of, take_body
 from midefense.plan.bind import Node
+from midefense.plan.facts import assembled, drawn, without_weights
 from midefense.plan.read import TargetPlan, name_of, stored_target
 from midefense.store.artefacts import Artefact, Draft
 from midefense.store.store import POLL_SECONDS, Store, Work, say_waiting
 from midefense.tracking.progress import consume
 from midefense.training.inference import evaluate
-from midefense.training.loop import assemble, fit
+from midefense.training.loop import fit
 from midefense.training.recipe import Imported
 from midefense.types import Images, Origin
 
@@ -86,7 +86,8 @@ def blank_classifier(architecture: Node, plan: TargetPlan) -> nn.Module:
 
 
 def _blank_defended(architecture: Node, plan: TargetPlan) -> tuple[nn.Module, Defense]:
-    model, defense = _assembled(_drawn(_blank(architecture), plan), plan, Origin.LOADED)
+    model = drawn(without_weights(architecture), plan.seed)
+    model, defense = assembled(model, plan.defense, plan.seed, Origin.LOADED)
     return defense.seal(model, None), defense
 
 
@@ -103,6 +104,12 @@ def images_of(plan: TargetPlan, splits: Splits) -> tuple[Images, Images]:
     if plan.train_on == "private":
         return splits.private_train, splits.private_test
     return splits.everything()
+
+
+def classes_of(plan: TargetPlan, splits: Splits) -> int:
+    """How many classes a classifier tells apart: the names of the images it is trained on."""
+    public = len(splits.public.names) if plan.train_on == "all" and len(splits.public) else 0
+    return splits.classes + public
 
 
 def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
@@ -153,7 +160,8 @@ def _train_together(session: Session, job: TrainingJob) -> Artefact:
 def _train(session: Session, job: TrainingJob, work: Work, ranks: bool) -> Artefact | None:
     fabric = session.plan.compute.fabric(ranks=ranks)
     # what does not fit is refused before a run opens
-    model, defense = _assembled(*beginning(session.store, job.architecture, job.plan))
+    model, origin = beginning(session.store, job.architecture, job.plan)
+    model, defense = assembled(model, job.plan.defense, job.plan.seed, origin)
     recipe = job.plan.recipe.build()
     if isinstance(recipe, Imported):
         recipe.refuse_training()
@@ -188,38 +196,19 @@ def selection_of(plan: TargetPlan) -> str:
     return plan.recipe.arguments["select"]
 
 
-def beginning(store: Store, architecture: Node, plan: TargetPlan) -> tuple[nn.Module, TargetPlan, Origin]:
-    """The network that training begins with, not yet rebuilt by the defense; its plan, and where its weights come from.
+def beginning(store: Store, architecture: Node, plan: TargetPlan) -> tuple[nn.Module, Origin]:
+    """The network that training begins with, not yet rebuilt by the defense, and where its weights come from.
 
     Under `recipe.start` the body is that of another network, instead of the one the architecture would draw or read;
     the head is the one that was drawn for the classes of the dataset, under the target's own seed.
     """
-    start, blank = plan.recipe.arguments.get("start"), _blank(architecture)
+    start, blank = plan.recipe.arguments.get("start"), without_weights(architecture)
     if start is not None:
-        model = _drawn(blank, plan)
+        model = drawn(blank, plan.seed)
         take_body(model, start.build(), store)
-        return model, plan, Origin.STARTED
+        return model, Origin.STARTED
     reads = architecture.arguments != blank.arguments
-    return _drawn(architecture, plan), plan, Origin.STARTED if reads else Origin.DRAWN
-
-
-def _drawn(architecture: Node, plan: TargetPlan) -> nn.Module:
-    """A fresh network, the same for the same seed."""
-    with seeds.isolated(plan.seed, "train", "init"):
-        return architecture.build()
-
-
-def _assembled(model: nn.Module, plan: TargetPlan, origin: Origin) -> tuple[nn.Module, Defense]:
-    """The network as its defense rebuilds it, and the defense; both the same for the same seed."""
-    defense = plan.defense.build()
-    return assemble(model, defense, plan.seed, origin), defense
-
-
-def _blank(architecture: Node) -> Node:
-    """The same network without weights to start from (a class names the arguments for it in `without_weights`)."""
-    return replace(
-        architecture, arguments={**architecture.arguments, **getattr(architecture.target, "without_weights", {})}
-    )
+    return drawn(architecture, plan.seed), Origin.STARTED if reads else Origin.DRAWN
 
 
 def _places(**nodes: Node) -> dict[str, str | None]:

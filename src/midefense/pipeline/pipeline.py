@@ -9,6 +9,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 
@@ -19,6 +20,7 @@ from midefense.oracle import Oracle
 from midefense.pipeline import judge
 from midefense.pipeline.classifiers import (
     StoredTarget,
+    classes_of,
     get_classifier,
     images_of,
     load_classifier,
@@ -29,15 +31,15 @@ from midefense.pipeline.classifiers import (
 from midefense.pipeline.recovery import Recovery, StoredPrior
 from midefense.pipeline.release import release
 from midefense.pipeline.session import Session
-from midefense.plan.bind import bind_recipe
-from midefense.plan.read import Plan, name_of, setup_of
+from midefense.plan.bind import Node, bind_recipe
+from midefense.plan.read import Plan, name_of, read_setting, setup_of
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, Draft, content_id
 from midefense.store.store import Work
 from midefense.tracking.progress import consume
 from midefense.tracking.run import Run
 from midefense.tracking.wandb_mirror import under_sweep_agent
-from midefense.types import Evidence, Images, Refused, to_pixels
+from midefense.types import Evidence, Images, Question, Refused, Setting, to_pixels
 
 ROW_NAMES = ("dataset", "public", "architecture", "defense", "prior", "attack")
 # What evaluators make of the private images, by evaluator and images: the last run's, for the next in this process.
@@ -86,9 +88,26 @@ class Pipeline:
 
         return self.plan.evidence.build().observe(self.collected, self.splits, released)
 
+    @property
+    def question(self) -> Question:
+        """What the attack is after, for a preparation that asks."""
+        return Question(self.collected.labels, classes_of(self.plan.target, self.splits))
+
+    @property
+    def setting(self) -> Setting:
+        """What is known now that the images were loaded, and nothing was trained: facts, and no image."""
+        planned, evidence = read_setting(self.plan), self.collected
+        observed = None if evidence.observed is None else tuple(evidence.observed.shape[1:])
+        return replace(
+            planned,
+            dataset=replace(planned.dataset, classes=self.splits.classes),
+            evidence=replace(planned.evidence, labels=tuple(evidence.labels.tolist()), observed=observed),
+            describe=functools.partial(planned.describe, classes=classes_of(self.plan.target, self.splits)),
+        )
+
     def check_images(self) -> None:
         """Look at all images that will be needed, so that wrong ones are refused before anything is trained."""
-        _ = self.collected
+        self.plan.attack.build().check(self.setting)
         if self.plan.stored_prior is None:
             self.plan.prior.target.require_files(self.plan.prior.arguments, self.plan.attack.build().needs)
             self.plan.prior.target.require_some(self.public)
@@ -133,21 +152,23 @@ class Pipeline:
             return self.plan.recovered
         self.check_images()
         plan, target, prior = self.plan, self.target, self.prior
-        attack, seed = plan.attack.build(), plan.seeds["attack"]
-        source = plan.evidence.build()
-        recovery = Recovery(self.session, attack, target, prior, self.evidence, seed, source.cut)
+        node, seed = self._attack, plan.seeds["attack"]
+        attack, source = node.build(), plan.evidence.build()
+        question = self.question if attack.asks_question else None
+        recovery = Recovery(self.session, attack, target, prior, self.evidence, seed, question, source.cut)
         parents = {"target": target.artefact.reference, **prior.parents}
         common = {"target": target.artefact.id, "prior": prior.recipe, "seed": seed}
         if attack.prepares:
-            preparation = {"preparation": attack.preparation(plan.attack.recipe()), "access": attack.access.value}
+            preparation = {"preparation": attack.preparation(node.recipe()), "access": attack.access.value}
             public = {"public": digest(self.public)}
-            draft = self._attack_draft("prepared", {**preparation, **public, **common}, parents)
+            asked = {"question": question.plain()} if question else {}
+            draft = self._attack_draft("prepared", {**preparation, **public, **asked, **common}, parents)
             parents["prepared"] = recovery.prepare(draft, self.public).reference
         evidence = {"evidence": plan.evidence.recipe(), "labels": self.evidence.labels.tolist()}
         # what is observed follows from the target, the evidence and the ids: its own hash would differ by device
         evidence |= {"ids": self.evidence.ids.tolist()} if source.points_at == "image" else {}
         prepared = {"prepared": recovery.prepared.id if recovery.prepared else None}
-        recipe = {"attack": plan.attack.recipe(), **evidence, **common, **prepared}
+        recipe = {"attack": node.recipe(), **evidence, **common, **prepared}
         return recovery.recover(self._attack_draft("recovered", recipe, parents))
 
     @functools.cached_property
@@ -178,6 +199,13 @@ class Pipeline:
                 _log_row(run, {name: number["value"] for name, number in known.metrics["metrics"].items()})
         make = functools.partial(self._judge, draft, evaluators, content_id(protocol))
         return self.store.get_or_make(draft, make, self.plan.missing)
+
+    @property
+    def _attack(self) -> Node:
+        """The attack of the plan; networks of its own are told the classes the target knows, and its images' shape."""
+        dataset = self.target.plan.dataset.build()
+        classes = self.target.artefact.metrics["classes"]
+        return self.plan.attack.given(channels=dataset.channels, size=dataset.size, classes=classes)
 
     @property
     def _names(self) -> dict[str, str]:

@@ -23,7 +23,7 @@ from midefense.store.artefacts import Artefact, Draft
 from midefense.store.store import POLL_SECONDS, Work
 from midefense.tracking.progress import consume
 from midefense.tracking.run import Run
-from midefense.types import Evidence, Found, Images, Progress
+from midefense.types import Evidence, Found, Images, Progress, Question
 
 STAGE_FIELDS = ("latents", "loss", "evidence", "scores", "pixels")
 LOG_EVERY = 50  # steps of a search between two looks at the loss: looking makes the device wait
@@ -45,8 +45,9 @@ class StoredPrior:
 
 @dataclass
 class Recovery:
-    """One attack on one target with one prior. `cut` is the stage where the oracle's features come from (None: the
-    input of the head), `prepared` what `prepare` made, where the attack prepares."""
+    """One attack on one target with one prior. `question` is for an attack that prepares and asks for it, `cut` is the
+    stage where the oracle's features come from (None: the input of the head); `prepared` is what `prepare` made, where
+    the attack prepares."""
 
     session: Session
     attack: Attack
@@ -54,6 +55,7 @@ class Recovery:
     prior: StoredPrior
     evidence: Evidence
     seed: int
+    question: Question | None = None
     cut: str | None = None
     prepared: Artefact | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict)
@@ -105,7 +107,8 @@ class Recovery:
             work.save("state", state(), {"shared_queries": already + oracle.shared_bill})
 
         rng = seeds.generator(self.seed, "attack", "prepare")
-        progress = self.attack.prepare(self.prior.prior, oracle, public, rng, saved)
+        asked = {"question": self.question} if self.question else {}
+        progress = self.attack.prepare(self.prior.prior, oracle, public, rng, saved, **asked)
         last = consume(progress, run, total=None, description=draft.name, namespace="prepare", save=save)
         bill = {"shared_queries": already + oracle.shared_bill}
         return self.session.finish(run, work, last() if last else saved, {}, bill=bill)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +17,7 @@ from midefense.evidence.base import EvidenceSource
 from midefense.metrics.base import Metric
 from midefense.plan.bind import Node, bind, bind_all, bind_recipe
 from midefense.plan.checks import check_shape, refuse_all, refuse_together
+from midefense.plan.facts import architecture_facts
 from midefense.plan.overrides import parsed
 from midefense.plan.references import (
     ATTACK_NODES,
@@ -30,7 +33,7 @@ from midefense.store.artefacts import Artefact, content_id
 from midefense.store.store import Store
 from midefense.tracking.settings import Settings
 from midefense.training.recipe import Recipe
-from midefense.types import Refused
+from midefense.types import DatasetFacts, EvidenceFacts, NotYetKnown, Refused, Setting
 
 SHARED = ("compute", "tracking", "store", "missing", "allow", "seed", "seeds")
 KEYS = {
@@ -178,7 +181,7 @@ def _nodes(
     if target is None:
         nodes |= {name: (config[name], name == "architecture") for name in TARGET_NODES}
     if verb != "train_target" and recovered is None:
-        nodes |= {name: (config[name], name == "prior") for name in ATTACK_NODES}
+        nodes |= {name: (config[name], name in ("prior", "attack")) for name in ATTACK_NODES}
     if verb == "evaluate":
         for name, node in config["evaluators"].items():
             if node["artefact"] is not None:
@@ -240,10 +243,19 @@ def _other_kinds(bound: Mapping[str, Node]) -> list[str]:
     return problems
 
 
+def read_setting(plan: Plan) -> Setting:
+    """What the configuration of an attack tells of the world around it, before any image is read."""
+    dataset, target = plan.target.dataset.build(), plan.target
+    shape = {"channels": dataset.channels, "size": dataset.size}
+    describe = functools.partial(architecture_facts, target.architecture, target.defense, **shape)
+    return Setting(plan.prior.target, DatasetFacts(**shape), EvidenceFacts(plan.evidence.target.__name__), describe)
+
+
 def _check_match(plan: Plan) -> None:
-    """Let the attack refuse a prior it cannot use, and a weak attack a prior that asked for more."""
+    """Let the attack refuse a setting it cannot work in, and a weak attack a prior that asked for more."""
     attack = plan.attack.build()
-    attack.check(plan.prior.target)
+    with contextlib.suppress(NotYetKnown):
+        attack.check(read_setting(plan))
     asks = getattr(plan.prior.target, "asks", None)
     if asks is not None and not asks.reveals <= attack.access.reveals:
         raise Refused(

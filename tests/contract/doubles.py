@@ -1,0 +1,74 @@
+"""Stand-ins for methods that come: what the attack contract must bear beyond descent on a loss per image."""
+
+import torch
+
+from midefense.attacks.base import Part
+from midefense.types import Found, clip_images
+
+
+class WrongLabel(Part):
+    """1 where the target says another label than is wanted, else 0."""
+
+    reads = ("labels",)
+
+    def __call__(self, look):
+        return (look.answer.labels != look.labels).float()
+
+
+class InsideTheClass(Part):
+    """Draws of the prior to which the target gives a label wanted; for a label that was not met, any draws."""
+
+    reads, needs, asks_question = ("labels",), ("sample",), True
+
+    def __init__(self, *, draws: int = 200, candidates: int = 2):
+        self.draws, self.candidates = draws, candidates
+
+    @torch.no_grad()
+    def prepare(self, prior, oracle, rng, state, question):
+        latents = prior.sample(self.draws, rng)
+        told = oracle(clip_images(prior.decode(latents)), reads=("labels",)).labels
+        first = [(told != label).int().argsort(stable=True)[: self.candidates] for label in question.labels]
+        starts = {f"starts.{label}": latents[rows] for label, rows in zip(question.labels.tolist(), first, strict=True)}
+        yield self.draws, {}, lambda: starts
+
+    def __call__(self, problem):
+        latents = torch.cat([problem.state[f"starts.{label}"] for label in problem.evidence.labels.tolist()])
+        owners = torch.arange(len(problem.evidence)).repeat_interleave(self.candidates)
+        return Found(latents, torch.full((len(owners),), torch.nan), owners, stage="initial")
+
+
+class Rounds(Part):
+    """Each round asks about points around a candidate, moves it to the middle of those of the label wanted, and asks
+    about that: `points` + 1 images."""
+
+    reads = ("labels",)
+
+    def __init__(self, *, steps: int, points: int = 32, radius: float = 0.3):
+        self.steps, self.points, self.radius = steps, points, radius
+
+    @torch.no_grad()
+    def __call__(self, problem, found):
+        latents, rng = found.latents, problem.draw("search")
+        for _ in range(self.steps):
+            noise = torch.randn(len(latents), self.points, *latents.shape[1:], generator=rng)
+            around = latents[:, None] + self.radius * noise
+            right = 1 - self._losses(problem, around, found.evidence)[..., None]
+            middle = (right * around).sum(1) / right.sum(1).clamp(min=1)
+            latents = torch.where(right.sum(1) > 0, middle, latents)
+            loss = self._losses(problem, latents[:, None], found.evidence)[:, 0]
+            yield Found(latents, loss, found.evidence, stage="optimised")
+
+    def _losses(self, problem, latents, owners):
+        flat, owners = latents.flatten(0, 1), owners.repeat_interleave(latents.shape[1])
+        looks = (problem.look(flat[rows], owners[rows]) for rows in problem.chunks(len(flat)))
+        return torch.cat([problem.objective(look) for look in looks]).view(latents.shape[:2])
+
+
+class Norms(Part):
+    """How far the means of a group lie from those that the target's norms have learned; each image bears its share."""
+
+    reads, coupled = ("batchnorm", "gradient"), True
+
+    def __call__(self, look):
+        gaps = [(told.mean - told.running_mean).norm() for told in look.answer.batchnorm.values()]
+        return (sum(gaps) / len(look.labels)).expand(len(look.labels))
