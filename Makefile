@@ -4,14 +4,14 @@ BIN := .venv/bin
 STAMP := .venv/ready
 STORE ?= $(or $(MIDEFENSE_STORE),store)
 
-.PHONY: help setup demo demo-faces report test slow lint benchmark lock clean
+.PHONY: help setup demo demo-faces report test slow lint docs benchmark lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP) ## prepare the environment in .venv
 
-$(STAMP): requirements.txt pyproject.toml
+$(STAMP): requirements.txt pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(f"midefense needs Python 3.10 or newer, got {sys.version.split()[0]}; make setup PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
@@ -38,6 +38,9 @@ slow: $(STAMP) ## run the tests that take minutes too
 
 lint: $(STAMP) ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+docs: $(STAMP) ## write the tables of docs/ from the headers of conf/ and from benchmarks/
+	$(BIN)/python docs/tables.py --write
 
 benchmark: $(STAMP) ## measure speed, rewrite the tables in benchmarks/
 	$(BIN)/python benchmarks/attack_engine.py --write

@@ -34,6 +34,7 @@ from midefense.attacks.objectives import (
     WeightedSum,
     poincare,
 )
+from midefense.attacks.schedules import Milestones
 from midefense.attacks.search.gradient import Gradient, Rest
 from midefense.attacks.select import Everything, LowestLoss, TargetConfidence
 from midefense.attacks.views import Chain as ViewChain
@@ -667,7 +668,9 @@ def test_the_selection_keeps_candidates_of_each_class_best_first(world):
 @pytest.mark.parametrize(("milestones", "bound"), [((), 0.25), ((30, 40), 0.1555)])
 def test_almost_sign_descent_moves_no_further_than_its_rates(world, milestones, bound):
     """Card ppa.md, section 6.1: no coordinate moves more than the sum of the learning rates, and some do move that."""
-    search = Gradient(optimizer=functools.partial(ALMOST_SIGN, lr=0.005), steps=50, milestones=milestones)
+    search = Gradient(
+        optimizer=functools.partial(ALMOST_SIGN, lr=0.005), steps=50, schedule=Milestones(milestones=milestones)
+    )
     stages, _ = run(plug_and_play(search=search, views=None), world)
     moved = (stages["optimised"].latents - stages["initial"].latents).abs().max().item()
     assert 0.95 * bound < moved <= bound + 1e-5  # float32 rounds 50 times

@@ -197,6 +197,15 @@ def test_what_is_written_wins_over_the_dataset():
     assert told.arguments["classes"] == 7
 
 
+def test_a_partial_network_may_wait_and_a_part_of_an_attack_is_told_nothing():
+    bound = bind({**CNN, "_partial_": True}, "network", beside_dataset=True)
+    assert bound.awaits == {"classes", "channels"} and bound.build()(classes=3, channels=1).classes == 3
+    assert bound.given(classes=2, channels=1).build()().classes == 2
+    pool = {"_target_": "midefense.attacks.init.BestOfPool", "size": None}
+    with pytest.raises(Refused, match="init.size: expected a whole number, got None"):
+        bind(pool, "init", beside_dataset=True)
+
+
 def test_partials_and_positional_arguments():
     bound = bind(ADAM, "optimizer")
     assert isinstance(bound.build(), functools.partial) and bound.recipe()["_partial_"] is True
@@ -227,6 +236,12 @@ def test_every_option_comes_back_from_its_recipe(group, option, tmp_path):
     again = bind_recipe(stored, bound.places())
     assert canonical(again.recipe()) == canonical(bound.recipe())
     assert again.places() == bound.places() and again.target is bound.target and not again.awaits
+
+
+@pytest.mark.parametrize("attack", ["gmi", "gmi_small", "mi_face"])
+def test_a_slot_that_an_attack_leaves_empty_can_be_filled(attack):
+    assert bound_option("attack", attack).build().views is None
+    assert type(bound_option("attack", attack, "attack/views=clip").build().views).__name__ == "Clip"
 
 
 def test_an_argument_that_came_later_leaves_ids_as_they_were(monkeypatch):

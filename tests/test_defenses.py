@@ -14,7 +14,7 @@ from midefense.defenses.bido import BiDO, centre, normalise
 from midefense.defenses.label_smoothing import LabelSmoothing, smoothed_cross_entropy
 from midefense.defenses.random_erasing import RandomErasing
 from midefense.training import loop
-from midefense.types import Batch, Refused, Trace
+from midefense.types import Batch, Origin, Refused, Trace
 
 
 def batch_of(images: torch.Tensor, key: object = 0, labels: torch.Tensor | None = None) -> Batch:
@@ -440,7 +440,7 @@ class Recorder(Defense):
         super().__init__()
         self.name, self.notes = name, notes
 
-    def rebuild(self, model):
+    def rebuild(self, model, origin=Origin.DRAWN):
         self.notes.append(("rebuild", self.name))
         return model
 

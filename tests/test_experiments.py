@@ -19,12 +19,12 @@ from midefense.priors.stylegan2.importer import import_file
 from midefense.store.store import Store
 
 FILES = [file for file in files() if file.parts[0] == "experiment"]
-COUNTS = {".": 4, "base": 4, "if_gmi": 10, "midre": 60, "nls": 6, "ppa": 16}
+COUNTS = {".": 4, "base": 4, "if_gmi": 10, "midre": 20, "nls": 6, "ppa": 16}
 PAPERS = ("if_gmi", "midre", "nls", "ppa")
 ROWS = [file for file in FILES if file.parts[1] in PAPERS]
 PRIVATE = {"facescrub": "facescrub", "celeba": "celeba_ppa", "stanford_dogs": "stanford_dogs"}
 SMOOTHING = {"none": None, "positive": 0.1, "negative": -0.05}
-ERASED = {"none": None, "re04": 0.4, "re08": 0.8}
+ERASED = (None, 0.4, 0.8)  # the area that the commands of a file of `midre` erase, in order
 IDENTITIES = 3
 BLOCKS = 4  # of a generator of 32 px
 
@@ -33,9 +33,16 @@ def identity(file: Path) -> str:
     return file.relative_to("experiment").with_suffix("").as_posix()
 
 
-def as_written(file: Path) -> tuple[dict, dict, list[str]]:
-    """Configuration, choices and overrides of the first command in a file's header."""
-    verb, overrides = commands(file)[0]
+SETUPS = [(file, number) for file in ROWS for number in range(len(commands(file)))]
+
+
+def setup(value: Path | int) -> str:
+    return str(value) if isinstance(value, int) else identity(value)
+
+
+def as_written(file: Path, number: int = 0) -> tuple[dict, dict, list[str]]:
+    """Configuration, choices and overrides of a command in a file's header."""
+    verb, overrides = commands(file)[number]
     assert verb == "evaluate"
     return *composed(verb, *overrides), overrides
 
@@ -45,12 +52,15 @@ def test_the_listing():
     for file in FILES:
         folder = file.parent.relative_to("experiment").as_posix()
         counts[folder] = counts.get(folder, 0) + 1
-    assert counts == COUNTS and counts["midre"] >= 37
+    assert counts == COUNTS
+    assert sum(file.parts[1] == "midre" for file, _ in SETUPS) >= 37
 
 
 @pytest.mark.parametrize("file", FILES, ids=identity)
 def test_a_header_says_what_was_published_and_measured_and_how_that_is_known(file):
     whole = "\n".join(header(file))
+    if file.parts[1] == "base":  # shared by rows: no number is its own
+        return
     assert re.search(r"published: (none|.+\((verified in the source|recalled)\b)", whole)
     assert re.search(r"measured: \S", whole)
     if file in ROWS:
@@ -59,23 +69,23 @@ def test_a_header_says_what_was_published_and_measured_and_how_that_is_known(fil
 
 
 @pytest.mark.parametrize("file", FILES, ids=identity)
-def test_the_command_of_a_header_is_accepted_and_uses_the_file(file, store):
-    config, choices, overrides = as_written(file)
-    read_plan("evaluate", {**config, "store": str(store)}, choices, overrides)
-    used = [choices["experiment"], f"base/{choices.get('experiment/base')}"]
-    assert identity(file) in used
+def test_the_commands_of_a_header_are_accepted_and_use_the_file(file, store):
+    for number in range(len(commands(file))):
+        config, choices, overrides = as_written(file, number)
+        read_plan("evaluate", {**config, "store": str(store)}, choices, overrides)
+        used = [choices["experiment"], f"base/{choices.get('experiment/base')}"]
+        assert identity(file) in used
 
 
-@pytest.mark.parametrize("file", ROWS, ids=identity)
-def test_a_name_says_what_is_in_the_file(file):
-    config, choices, _ = as_written(file)
+@pytest.mark.parametrize(("file", "number"), SETUPS, ids=setup)
+def test_a_name_says_what_is_in_the_file(file, number):
+    config, choices, _ = as_written(file, number)
     folder, name = file.parts[1], file.stem
     if folder == "midre":
         attack, rest = next((kind, name[len(kind) + 1 :]) for kind in ("if_gmi", "ppa", "gmi") if name.startswith(kind))
-        rest, _, level = rest.rpartition("_")
         assert choices["attack"].startswith(attack)
-        assert choices["defense"] == ("none" if level == "none" else "random_erasing")
-        assert config["defense"].get("scale", [0.1, None])[1] == ERASED[level]
+        assert choices["defense"] == ("none" if number == 0 else "random_erasing")
+        assert config["defense"].get("scale", [0.1, None])[1] == ERASED[number]
         public = "" if choices["public"] == "own" else f"_{choices['public']}"
         private = choices["dataset"].removesuffix("_ppa")
         assert rest == f"{choices['architecture']}_{private}{public}"
@@ -100,11 +110,11 @@ def test_a_row_starts_from_published_weights(file):
 
 
 def test_the_command_line_wins_over_a_row_and_a_row_over_its_base():
-    row = "experiment=midre/ppa_resnet18_facescrub_re08"
+    row = "experiment=nls/resnet152_facescrub_negative"
     config, choices = compose("evaluate", [row, "attack.search.steps=1", "architecture=densenet201"])
     assert (config["attack"]["search"]["steps"], choices["architecture"]) == (1, "densenet201")
     assert config["architecture"]["variant"] == "densenet201" and config["architecture"]["pretrained"]
-    assert (config["defense"]["scale"], config["dataset"]["size"]) == ([0.1, 0.8], 299)
+    assert (config["defense"]["alpha"], config["dataset"]["size"]) == (-0.05, 299)
     assert compose("evaluate", [row, "dataset.size=224"])[0]["dataset"]["size"] == 224
     example = compose("evaluate", ["experiment=if_gmi/densenet169_facescrub_ffhq_example"])[0]
     assert (example["evidence"]["classes"], example["attack"]["search"]["steps"]) == ([0], [50, 10, 10, 10])
@@ -184,13 +194,17 @@ def small(config: dict, generator_file: Path, attack: str) -> dict:
     }
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.parts[1] != "base"], ids=identity)
-def test_a_dry_run_gives_a_row_of_what_the_file_names(file, shared, generator_file):
-    config, choices, overrides = as_written(file)
+DEMONSTRATIONS = [(file, 0) for file in FILES if file.parts[1] not in (*PAPERS, "base")]
+
+
+@pytest.mark.parametrize(("file", "number"), [*SETUPS, *DEMONSTRATIONS], ids=setup)
+def test_a_dry_run_gives_a_row_of_what_a_command_names(file, number, shared, generator_file):
+    config, choices, overrides = as_written(file, number)
     shrunk = {**small(config, generator_file, choices["attack"]), "store": str(shared)}
+    shrunk["tracking"] = {**shrunk["tracking"], "folder": str(shared / "runs")}
     result = Pipeline(read_plan("evaluate", shrunk, choices, overrides)).result
     row, numbers = result.metrics["row"], result.metrics["metrics"]
-    assert (row["attack"], row["defense"]) == (choices["attack"], choices["defense"])
+    assert row["attack"] == choices["attack"] and row["defense"].split("(")[0] == choices["defense"]
     assert all(math.isfinite(numbers[f"attack_accuracy_top1/{judge}"]["value"]) for judge in config["evaluators"])
     ids, store = row["ids"], Store(shared)
     assert_kept(store.open(ids["target"], "target").recipe["defense"], config["defense"])

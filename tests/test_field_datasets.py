@@ -33,7 +33,6 @@ from midefense.datasets.celeba_files import ATTRIBUTES
 from midefense.datasets.cifar10 import Cifar10
 from midefense.datasets.decoding import Decoding
 from midefense.datasets.lfw import Lfw, face_boxes, read_landmarks
-from midefense.datasets.lfw_pairs import Pair, read_pairs
 from midefense.datasets.mnist import FashionMnist, Mnist
 from midefense.datasets.splits import legacy_shuffle_split, stratify
 from midefense.datasets.svhn import Svhn
@@ -462,49 +461,6 @@ def test_lfw_faces_are_aligned_by_landmarks(people, tmp_path):
     refused(Lfw(root=str(people), min_images=5, landmarks=str(path)).load, "expected an .npz file")
 
 
-PAIRS = """2\t2
-Ann_Lee\t1\t4
-Bob\t2\t3
-Ann_Lee\t1\tBob\t6
-Cat\t1\tDan\t1
-Cat\t1\t2
-Cat\t2\t3
-Cat\t1\tBob\t1
-Cat\t3\tAnn_Lee\t2
-"""
-
-
-def test_pairs_of_lfw(tmp_path):
-    path = tmp_path / "pairs.txt"
-    path.write_text(PAIRS)
-    pairs = read_pairs(path)
-    assert [pair.fold for pair in pairs] == [0] * 4 + [1] * 4
-    assert [pair.same for pair in pairs] == [True, True, False, False] * 2
-    assert pairs[0] == Pair("Ann_Lee/Ann_Lee_0001.jpg", "Ann_Lee/Ann_Lee_0004.jpg", same=True, fold=0)
-    assert pairs[7] == Pair("Cat/Cat_0003.jpg", "Ann_Lee/Ann_Lee_0002.jpg", same=False, fold=1)
-    path.write_text("\n".join(["2", *PAIRS.splitlines()[1:5]]))
-    assert read_pairs(path) == pairs[:4], "a development set is one fold"
-
-
-def test_pairs_of_lfw_that_are_not_as_announced(tmp_path):
-    path = tmp_path / "pairs.txt"
-    refused(lambda: read_pairs(path), f"no file at {path}", "'FOLDS PAIRS'")
-    broken = {
-        "Bob 1 2\n": "got a first line 'Bob 1 2'",
-        "": "got a first line ''",
-        PAIRS.replace("Cat\t2\t3\n", ""): "expected 8 pairs (2 folds of 2 and 2), got 7",
-        PAIRS.replace("Bob\t2\t3", "Bob\t2\tCat\t3"): "where fold 0 has pairs of one person",
-        PAIRS.replace("Cat\t1\tDan\t1", "Cat\t1\t1"): "got 'Cat\\t1\\t1' where fold 0 has pairs of two people",
-        PAIRS.replace("Bob\t2\t3", "Bob\ttwo\t3"): "got 'Bob\\ttwo\\t3'",
-    }
-    for text, words in broken.items():
-        path.write_text(text)
-        refused(lambda: read_pairs(path), words)
-
-
-# ---------------------------------------------------------------------------------------------------- real pictures
-
-
 def test_mnist_on_the_real_pack(tmp_path):
     splits = Mnist(root=str(unpack("mnist_raw", tmp_path)), size=28).load()
     assert counts(splits) == (30596, 5139, 34265), "as counted in the published lists of KED-MI and DMI"
@@ -545,9 +501,6 @@ def test_lfw_on_the_real_pack(tmp_path):
     fixed = (points - torch.tensor([67, 51])) / 118  # the crop without landmarks
     assert (places.mean(dim=0) - fixed.mean(dim=0)).abs().max() < 0.01, "both show as much of a face"
     assert (places.std(dim=0) < 0.8 * fixed.std(dim=0))[[0, 1, 3, 4], 1].all(), "eyes and mouth at one height"
-    pairs = read_pairs(root / "pairs.txt")
-    assert len(pairs) == 6000 and sum(pair.same for pair in pairs) == 3000 and pairs[-1].fold == 9
-    assert {len(read_pairs(root / f"pairsDev{part}.txt")) for part in ("Train", "Test")} == {2200, 1000}
 
 
 @pytest.fixture(scope="module")

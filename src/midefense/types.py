@@ -77,6 +77,19 @@ _REVEALS = {
 }
 
 
+class Origin(enum.Enum):
+    """Where the weights of a network come from when a defense rebuilds it.
+
+    DRAWN: nothing has been learnt. STARTED: training is about to begin with a body that was trained before
+    (`recipe.start`, or published weights that the architecture asks for); the head is drawn. LOADED: nothing will be
+    trained; the weights of the network as deployed are about to be put in.
+    """
+
+    DRAWN = "drawn"
+    STARTED = "started"
+    LOADED = "loaded"
+
+
 @dataclass
 class Images:
     """A set of images as stored: `pixels` uint8 [N, C, H, W], `labels` int64 [N], `ids` int64 [N].

@@ -3,7 +3,10 @@ command in the header is accepted."""
 
 import inspect
 import re
+import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,7 @@ COUNTS = {
     "attack": 28,
     "attack/init": 3,
     "attack/objective": 6,
+    "attack/schedule": 2,
     "attack/search": 4,
     "attack/select": 4,
     "attack/views": 5,
@@ -37,7 +41,10 @@ COUNTS = {
 }
 FREE = ("experiment", "debug")  # groups of deltas, not members: any number of them
 VERBS = ("train_target", "attack", "evaluate")
-METHODS = ("attack", "defense", "prior", "dataset", "architecture")
+METHODS = ("attack", "defense", "prior", "dataset", "architecture")  # what has numbers of its own, in its header
+TABLES = ROOT / "docs" / "tables.py"
+READ_HEADER = runpy.run_path(str(TABLES))["header"]
+EMPTY = r"published: none\b.* · measured: (none|with its attack|see )|see README"  # says nothing
 
 
 def test_the_listing():
@@ -98,13 +105,19 @@ def test_composes_and_everything_named_binds(file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=identity)
-def test_header_says_what_it_is_how_to_run_it_and_what_was_reported(file):
+def test_header_says_what_it_is_and_how_to_run_it(file):
     lines = header(file)
-    whole = "\n".join(lines)
     assert re.match(r"\S.* · .*\S", lines[0]), f"expected 'name · source', got {lines[0]!r}"
     assert commands(file), "expected a line '# python <verb>.py ...'"
-    assert re.search(r"published: \S", whole) and re.search(r"measured: \S", whole)
     assert all(len(line) <= 200 for line in lines)
+    empty = re.search(EMPTY, "\n".join(lines))
+    assert not empty, f"expected numbers or no such line, got {empty and empty[0]!r}"
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.parent.as_posix() in METHODS], ids=identity)
+def test_the_header_of_a_method_says_what_was_published_and_measured(file):
+    read = READ_HEADER(CONF / file)
+    assert {"published", "measured"} <= set(read), "expected lines '# published: ...' and '# measured: ...'"
 
 
 @pytest.mark.parametrize("file", FILES, ids=identity)
@@ -156,9 +169,10 @@ def test_named_classes_carry_a_revision(file):
         assert isinstance(resolve(target).revision, int)
 
 
-@pytest.mark.parametrize("group", METHODS)
-def test_methods_have_a_row_in_the_readme(group):
-    table = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
-    names = {name for line in table for name in re.findall(r"`([\w.]+)`", line)}
-    missing = {file.stem for file in FILES if file.parent.as_posix() == group} - names
-    assert not missing, f"rows missing in the README's tables: {sorted(missing)}"
+def test_the_tables_of_the_pages_are_current():
+    compared = subprocess.run([sys.executable, str(TABLES)], capture_output=True, text=True)
+    assert compared.returncode == 0, compared.stdout + compared.stderr
+    pages = "\n".join(page.read_text() for page in TABLES.parent.glob("*.md"))
+    shown = set(re.findall(r"^<!-- table: conf/(\S+) -->$", pages, re.M))
+    groups = {file.parent.as_posix() for file in FILES} - {".", "debug", "experiment/base"}
+    assert shown == groups, "every group of conf/ has a table on a page of docs/"

@@ -15,6 +15,7 @@ from midefense.types import Refused
 
 # What DataParallel, Lightning modules and torch.compile put in front of every name.
 WRAPPERS = ("module.", "model.", "_orig_mod.")
+HEAD = "classifier."  # what the names of a classifier's head begin with
 SHOWN = 3  # names that a refusal spells out of each kind
 
 
@@ -30,6 +31,23 @@ def from_published(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, 
     state = unwrapped(state, expected)
     require_match(type(module).__name__, state, expected)
     return {name: state[published] for name, published in names.items()}
+
+
+def body_from_published(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The published `state` as the tensors of `module` that are not its head `classifier`, under our names.
+
+    Whatever head the state has, and for however many classes, is left; it may have none. Raises `Refused` unless names
+    and shapes of the rest are exactly those of the module.
+    """
+    names = published_names(module.state_dict(), getattr(module, "published", {}))
+    expected = {names[name]: tensor for name, tensor in module.state_dict().items()}
+    heads = tuple({names[name].rpartition(".")[0] + "." for name in names if name.startswith(HEAD)})
+    rest, wanted = (
+        {name: tensor for name, tensor in tensors.items() if not name.startswith(heads)}
+        for tensors in (unwrapped(state, expected), expected)
+    )
+    require_match(f"the body of {type(module).__name__}", rest, wanted)
+    return {name: rest[published] for name, published in names.items() if published in wanted}
 
 
 def to_published(module: nn.Module) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ init -> search over latents, guided by an objective on what the target says of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +16,9 @@ from midefense import seeds
 from midefense.oracle import BudgetExceeded, Oracle
 from midefense.priors.base import Prior
 from midefense.types import Access, Answer, Evidence, Found, Images, Progress, Question, Refused, Setting, clip_images
+
+OF_THE_TARGET = ("select", "surrogate")  # slots that ask the target even where the others ask a surrogate
+SURROGATE = "surrogate."  # what a prepared state holds of the surrogate has names that begin so
 
 
 class Part:
@@ -114,8 +117,9 @@ class Look:
 
 @dataclass
 class Problem:
-    """The world as the parts of one group see it. `reads` is what a look asks for, `chunk` how many images fit in
-    memory at once (None: all, as where parts are coupled)."""
+    """The world as the parts of one group see it. `oracle` is what a part asks: the target, or, before the selection,
+    a surrogate in its place. `reads` is what a look asks for, `chunk` how many images fit in memory at once (None: all,
+    as where parts are coupled)."""
 
     prior: Prior
     oracle: Oracle
@@ -172,15 +176,21 @@ class Problem:
 class SearchAttack(Attack):
     """The engine: start somewhere, search for latents of low loss, keep the best of each target.
 
+    With a surrogate, `init`, `objective` and `search` ask that instead of the target: what they read is checked against
+    the surrogate's access, and costs nothing of the budget. `select` asks the target itself, and is charged.
+
     Args:
         init: starts; `init(problem) -> Found`.
         objective: loss per image of a `Look` [B].
         search: yields `Found` after every step.
         select: score per candidate [M], and how many to keep per target.
         views: what the target is shown during the search (None: the image itself).
+        surrogate: what is asked in the target's place (`attacks.surrogate`); None asks the target.
         access, budget, group: see `Attack`.
         chunk: images per forward, to fit memory (None: the whole group at once, which coupled parts insist on).
     """
+
+    later = {"surrogate": None}
 
     def __init__(
         self,
@@ -190,6 +200,7 @@ class SearchAttack(Attack):
         search: Part,
         select: Part,
         views: Part | None = None,
+        surrogate: Part | None = None,
         access: str = "whitebox",
         budget: int | None = None,
         group: int = 60,
@@ -199,13 +210,18 @@ class SearchAttack(Attack):
         if chunk is not None and chunk < 1:
             raise Refused(f"attack.chunk: expected at least 1 image per forward or null, got {chunk}")
         slots = {"init": init, "objective": objective, "search": search, "select": select, "views": views}
+        slots["surrogate"] = surrogate
         self.parts = {slot: part for slot, part in slots.items() if part is not None}
+        searched = self.access if surrogate is None else surrogate.access
         for slot, part in self.parts.items():
-            self.access.require(part.reads, f"attack.{slot} ({type(part).__name__})")
+            access = self.access if slot in OF_THE_TARGET else searched
+            access.require(part.reads, f"attack.{slot} ({type(part).__name__})")
         self.needs = tuple({need for part in self.parts.values() for need in part.needs})
-        self.init, self.objective, self.search, self.select, self.views = slots.values()
+        self.init, self.objective, self.search, self.select, self.views, self.surrogate = slots.values()
         self.chunk = chunk
-        self.prepares, self.asks_question = hasattr(init, "prepare"), init.asks_question
+        self.pools = hasattr(init, "prepare")
+        self.prepares = self.pools or surrogate is not None
+        self.asks_question = init.asks_question
         self.coupled = any(part.coupled for part in self.parts.values())
         if self.coupled:
             self._refuse_to_split()
@@ -219,7 +235,8 @@ class SearchAttack(Attack):
     def check(self, setting: Setting) -> None:
         """As `Attack.check`, and whatever a part refuses."""
         super().check(setting)
-        readers = [slot for slot, part in self.parts.items() if "batchnorm" in part.reads]
+        of_the_target = self.parts if self.surrogate is None else OF_THE_TARGET
+        readers = [slot for slot, part in self.parts.items() if "batchnorm" in part.reads and slot in of_the_target]
         if readers and not setting.architecture.batchnorm:
             raise Refused(
                 f"attack.{readers[0]} reads batchnorm: expected a target with BatchNorm layers, got one without; "
@@ -237,15 +254,35 @@ class SearchAttack(Attack):
         state: dict[str, Tensor] | None,
         question: Question | None = None,
     ) -> Iterator[Progress]:
-        """Hand over to the init, the one slot that may need a pool for all targets."""
-        if not self.prepares:
-            return iter(())
-        asked = {"question": question} if self.asks_question else {}
-        return self.init.prepare(prior, oracle, rng, state, **asked)
+        """The surrogate learns, then the init draws a pool for all targets: the two slots that may need to. The steps
+        of the second count on."""
+        done, learned, drawn = 0, {}, state or {}
+        if self.surrogate is not None:
+            done, learned = yield from self._learn(prior, oracle, public, rng, drawn)
+            oracle = self.surrogate.oracle(within(learned, SURROGATE), prior, oracle)
+            drawn = {name: value for name, value in drawn.items() if name not in learned}
+        if self.pools:
+            asked = {"question": question} if self.asks_question else {}
+            for step, logs, give in self.init.prepare(prior, oracle, rng, drawn or None, **asked):
+                yield done + step, logs, lambda give=give: {**learned, **give()}
+
+    def _learn(
+        self, prior: Prior, oracle: Oracle, public: Images, rng: torch.Generator, state: Mapping[str, Tensor]
+    ) -> Generator[Progress, None, tuple[int, dict[str, Tensor]]]:
+        """Let the surrogate learn, or find that it has; returns the steps taken and its last state."""
+        known, done = within(state, SURROGATE), 0
+        learning = self.surrogate.fit(prior, oracle, public, seeds.fork(rng, "surrogate"), known or None)
+        last = None
+        for done, logs, give in learning:  # noqa: B007
+            last = lambda give=give: under(give(), SURROGATE)  # noqa: E731
+            yield done, logs, last
+        return done, last() if last else under(known, SURROGATE)
 
     def preparation(self, recipe: Mapping[str, object]) -> object:
-        """The init's recipe."""
-        return recipe["init"]
+        """The recipes of the slots that prepare; the init's alone, where there is no surrogate."""
+        if self.surrogate is None:
+            return recipe["init"]
+        return {slot: recipe[slot] for slot in ("init", "surrogate") if slot == "surrogate" or self.pools}
 
     def recover(
         self, state: Mapping[str, Tensor], prior: Prior, oracle: Oracle, evidence: Evidence, rng: torch.Generator
@@ -255,6 +292,9 @@ class SearchAttack(Attack):
         Raises:
             BudgetExceeded: passed on; what was yielded before stands.
         """
+        target = oracle
+        if self.surrogate is not None:
+            oracle = self.surrogate.oracle(within(state, SURROGATE), prior, target)
         reads = tuple(dict.fromkeys(r for r in self.objective.reads if r not in ("gradient", "weights")))
         problem = Problem(
             prior=prior,
@@ -272,7 +312,18 @@ class SearchAttack(Attack):
         yield found
         for found in self.search(problem, found):  # noqa: B020 -- each step replaces what was found
             yield found
-        yield best_of_each(found, self.select(problem, found), self.select.keep)
+        scores = self.select(replace(problem, oracle=target), found)
+        yield best_of_each(found, scores, self.select.keep)
+
+
+def within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What stands under a prefix of a flat state, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A flat state whose names get a prefix."""
+    return {f"{prefix}{name}": value for name, value in state.items()}
 
     def _refuse_to_split(self) -> None:
         """Coupled parts see a group as one batch, or their losses are others."""

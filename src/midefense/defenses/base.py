@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.types import Batch, Images, Refused, Trace, refuse_unknown
+from midefense.types import Batch, Images, Origin, Refused, Trace, refuse_unknown
 
 SLOTS = ("task", "sampler", "step", "release")
 
@@ -45,8 +45,13 @@ class Defense(nn.Module):
     sampler: str | dict[str, int] | None = None
     epoch_share: float = 1.0
 
-    def rebuild(self, model: nn.Module) -> nn.Module:
-        """Change the network before training and before loading weights, and look up what the defense needs of it."""
+    def rebuild(self, model: nn.Module, origin: Origin = Origin.DRAWN) -> nn.Module:
+        """Change the network before training and before loading weights, and look up what the defense needs of it.
+
+        `origin` says which of them it is, and whether training begins with weights that are worth keeping: what only
+        training needs (freezing a prefix, copying the body) is left alone where it is `Origin.LOADED`. The names and
+        shapes of the network's tensors must not depend on it.
+        """
         return model
 
     def begin_epoch(self, model: nn.Module, epoch: int, epochs: int) -> dict[str, float]:
@@ -74,7 +79,9 @@ class Defense(nn.Module):
         return model.eval()
 
     def release(self, edge: nn.Module, images: Tensor, ids: Tensor, rng: torch.Generator) -> Tensor:
-        """What leaves the edge for images [B, C, H, W]: the output of `edge`, the network up to its cut."""
+        """What leaves the edge for images [B, C, H, W] with `ids` [B]: the output of `edge`, the network up to its cut,
+        or what the defense makes of it. It is asked of the network as deployed; what the defense has learnt for it must
+        be a part of that network, which alone is stored."""
         return edge(images)
 
 
@@ -110,9 +117,9 @@ class Stack(Defense):
     def taps(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(tap for member in self.members.values() for tap in member.taps))
 
-    def rebuild(self, model: nn.Module) -> nn.Module:
+    def rebuild(self, model: nn.Module, origin: Origin = Origin.DRAWN) -> nn.Module:
         for member in self.members.values():
-            model = member.rebuild(model)
+            model = member.rebuild(model, origin)
         return model
 
     def begin_epoch(self, model: nn.Module, epoch: int, epochs: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from midefense.architectures.base import Classifier
 from midefense.defenses.base import Defense
-from midefense.types import Batch, Refused, Trace, refuse_unknown
+from midefense.types import Batch, Origin, Refused, Trace, refuse_unknown
 
 MEASURES = ("hsic", "coco")
 HSIC_FORMS = ("normalized", "plain")
@@ -77,7 +77,7 @@ class BiDO(Defense):
         self.sampler = sampler
         self.owns = ("sampler",) if sampler is not None else ()
 
-    def rebuild(self, model: Classifier) -> Classifier:
+    def rebuild(self, model: Classifier, origin: Origin = Origin.DRAWN) -> Classifier:
         """Look up the layers and the preprocessing in front of them. Raises `Refused` for an unknown layer."""
         self.taps = tuple(self.layers or model.tap_names)
         for name in self.taps:
@@ -88,7 +88,7 @@ class BiDO(Defense):
 
     def losses(self, trace: Trace, batch: Batch) -> dict[str, Tensor]:
         if not self.taps:
-            raise Refused("bido: expected rebuild(model) before training, got none; try train.assemble")
+            raise Refused("bido: expected rebuild(model) before training, got none; try loop.assemble")
         labels = batch.labels
         if not labels.is_floating_point():
             labels = F.one_hot(labels, trace.logits.shape[1])

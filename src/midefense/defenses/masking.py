@@ -16,7 +16,7 @@ from torch import Tensor
 from midefense.architectures.base import Classifier
 from midefense.defenses.base import Defense
 from midefense.rectangles import fill_of, inside
-from midefense.types import Batch, Refused, refuse_unknown
+from midefense.types import Batch, Origin, Refused, refuse_unknown
 
 FILL_SPACES = ("normalized", "pixel")
 
@@ -47,7 +47,7 @@ class Masking(Defense):
         """Which pixels are overwritten, bool [B, 1, H, W]."""
         raise NotImplementedError
 
-    def rebuild(self, model: Classifier) -> Classifier:
+    def rebuild(self, model: Classifier, origin: Origin = Origin.DRAWN) -> Classifier:
         """Express the fill as a pixel value."""
         fill, preprocess = fill_of(self.value, model.channels), model.preprocess
         if self.fill_space == "normalized":
@@ -62,7 +62,7 @@ class Masking(Defense):
         """The batch with its hidden pixels overwritten."""
         if self.fill is None:
             who = type(self).__name__
-            raise Refused(f"{who}: expected rebuild(model) before training, got none; try train.assemble")
+            raise Refused(f"{who}: expected rebuild(model) before training, got none; try loop.assemble")
         return replace(batch, images=torch.where(self.hidden(batch), self.fill, batch.images))
 
     def chosen(self, batch: Batch) -> Tensor:

@@ -18,7 +18,7 @@ from midefense.architectures.base import Classifier
 from midefense.defenses.base import Defense
 from midefense.defenses.masking import require_share
 from midefense.rectangles import extent, inside
-from midefense.types import Batch, Refused
+from midefense.types import Batch, Origin, Refused
 
 
 class Mixing(Defense):
@@ -43,7 +43,7 @@ class Mixing(Defense):
         """Images of which about `share` [B] is the first, and the exact share [B]; a share of 1 is the image whole."""
         raise NotImplementedError
 
-    def rebuild(self, model: Classifier) -> Classifier:
+    def rebuild(self, model: Classifier, origin: Origin = Origin.DRAWN) -> Classifier:
         """Look up how many classes a soft label has."""
         self.classes = model.classes
         return model
@@ -51,7 +51,7 @@ class Mixing(Defense):
     def transform(self, batch: Batch) -> Batch:
         if self.classes is None:
             who = type(self).__name__
-            raise Refused(f"{who}: expected rebuild(model) before training, got none; try train.assemble")
+            raise Refused(f"{who}: expected rebuild(model) before training, got none; try loop.assemble")
         if self.p == 0:
             return batch  # with the labels as they are: the loss of soft ones is rounded otherwise
         count, device = len(batch.images), batch.images.device

@@ -16,7 +16,7 @@ from midefense import seeds
 from midefense.architectures.base import Classifier
 from midefense.defenses.masking import Masking
 from midefense.rectangles import chosen, extent, inside, places_of, require_boxes, roll, sizes_of
-from midefense.types import Batch, Refused, refuse_unknown
+from midefense.types import Batch, Origin, Refused, refuse_unknown
 
 LOCATIONS = ("random", "center", "torus", "boundary", "per_image", "per_image_boundary")
 FIXED = ("per_image", "per_image_boundary")
@@ -69,11 +69,11 @@ class RandomErasing(Masking):
         self.avoid_center = avoid_center
         self.register_buffer("salt", torch.zeros((), dtype=torch.int64))
 
-    def rebuild(self, model: Classifier) -> Classifier:
+    def rebuild(self, model: Classifier, origin: Origin = Origin.DRAWN) -> Classifier:
         """Express the fill as a pixel value, and draw the key of the fixed places."""
         if self.location in FIXED:
             self.salt = torch.randint(2**62, ())
-        return super().rebuild(model)
+        return super().rebuild(model, origin)
 
     def before_augment(self, batch: Batch) -> Batch:
         return self.masked(batch) if self.location in FIXED else batch

@@ -1,5 +1,4 @@
-"""The victim's side: what an attacker is handed per target. The only code reached from `attack.py` that may read
-private images."""
+"""Class inversion's evidence: the number of a class."""
 
 from __future__ import annotations
 
@@ -8,10 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from midefense.datasets.base import Splits
+from midefense.evidence.base import EvidenceSource
 from midefense.types import Evidence, Refused
 
 
-class ClassLabels:
+class ClassLabels(EvidenceSource):
     """Class inversion: the attacker knows the numbers of the classes and nothing else.
 
     Args:

@@ -26,7 +26,8 @@ INTERVAL = (0.025, 0.975)
 class Judged:
     """Images to judge: `images` float [M, C, H, W] in [0, 1]; `labels` int64 [M], the class each was recovered for;
     `candidates` int64 [M], the rank among that class's candidates; `target_confidence` float [M], how sure the
-    attacked target itself is of the class (None if it was not asked). `traces` holds what each network answered,
+    attacked target itself is of the class (None if it was not asked); `ids` int64 [M], the private image that each was
+    recovered for (None where the evidence was a class). `traces` holds what each network answered,
     filled on first use so that all metrics share one forward; `sound`, whether the pixels were found to be images."""
 
     images: Tensor
@@ -35,6 +36,7 @@ class Judged:
     target_confidence: Tensor | None = None
     traces: dict[str, Trace] = field(default_factory=dict, repr=False, compare=False)
     sound: bool = field(default=False, repr=False, compare=False)
+    ids: Tensor | None = None
 
 
 @dataclass
@@ -73,6 +75,22 @@ class World:
     tests: Images | None = None
     target: nn.Module | None = None
     cache: dict[object, object] = field(default_factory=dict, repr=False)
+
+    def private(self, ids: Tensor) -> Tensor:
+        """The private images, of training or test, with these `ids` [M]: float [M, C, H, W] in [0, 1] on the device.
+
+        For metrics that match a reconstruction with the image it answers. Raises `Refused` for an id of no such image.
+        """
+        parts = [part for part in (self.references, self.tests) if part is not None]
+        known = torch.cat([part.ids for part in parts])
+        order = known.argsort()
+        wanted = ids.to(known.device)
+        rows = order[torch.searchsorted(known[order], wanted).clamp(max=len(known) - 1)]
+        if strange := wanted[known[rows] != wanted].tolist():
+            raise Refused(f"ids: expected those of private images, got {strange[:3]}; try evidence that names images")
+        first = len(parts[0])
+        pixels = [parts[0].pixels[r] if r < first else parts[1].pixels[r - first] for r in rows.tolist()]
+        return torch.stack(pixels).to(self.device).float() / 255
 
 
 class Metric:

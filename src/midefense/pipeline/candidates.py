@@ -32,12 +32,14 @@ class Rows(Protocol):
 class Candidates:
     """Images that are made when they are looked at. `labels` int64 [M] on the CPU: the class each stands for;
     `read(rows)` gives those of a slice, float [B, C, H, W] on the judge's device; `rows`, how many to hold at once;
-    `diverged`, how many of them are no images at all."""
+    `diverged`, how many of them are no images at all; `ids` int64 [M] on the CPU: the private image each stands for
+    (None where the evidence was a class)."""
 
     labels: Tensor
     read: Callable[[slice], Tensor]
     rows: int
     diverged: int = 0
+    ids: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,7 +53,8 @@ class Candidates:
                 images = clip_images(self.read(rows))
             labels, candidates = self.labels[rows].to(images.device), ranks[rows].to(images.device)
             sure = None if target is None else confidence(target, images, labels)
-            yield Judged(images, labels, candidates, sure)
+            ids = None if self.ids is None else self.ids[rows].to(images.device)
+            yield Judged(images, labels, candidates, sure, ids=ids)
 
     @classmethod
     def of_images(cls, images: Images, rows: Tensor, device: torch.device) -> Candidates:
@@ -68,22 +71,25 @@ class Candidates:
 class Stages:
     """The candidates of a recovered artefact by the stage of the attack, read from its file as they are asked for."""
 
-    def __init__(self, file: safe_open, prior: Prior, device: torch.device) -> None:
+    def __init__(self, file: safe_open, prior: Prior, device: torch.device, matched: bool = False) -> None:
         self._file, self._prior, self._device = file, prior, device
         self._classes = file.get_tensor("evidence.labels")
+        self._ids = file.get_tensor("evidence.ids") if matched else None
         self._keys = set(file.keys())
         self.names = sorted({key.rsplit(".", 1)[0] for key in self._keys if key.endswith((".latents", ".pixels"))})
 
     def __getitem__(self, stage: str) -> Candidates:
         """Its images: `<stage>.pixels` where the attack left them (no stored prior decodes a generator's inner
         features alone), else what the prior makes of `<stage>.latents`."""
-        labels, rows = self._classes[self._file.get_tensor(f"{stage}.evidence")], batch_rows(BATCH, self._prior.size)
+        evidence, rows = self._file.get_tensor(f"{stage}.evidence"), batch_rows(BATCH, self._prior.size)
+        labels, ids = self._classes[evidence], None if self._ids is None else self._ids[evidence]
         if f"{stage}.pixels" in self._keys:
-            return Candidates(labels, partial(_scale, self._aligned(f"{stage}.pixels", labels), self._device), rows)
+            pixels = self._aligned(f"{stage}.pixels", labels)
+            return Candidates(labels, partial(_scale, pixels, self._device), rows, ids=ids)
         latents = self._aligned(f"{stage}.latents", labels)
         parts = (latents[start : min(start + rows, len(labels))] for start in range(0, len(labels), rows))
         diverged = sum(int((~part.isfinite().flatten(1).all(1)).sum()) for part in parts)
-        return Candidates(labels, partial(_decode, self._prior, latents, self._device), rows, diverged)
+        return Candidates(labels, partial(_decode, self._prior, latents, self._device), rows, diverged, ids)
 
     def _aligned(self, name: str, labels: Tensor) -> Rows:
         """A tensor of the file, one row per label, that is read when it is sliced."""
@@ -97,7 +103,7 @@ class Stages:
 def open_stages(recovered: Artefact, prior: Prior, device: torch.device) -> Iterator[Stages]:
     """The stages of a recovered artefact, for as long as its file is open."""
     with safe_open(recovered.path / "tensors.safetensors", framework="pt") as file:
-        yield Stages(file, prior, device)
+        yield Stages(file, prior, device, matched="ids" in recovered.recipe)
 
 
 @torch.no_grad()

@@ -12,17 +12,19 @@ import torch
 from torch import nn
 
 from midefense.datasets.splits import Splits, digest
+from midefense.defenses.base import Defense
 from midefense.pipeline.session import Session
+from midefense.pipeline.start import parents_of, take_body
 from midefense.plan.bind import Node
-from midefense.plan.facts import assembled, without_weights
+from midefense.plan.facts import assembled, drawn, without_weights
 from midefense.plan.read import TargetPlan, name_of, stored_target
 from midefense.store.artefacts import Artefact, Draft
-from midefense.store.store import POLL_SECONDS, Work, say_waiting
+from midefense.store.store import POLL_SECONDS, Store, Work, say_waiting
 from midefense.tracking.progress import consume
 from midefense.training.inference import evaluate
 from midefense.training.loop import fit
 from midefense.training.recipe import Imported
-from midefense.types import Images
+from midefense.types import Images, Origin
 
 
 @dataclass
@@ -67,16 +69,34 @@ def load_classifier(session: Session, artefact: Artefact) -> nn.Module:
 
 def rebuild_classifier(artefact: Artefact, allow: Sequence[str] = ()) -> nn.Module:
     """The deployed network of a target artefact on the CPU."""
+    return rebuild_defended(artefact, allow)[0]
+
+
+def rebuild_defended(artefact: Artefact, allow: Sequence[str] = ()) -> tuple[nn.Module, Defense]:
+    """The deployed network of a target artefact on the CPU, and the defense that rebuilt and sealed it."""
     plan = stored_target(artefact, allow)
-    deployed = blank_classifier(plan.architecture, plan)
+    deployed, defense = _blank_defended(plan.architecture, plan)
     deployed.load_state_dict(artefact.tensors())
-    return deployed
+    return deployed, defense
 
 
 def blank_classifier(architecture: Node, plan: TargetPlan) -> nn.Module:
     """The network of a plan as deployed, ready for weights of its own: none are read to start from."""
-    model, defense = assembled(without_weights(architecture), plan.defense, plan.seed)
-    return defense.seal(model, None)
+    return _blank_defended(architecture, plan)[0]
+
+
+def _blank_defended(architecture: Node, plan: TargetPlan) -> tuple[nn.Module, Defense]:
+    model = drawn(without_weights(architecture), plan.seed)
+    model, defense = assembled(model, plan.defense, plan.seed, Origin.LOADED)
+    return defense.seal(model, None), defense
+
+
+def require_start(session: Session, plan: TargetPlan) -> None:
+    """Refuse a classifier that is to start from a network whose body does not fit it."""
+    if plan.recipe.arguments.get("start") is not None:
+        job = job_of(session, plan)
+        if session.store.find(job.draft) is None:
+            beginning(session.store, job.architecture, plan)
 
 
 def images_of(plan: TargetPlan, splits: Splits) -> tuple[Images, Images]:
@@ -109,6 +129,7 @@ def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
         name=name_of(plan.names, "dataset", "architecture", "defense"),
         recipe=recipe,
         names=plan.names,
+        parents=parents_of(plan),
         places=_places(dataset=plan.dataset, architecture=architecture, defense=plan.defense, recipe=plan.recipe),
         command=session.command("train_target" if plan is session.plan.target else session.plan.verb, plan.names),
     )
@@ -139,7 +160,8 @@ def _train_together(session: Session, job: TrainingJob) -> Artefact:
 def _train(session: Session, job: TrainingJob, work: Work, ranks: bool) -> Artefact | None:
     fabric = session.plan.compute.fabric(ranks=ranks)
     # what does not fit is refused before a run opens
-    model, defense = assembled(job.architecture, job.plan.defense, job.plan.seed)
+    model, origin = beginning(session.store, job.architecture, job.plan)
+    model, defense = assembled(model, job.plan.defense, job.plan.seed, origin)
     recipe = job.plan.recipe.build()
     if isinstance(recipe, Imported):
         recipe.refuse_training()
@@ -172,6 +194,21 @@ def utility_of(deployed: nn.Module, job: TrainingJob, device: torch.device) -> d
 def selection_of(plan: TargetPlan) -> str:
     """How the weights of a classifier were chosen: `last`, `validation`, `test_legacy`, or `unknown`."""
     return plan.recipe.arguments["select"]
+
+
+def beginning(store: Store, architecture: Node, plan: TargetPlan) -> tuple[nn.Module, Origin]:
+    """The network that training begins with, not yet rebuilt by the defense, and where its weights come from.
+
+    Under `recipe.start` the body is that of another network, instead of the one the architecture would draw or read;
+    the head is the one that was drawn for the classes of the dataset, under the target's own seed.
+    """
+    start, blank = plan.recipe.arguments.get("start"), without_weights(architecture)
+    if start is not None:
+        model = drawn(blank, plan.seed)
+        take_body(model, start.build(), store)
+        return model, Origin.STARTED
+    reads = architecture.arguments != blank.arguments
+    return drawn(architecture, plan.seed), Origin.STARTED if reads else Origin.DRAWN
 
 
 def _places(**nodes: Node) -> dict[str, str | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -105,7 +105,7 @@ def judge(
     return Judgement(
         measured={**found.numbers, **marked.numbers},
         kinds={**found.kinds(metrics), **marked.kinds(metrics)},
-        anchors=_anchors(metrics, candidates.labels, prior, splits.private_test, world),
+        anchors=_anchors(metrics, candidates, prior, splits.private_test, world),
         tensors={**pictures.tensors(), **found.drawings},
         candidates=len(candidates) // len(candidates.labels.unique()),
     )
@@ -182,15 +182,19 @@ def _measure_stages(
 
 
 def _anchors(
-    metrics: Mapping[str, Metric], labels: Tensor, prior: Prior, tests: Images, world: World
+    metrics: Mapping[str, Metric], judged: Candidates, prior: Prior, tests: Images, world: World
 ) -> dict[str, dict[str, float]]:
-    """What the privacy metrics say of real images and of unattacked samples for the same `labels`, and chance."""
+    """What the privacy metrics say of real images and of unattacked samples for the same labels (and private images,
+    where the candidates stand for such: a real one then stands for itself), and chance."""
+    labels, ids = judged.labels, judged.ids
     private = {key: metric for key, metric in metrics.items() if metric.kind == "privacy"}
     draws = prior.sample(len(labels), seeds.generator("evaluate", "prior samples"))
     attacked = torch.isin(tests.labels, labels.unique()).nonzero()[:, 0]
     held_against = {
-        "real": Candidates.of_images(tests, attacked, world.device),
-        "prior": Candidates.of_latents(prior, draws, labels, world.device),
+        "real": replace(
+            Candidates.of_images(tests, attacked, world.device), ids=None if ids is None else tests.ids[attacked]
+        ),
+        "prior": replace(Candidates.of_latents(prior, draws, labels, world.device), ids=ids),
     }
     anchors: dict[str, dict[str, float]] = {}
     for name, candidates in held_against.items():

@@ -25,11 +25,13 @@ from midefense.pipeline.classifiers import (
     images_of,
     load_classifier,
     open_target,
+    require_start,
     selection_of,
 )
 from midefense.pipeline.recovery import Recovery, StoredPrior
+from midefense.pipeline.release import release
 from midefense.pipeline.session import Session
-from midefense.plan.bind import bind_recipe
+from midefense.plan.bind import Node, bind_recipe
 from midefense.plan.read import Plan, name_of, read_setting, setup_of
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, Draft, content_id
@@ -73,19 +75,28 @@ class Pipeline:
         return self.plan.public.build().public(self.splits, dataset.channels, dataset.size, self.session.cache)
 
     @functools.cached_property
+    def collected(self) -> Evidence:
+        """Whom the attack is to attack, one row each, before anything is observed of them or trained."""
+        return self.plan.evidence.build().collect(self.splits)
+
+    @functools.cached_property
     def evidence(self) -> Evidence:
         """What the attacker is handed, one row per target of the attack."""
-        return self.plan.evidence.build().collect(self.splits)
+
+        def released(images: Images, cut: str) -> torch.Tensor:
+            return release(self.session, self.target, images, cut)
+
+        return self.plan.evidence.build().observe(self.collected, self.splits, released)
 
     @property
     def question(self) -> Question:
         """What the attack is after, for a preparation that asks."""
-        return Question(self.evidence.labels, classes_of(self.plan.target, self.splits))
+        return Question(self.collected.labels, classes_of(self.plan.target, self.splits))
 
     @property
     def setting(self) -> Setting:
         """What is known now that the images were loaded, and nothing was trained: facts, and no image."""
-        planned, evidence = read_setting(self.plan), self.evidence
+        planned, evidence = read_setting(self.plan), self.collected
         observed = None if evidence.observed is None else tuple(evidence.observed.shape[1:])
         return replace(
             planned,
@@ -102,6 +113,7 @@ class Pipeline:
             self.plan.prior.target.require_some(self.public)
         for plan in self.plan.evaluators.values():
             images_of(plan, self.session.splits(plan.dataset))
+            require_start(self.session, plan)
 
     @functools.cached_property
     def prior(self) -> StoredPrior:
@@ -140,20 +152,23 @@ class Pipeline:
             return self.plan.recovered
         self.check_images()
         plan, target, prior = self.plan, self.target, self.prior
-        attack, seed = plan.attack.build(), plan.seeds["attack"]
+        node, seed = self._attack, plan.seeds["attack"]
+        attack, source = node.build(), plan.evidence.build()
         question = self.question if attack.asks_question else None
-        recovery = Recovery(self.session, attack, target, prior, self.evidence, seed, question)
+        recovery = Recovery(self.session, attack, target, prior, self.evidence, seed, question, source.cut)
         parents = {"target": target.artefact.reference, **prior.parents}
         common = {"target": target.artefact.id, "prior": prior.recipe, "seed": seed}
         if attack.prepares:
-            preparation = {"preparation": attack.preparation(plan.attack.recipe()), "access": attack.access.value}
+            preparation = {"preparation": attack.preparation(node.recipe()), "access": attack.access.value}
             public = {"public": digest(self.public)}
             asked = {"question": question.plain()} if question else {}
             draft = self._attack_draft("prepared", {**preparation, **public, **asked, **common}, parents)
             parents["prepared"] = recovery.prepare(draft, self.public).reference
         evidence = {"evidence": plan.evidence.recipe(), "labels": self.evidence.labels.tolist()}
+        # what is observed follows from the target, the evidence and the ids: its own hash would differ by device
+        evidence |= {"ids": self.evidence.ids.tolist()} if source.points_at == "image" else {}
         prepared = {"prepared": recovery.prepared.id if recovery.prepared else None}
-        recipe = {"attack": plan.attack.recipe(), **evidence, **common, **prepared}
+        recipe = {"attack": node.recipe(), **evidence, **common, **prepared}
         return recovery.recover(self._attack_draft("recovered", recipe, parents))
 
     @functools.cached_property
@@ -164,6 +179,7 @@ class Pipeline:
         protocol = {
             "evidence": recovered.recipe["evidence"],
             "labels": recovered.recipe["labels"],
+            **{name: recovered.recipe[name] for name in ("ids",) if name in recovered.recipe},
             "references": self.splits.references_hash,
             "evaluators": {name: artefact.id for name, artefact in evaluators.items()},
             "metrics": {name: node.recipe() for name, node in self.plan.metrics.items()},
@@ -183,6 +199,13 @@ class Pipeline:
                 _log_row(run, {name: number["value"] for name, number in known.metrics["metrics"].items()})
         make = functools.partial(self._judge, draft, evaluators, content_id(protocol))
         return self.store.get_or_make(draft, make, self.plan.missing)
+
+    @property
+    def _attack(self) -> Node:
+        """The attack of the plan; networks of its own are told the classes the target knows, and its images' shape."""
+        dataset = self.target.plan.dataset.build()
+        classes = self.target.artefact.metrics["classes"]
+        return self.plan.attack.given(channels=dataset.channels, size=dataset.size, classes=classes)
 
     @property
     def _names(self) -> dict[str, str]:
@@ -280,7 +303,7 @@ class Pipeline:
             "setup": setup_of(target.artefact.recipe, recipe),
             "baseline": setup_of({k: v for k, v in target.artefact.recipe.items() if k != "defense"}, recipe),
             "selection": selection_of(target.plan),
-            "classes": len(recipe["labels"]),
+            "classes": len(set(recipe["labels"])),
             "stopped": recovered.metrics["stopped"],
             "ids": {
                 "target": target.artefact.id,

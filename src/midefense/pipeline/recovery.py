@@ -45,8 +45,9 @@ class StoredPrior:
 
 @dataclass
 class Recovery:
-    """One attack on one target with one prior. `question` is for an attack that prepares and asks for it; `prepared` is
-    what `prepare` made, where the attack prepares."""
+    """One attack on one target with one prior. `question` is for an attack that prepares and asks for it, `cut` is the
+    stage where the oracle's features come from (None: the input of the head); `prepared` is what `prepare` made, where
+    the attack prepares."""
 
     session: Session
     attack: Attack
@@ -55,6 +56,7 @@ class Recovery:
     evidence: Evidence
     seed: int
     question: Question | None = None
+    cut: str | None = None
     prepared: Artefact | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -97,7 +99,7 @@ class Recovery:
         return artefact
 
     def _prepare(self, draft: Draft, public: Images, work: Work, run: Run) -> Artefact:
-        oracle = Oracle(self.target.model, self.attack.access)
+        oracle = Oracle(self.target.model, self.attack.access, cut=self.cut)
         saved = work.load("state")
         already = work.notes("state")["shared_queries"] if saved else 0
 
@@ -115,7 +117,7 @@ class Recovery:
         """Attack one group and save its stages, its queries and its time."""
         started = time.monotonic()
         evidence = self.evidence.take(rows)
-        oracle = Oracle(self.target.model, self.attack.access, self.attack.budget, ids=evidence.ids.tolist())
+        oracle = Oracle(self.target.model, self.attack.access, self.attack.budget, self.cut, evidence.ids.tolist())
         group = _Group(self, oracle, evidence, index)
         steps = self.attack.steps
         total = None if steps is None else steps * (index + 1)
@@ -144,6 +146,7 @@ class Recovery:
             "evidence.ids": self.evidence.ids,
             "queries": torch.tensor(queries),
         }
+        tensors |= {} if self.evidence.observed is None else {"evidence.observed": self.evidence.observed}
         # what was asked once for all targets is charged to each user, cached or not
         once = [a.provenance["bill"].get("shared_queries", 0) for a in (self.prepared, self.prior.artefact) if a]
         bill = {

@@ -20,6 +20,7 @@ from midefense.plan.whitelist import resolve
 from midefense.types import Refused, refuse_unknown
 
 FROM_DATASET = ("classes", "channels", "size")  # what the dataset beside a node tells its constructor
+TOLD = ("midefense.architectures.", "midefense.priors.")  # whose constructors are told: a pool's `size` is its own
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,11 @@ class Node:
         return replace(self, arguments=arguments, positional=positional, awaits=self.awaits - set(world))
 
     def build(self) -> object:
-        """The object, its nested nodes built first."""
-        if self.awaits:
+        """The object, its nested nodes built first. A partial may wait for the dataset until it is called."""
+        if self.awaits and not self.partial:
             raise Refused(f"{self.path}: {', '.join(sorted(self.awaits))} must come from a dataset")
-        arguments = {name: _walk(value, Node.build) for name, value in self.arguments.items()}
+        known = {name: value for name, value in self.arguments.items() if name not in self.awaits}
+        arguments = {name: _walk(value, Node.build) for name, value in known.items()}
         positional = _walk(self.positional, Node.build)
         make = functools.partial(self.target, *positional, **arguments)
         return make if self.partial else make()
@@ -54,6 +56,9 @@ class Node:
     def recipe(self) -> dict:
         """What decides the content of what is built: class, revision and arguments, without places and without what
         changes no number (a class's `unhashed`).
+
+        A class's `pin` says arguments as recipes hold them (a file by its hash, a part in the form it had before);
+        where the constructor would not take them so, its `unpin` puts them back (`bind_recipe`).
 
         A class's `later` names arguments that it got after artefacts had been stored, each with the value at which it
         does what it did before: at that value the argument is left out, so that their ids stand.
@@ -105,7 +110,7 @@ def bind_recipe(recipe: Mapping[str, object], places: Mapping[str, object], allo
                 "other numbers. Try naming the parts instead of the artefact, so that it is made anew, or check out "
                 "the commit in its provenance"
             )
-    node = _without_revision(recipe)
+    node = _as_written(recipe, allow)
     for path, value in places.items():
         inner = node
         *parents, last = path.split(".")
@@ -154,7 +159,7 @@ def _bind(node: object, path: str, allow: tuple[str, ...], awaited: tuple[str, .
             f"{path}: {target.__name__} takes at most {most} positional values, got {len(positional)}; "
             f"if another choice left them there, remove them with ~{path}._args_"
         )
-    told = awaited if target.__module__.startswith("midefense.") else ()
+    told = awaited if target.__module__.startswith(TOLD) else ()
     arguments, awaits = _match(written, parameters, path, target, partial, told, problems)
     found_before = len(problems)
     nested = {name: _bind(value, f"{path}.{name}", allow, awaited, problems) for name, value in arguments.items()}
@@ -246,11 +251,14 @@ def _revisions(recipe: object) -> Iterator[tuple[str, int | None]]:
             yield from _revisions(item)
 
 
-def _without_revision(recipe: object) -> object:
+def _as_written(recipe: object, allow: Iterable[str]) -> object:
+    """A recipe as a configuration says it today: without revisions, and what `pin` changed put back by `unpin`."""
     if isinstance(recipe, Mapping):
-        return {key: _without_revision(value) for key, value in recipe.items() if key != "revision"}
+        node = {key: _as_written(value, allow) for key, value in recipe.items() if key != "revision"}
+        unpin = getattr(resolve(node["_target_"], allow), "unpin", None) if "_target_" in node else None
+        return unpin(node) if unpin else node
     if isinstance(recipe, list):
-        return [_without_revision(item) for item in recipe]
+        return [_as_written(item, allow) for item in recipe]
     return recipe
 
 

@@ -1,5 +1,5 @@
-"""The configuration of a verb under overrides, as plain values. Beside the entry of the verbs, the only file that
-knows Hydra."""
+"""The configuration of a verb under overrides, as plain values. Beside the entry of the verbs and
+`prior_options`, the only file that knows Hydra."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from midefense.plan import prior_options
 from midefense.types import Refused, refuse_unknown
 
+prior_options.install()
 PACKAGE = Path(__file__).resolve().parents[1]
 # Inside the installed package, or beside `src/` in a checkout.
 CONF = next((path for path in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if path.is_dir()), PACKAGE / "conf")

@@ -12,7 +12,7 @@ from midefense.defenses.base import Defense
 from midefense.oracle import batchnorm_layers
 from midefense.plan.bind import Node
 from midefense.training.loop import assemble
-from midefense.types import ArchitectureFacts, NotYetKnown, Refused
+from midefense.types import ArchitectureFacts, NotYetKnown, Origin, Refused
 
 SOME_CLASSES = 2  # as long as nobody knows how many: no layer's name depends on it
 
@@ -45,12 +45,16 @@ def architecture_facts(
     )
 
 
-def assembled(architecture: Node, defense: Node, seed: int) -> tuple[nn.Module, Defense]:
-    """A fresh network as its defense rebuilds it, and the defense; both the same for the same seed."""
+def drawn(architecture: Node, seed: int) -> nn.Module:
+    """A fresh network, the same for the same seed."""
     with seeds.isolated(seed, "train", "init"):
-        model = architecture.build()
+        return architecture.build()
+
+
+def assembled(model: nn.Module, defense: Node, seed: int, origin: Origin) -> tuple[nn.Module, Defense]:
+    """The network as its defense rebuilds it, and the defense; both the same for the same seed."""
     built = defense.build()
-    return assemble(model, built, seed), built
+    return assemble(model, built, seed, origin), built
 
 
 def without_weights(architecture: Node) -> Node:
@@ -63,8 +67,11 @@ def _deployed(architecture: Node, defense: Node) -> nn.Module:
     """The network as deployed, in no memory; one that computes while it is built takes what it needs."""
     try:
         with torch.device("meta"):
-            model, built = assembled(architecture, defense, seed=0)
-            return built.seal(model, None)
+            return _sealed(architecture, defense)
     except RuntimeError:
-        model, built = assembled(architecture, defense, seed=0)
-        return built.seal(model, None)
+        return _sealed(architecture, defense)
+
+
+def _sealed(architecture: Node, defense: Node) -> nn.Module:
+    model, built = assembled(drawn(architecture, 0), defense, 0, Origin.LOADED)
+    return built.seal(model, None)

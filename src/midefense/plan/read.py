@@ -13,12 +13,21 @@ from midefense.attacks.base import Attack
 from midefense.compute import Compute
 from midefense.datasets.base import Dataset
 from midefense.defenses.base import Defense, NoDefense
+from midefense.evidence.base import EvidenceSource
 from midefense.metrics.base import Metric
 from midefense.plan.bind import Node, bind, bind_all, bind_recipe
 from midefense.plan.checks import check_shape, refuse_all, refuse_together
 from midefense.plan.facts import architecture_facts
 from midefense.plan.overrides import parsed
-from midefense.plan.references import ATTACK_NODES, NAMED, TARGET_NODES, named_artefacts, named_evaluators, named_prior
+from midefense.plan.references import (
+    ATTACK_NODES,
+    NAMED,
+    TARGET_NODES,
+    named_artefacts,
+    named_evaluators,
+    named_prior,
+    with_start,
+)
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, content_id
 from midefense.store.store import Store
@@ -34,7 +43,14 @@ KEYS = {
 }
 KINDS = {
     **{"dataset": Dataset, "architecture": Classifier, "defense": Defense, "recipe": Recipe},
-    **{"prior": Prior, "attack": Attack, "metrics": Metric, "tracking": Settings, "compute": Compute},
+    **{
+        "evidence": EvidenceSource,
+        "prior": Prior,
+        "attack": Attack,
+        "metrics": Metric,
+        "tracking": Settings,
+        "compute": Compute,
+    },
 }
 HEAVY = ("architecture", "prior")  # not built to see whether their values are right, as everything else is
 
@@ -94,7 +110,9 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
     store = Store(config["store"])
     recovered, target = named_artefacts(config, store, overrides)
     prior, judges = named_prior(config, store, overrides), named_evaluators(config, store, overrides)
-    bound = bind_all(_nodes(verb, config, recovered, target), allow)
+    nodes = _nodes(verb, config, recovered, target).items()
+    starts = {path: (with_start(node, path, store), told) for path, (node, told) in nodes if path.endswith("recipe")}
+    bound = bind_all({**dict(nodes), **starts}, allow)
     if prior is not None:
         bound["prior"] = bind_recipe(prior.recipe["prior"], prior.provenance["places"], allow)
     places = {f"{path}.{place}" for path, node in bound.items() for place in node.places()}
@@ -163,7 +181,7 @@ def _nodes(
     if target is None:
         nodes |= {name: (config[name], name == "architecture") for name in TARGET_NODES}
     if verb != "train_target" and recovered is None:
-        nodes |= {name: (config[name], name == "prior") for name in ATTACK_NODES}
+        nodes |= {name: (config[name], name in ("prior", "attack")) for name in ATTACK_NODES}
     if verb == "evaluate":
         for name, node in config["evaluators"].items():
             if node["artefact"] is not None:

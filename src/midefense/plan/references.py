@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from midefense.plan.overrides import parsed
 from midefense.store.artefacts import Artefact
 from midefense.store.store import Store
+from midefense.training.start import FromFile, FromTarget
 from midefense.types import Refused
 
 TARGET_NODES = ("dataset", "architecture", "defense", "recipe")
@@ -45,6 +47,30 @@ def named_evaluators(config: dict, store: Store, overrides: Sequence[str]) -> di
             brought.append(f"evaluator@evaluators.{name}")
             refuse_beside(f"evaluators.{name}.artefact", brought, overrides)
     return named
+
+
+def with_start(recipe: Mapping, path: str, store: Store) -> Mapping:
+    """The node of a recipe at `path`, its `start` (a target of the store, or a file of weights) named by its content.
+
+    Raises `Refused` for what is neither. A node that is written out, and null, are left as they are.
+    """
+    start = recipe.get("start") if isinstance(recipe, Mapping) else None
+    if start is None or isinstance(start, Mapping):
+        return recipe
+    file = Path(str(start)).expanduser()
+    if file.is_file():
+        return {**recipe, "start": {"_target_": _name_of(FromFile), **FromFile.hashed(file)}}
+    try:
+        artefact = store.open(str(start), "target")
+    except Refused as refusal:
+        raise Refused(
+            f"{path}.start={start}: expected a target of the store or a file of weights, got neither ({refusal})"
+        ) from refusal
+    return {**recipe, "start": {"_target_": _name_of(FromTarget), "id": artefact.id, "path": str(artefact.path)}}
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def refuse_beside(what: str, brought: Sequence[str], overrides: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ class Prior(nn.Module):
         asks: the access `fit` needs to the target, or None. A prior that asks belongs to one target.
         learns: whether `fit` does anything; one that does not is never stored.
         offers: what parts of an attack may ask of it: `sample`, `realism`, and of StyleGAN2 `styles` (draws with a
-            truncation, a row per layer) and `blocks` (a generator that is entered at any block).
+            truncation, a row per layer) and `blocks` (a generator that is entered at any block); of pixels, `pixels`.
     """
 
     revision = 1

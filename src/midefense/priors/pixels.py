@@ -12,11 +12,14 @@ from midefense.types import refuse_unknown
 class Pixels(Prior):
     """Latents are images [B, C, H, W].
 
+    It offers `pixels`: an attack that makes images without a generator stands on it.
+
     Args:
         start: where a search begins: `zeros` (black), `grey` (.5), or `noise` (uniform in [0, 1]).
         clip: clamp images to [0, 1] as they are decoded. Clamped pixels get no gradient, hence off by default.
     """
 
+    offers = frozenset({"sample", "pixels"})
     starts = {"zeros": 0.0, "grey": 0.5, "noise": None}
 
     def __init__(self, *, channels: int, size: int, start: str = "grey", clip: bool = False):

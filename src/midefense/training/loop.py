@@ -17,7 +17,7 @@ from midefense import seeds
 from midefense.defenses.base import Defense, cross_entropy
 from midefense.training.inference import evaluate, features_of
 from midefense.training.recipe import Recipe
-from midefense.types import Batch, Images, Progress, Refused, Trace
+from midefense.types import Batch, Images, Origin, Progress, Refused, Trace
 
 State = dict[str, Tensor]
 
@@ -133,10 +133,10 @@ class Trainer:
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
 
 
-def assemble(model: nn.Module, defense: Defense, seed: int) -> nn.Module:
+def assemble(model: nn.Module, defense: Defense, seed: int, origin: Origin = Origin.DRAWN) -> nn.Module:
     """The network as the defense rebuilds it: called once, before `fit` and before loading stored weights."""
     with seeds.isolated(seed, "train", "rebuild"):
-        return defense.rebuild(model)
+        return defense.rebuild(model, origin)
 
 
 def fit(

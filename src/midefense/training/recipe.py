@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from midefense import seeds
+from midefense.training.start import Start
 from midefense.types import Images, Refused, refuse_unknown
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -34,9 +36,12 @@ class Recipe:
     compile: whether the network goes through torch.compile.
     clip_norm: largest norm of the gradient; None does not clip.
     drop_last: whether a last batch that is not full is left out.
+    start: the trained network whose body (all but the head) training begins with, put in place before `train.fit`; in
+        YAML a target of the store (an id, a name, a path) or a file of weights. None begins with drawn weights.
     """
 
     revision = 1
+    later: ClassVar[dict[str, object]] = {"start": None}
 
     def __init__(
         self,
@@ -56,6 +61,7 @@ class Recipe:
         compile: bool = False,
         clip_norm: float | None = None,
         drop_last: bool = False,
+        start: Start | None = None,
     ) -> None:
         if head not in HEADS:
             raise refuse_unknown("head", head, HEADS)
@@ -92,6 +98,7 @@ class Recipe:
         self.compile = compile
         self.clip_norm = clip_norm
         self.drop_last = drop_last
+        self.start = start
 
     def rate(self, epoch: int) -> float:
         """What the learning rate is multiplied by in epoch `epoch` (from 0)."""

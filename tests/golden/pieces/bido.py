@@ -17,7 +17,7 @@ from midefense.architectures.mnist_cnn import MCNN
 from midefense.architectures.vgg import VGG16
 from midefense.defenses.bido import BiDO
 from midefense.plan.bind import bind
-from midefense.plan.compose import compose, plain_config
+from midefense.plan.compose import compose
 from midefense.training.loop import Trainer, assemble
 from midefense.training.recipe import Recipe
 from midefense.types import Batch
@@ -90,7 +90,7 @@ def defense_of(config: Mapping[str, object]) -> BiDO:
         "label_kernel": config["label_kernel"],
     }
     overrides = [f"defense=bido_{config['measure'].lower()}", *(f"defense.{k}={v}" for k, v in changes.items())]
-    return bind(plain_config(compose("train_target", overrides).defense), "defense").build()
+    return bind(compose("train_target", overrides)[0]["defense"], "defense").build()
 
 
 def enlarged(recording: Recording, name: str, channels: int, drawn: int, side: int) -> Tensor:

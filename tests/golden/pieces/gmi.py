@@ -17,7 +17,7 @@ from midefense.attacks.base import Look, Part, Problem, SearchAttack, best_of_ea
 from midefense.attacks.objectives import WeightedSum
 from midefense.oracle import Oracle
 from midefense.plan.bind import bind
-from midefense.plan.compose import compose, plain_config
+from midefense.plan.compose import compose
 from midefense.priors.gan import _critic_step, _generator_step
 from midefense.priors.gmi import GmiGan
 from midefense.types import Evidence, Found
@@ -110,7 +110,7 @@ def attack_of(piece: str, config: Mapping[str, object]) -> SearchAttack:
         "objective.terms.identity.weight": float(config["lamda"]),
     }
     overrides = [f"attack={preset}", *(f"attack.{name}={value}" for name, value in changes.items())]
-    return bind(plain_config(compose("attack", overrides).attack), "attack").build()
+    return bind(compose("attack", overrides)[0]["attack"], "attack").build()
 
 
 def gan_of(recording: Recording, channels: int, size: int) -> GmiGan:

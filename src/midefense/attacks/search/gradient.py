@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from midefense.attacks.base import Part, Problem
+from midefense.attacks.schedules import Schedule, paced
 from midefense.types import Found, Refused, refuse_unknown
+
+# what a recipe calls `schedules.Milestones`, wherever it lies
+BY_MILESTONES = {"_target_": "midefense.attacks.schedules.Milestones", "revision": 1}
 
 
 class Gradient(Part):
@@ -21,7 +25,7 @@ class Gradient(Part):
         reference_batch: the sum of losses is divided by it. A published learning rate that went with a batch mean
             is kept by naming that batch here (60 in the low-resolution benchmark); then group size changes nothing.
         box: latents are clamped to [-box, box] after each step; or a pair of bounds; None leaves them free.
-        milestones, factor: the learning rate is multiplied by `factor` at these steps.
+        schedule: how the learning rate moves (`attacks.schedules`); None leaves it as it is.
         keep: `last` (GMI, PPA) or `best`, the point of lowest loss on each candidate's path (MI-Face).
         stop: when a candidate may rest; None runs all steps.
     """
@@ -36,8 +40,7 @@ class Gradient(Part):
         steps: int,
         reference_batch: float = 1,
         box: float | tuple[float, float] | None = None,
-        milestones: Sequence[int] = (),
-        factor: float = 0.1,
+        schedule: Schedule | None = None,
         keep: str = "last",
         stop: Rest | None = None,
     ):
@@ -52,21 +55,39 @@ class Gradient(Part):
             raise Refused(f"attack.search.box: expected a positive bound or an ascending pair, got {box}")
         self.optimizer, self.steps, self.reference_batch = optimizer, steps, reference_batch
         self.separates = stop is not None  # who rests is left out of a look
-        self.milestones, self.factor, self.keep, self.stop = frozenset(milestones), factor, keep, stop
+        self.schedule, self.keep, self.stop = schedule, keep, stop
+
+    @classmethod
+    def pin(cls, arguments: dict[str, object]) -> dict[str, object]:
+        """As recipes were before schedules were parts: milestones stand beside the search's own arguments, and a
+        constant rate is no milestones. A schedule of another kind stands under its own name."""
+        schedule = arguments["schedule"] or {**BY_MILESTONES, "milestones": [], "factor": 0.1}
+        if not BY_MILESTONES.items() <= schedule.items():
+            return arguments
+        rates = {name: schedule[name] for name in ("milestones", "factor")}
+        return {**{name: value for name, value in arguments.items() if name != "schedule"}, **rates}
+
+    @classmethod
+    def unpin(cls, arguments: dict[str, object]) -> dict[str, object]:
+        """The arguments of a stored recipe as the constructor takes them today."""
+        if "milestones" not in arguments:
+            return arguments
+        rates = {name: arguments[name] for name in ("milestones", "factor")}
+        kept = {name: value for name, value in arguments.items() if name not in rates}
+        return {**kept, "schedule": {"_target_": BY_MILESTONES["_target_"], **rates}}
 
     def __call__(self, problem: Problem, found: Found) -> Iterator[Found]:
         """Yields what was found after every step; the loss is that of the step's forward."""
         owners = found.evidence
         latents = found.latents.detach().clone().requires_grad_()
         optimizer = self.optimizer([latents])
+        pace = paced(optimizer, self.schedule, self.steps)
         best = _Best(latents) if self.keep == "best" else None
         rest = self.stop.watch(len(latents)) if self.stop else None
         rng = problem.draw("search")
         loss = latents.new_full((len(latents),), torch.inf)
         for step in range(self.steps):
-            if step in self.milestones:
-                for group in optimizer.param_groups:
-                    group["lr"] *= self.factor
+            pace(step)
             awake = rest.awake if rest else None
             loss = self._descend(problem, latents, owners, rng, loss, awake)
             if best:

@@ -1,0 +1,158 @@
+"""How a network of the attacker's own learns: the target is asked once about a set of images, then the network learns
+from its answers, in one loop that stops and goes on to the same bits. Surrogates and decoders share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from midefense import seeds
+from midefense.attacks.base import Part, within
+from midefense.attacks.schedules import Schedule, paced
+from midefense.priors.base import Prior
+from midefense.priors.gan import load_training, training_state
+from midefense.types import Images, Progress, Refused, clip_images
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (network, images [B, C, H, W], answers [B, ...]) -> loss [B]
+
+
+@dataclass
+class Questions:
+    """The `count` images that the target is asked about: `images(rows)` gives those at `rows` (int64 [B] on the CPU),
+    [B, C, H, W] in [0, 1], the same ones whenever it is called."""
+
+    count: int
+    images: Callable[[Tensor], Tensor]
+
+
+def public_images(public: Images, device: torch.device) -> Questions:
+    """All public images."""
+    if not len(public):
+        raise Refused("this attack learns from public images, got none; try public=... (see --help)")
+    return Questions(len(public), lambda rows: public.floats(rows, device))
+
+
+def samples(prior: Prior, count: int, rng: torch.Generator) -> Questions:
+    """What the prior makes of `count` latents drawn from `rng`; the latents are kept, not the images."""
+    latents = prior.sample(count, rng)
+
+    @torch.no_grad()
+    def images(rows: Tensor) -> Tensor:
+        return clip_images(prior.decode(latents[rows].to(prior.device)))
+
+    return Questions(count, images)
+
+
+class Learning(Part):
+    """One network and how it is trained.
+
+    Args:
+        network: a partial of the network (`_partial_: true`); an architecture of ours is told the target's classes and
+            the images' channels and size, where the configuration leaves them open.
+        optimizer: a partial torch optimiser.
+        steps: updates.
+        batch_size: images per update, drawn with replacement; the target is asked about as many at once.
+        unit: batches between two saved states.
+        schedule: how the learning rate moves; None leaves it as it is.
+    """
+
+    unhashed = ("unit",)
+
+    def __init__(
+        self,
+        *,
+        network: Callable[[], nn.Module],
+        optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
+        steps: int,
+        batch_size: int = 64,
+        unit: int = 100,
+        schedule: Schedule | None = None,
+    ):
+        if min(steps, batch_size, unit) < 1:
+            raise Refused(
+                f"learning: expected steps, batch_size and unit from 1, got {steps}, {batch_size} and {unit}; try more"
+            )
+        self.network, self.optimizer, self.schedule = network, optimizer, schedule
+        self.steps, self.batch_size, self.unit = steps, batch_size, unit
+
+    def fit(
+        self,
+        questions: Questions,
+        ask: Callable[[Tensor], Tensor],
+        loss: Loss,
+        *,
+        rng: torch.Generator,
+        device: torch.device,
+        state: Mapping[str, Tensor] | None,
+    ) -> Iterator[Progress]:
+        """Put every question to `ask` (images [B, C, H, W] -> answers [B, ...]), then learn. The answers are part of
+        the state, so that work that goes on asks about no image twice. Steps count batches: asked, then learned."""
+        answers = None
+        for asked, logs, give in self._ask(questions, ask, state):
+            answers = give()["asked"]
+            yield asked, logs, give
+        answers = state["asked"] if answers is None else answers
+
+        def batch_loss(network: nn.Module, draws: torch.Generator) -> Tensor:
+            rows = torch.randint(questions.count, (self.batch_size,), generator=draws)
+            return loss(network, questions.images(rows), answers[rows].to(device, non_blocking=True)).mean()
+
+        before = state if state and "step" in state else None
+        network = self.build(rng).to(device)
+        asked = -(-questions.count // self.batch_size)
+        for step, logs, give in self._learn(network, batch_loss, rng, before):
+            yield asked + step, logs, lambda give=give: {**give(), "asked": answers}
+
+    def build(self, rng: torch.Generator) -> nn.Module:
+        """A fresh network, on the CPU, whose weights `rng` decides."""
+        with seeds.isolated(rng.initial_seed(), "network"):
+            return self.network()
+
+    def learned(self, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
+        """The network of a saved state, in eval mode; it takes no gradients."""
+        network = self.build(seeds.generator("learned"))  # any weights: they are replaced
+        network.load_state_dict(within(state, "network."))
+        return network.to(device).eval().requires_grad_(False)
+
+    def _ask(
+        self, questions: Questions, ask: Callable[[Tensor], Tensor], state: Mapping[str, Tensor] | None
+    ) -> Iterator[Progress]:
+        """Yields every `unit` batches and at the end, with the answers so far; nothing where all were given."""
+        answers = [state["asked"]] if state else []
+        batches = torch.arange(questions.count).split(self.batch_size)
+        for number in range(-(-sum(map(len, answers)) // self.batch_size), len(batches)):
+            answers.append(ask(questions.images(batches[number])).detach().cpu())
+            if (number + 1) % self.unit == 0 or number + 1 == len(batches):
+                known = torch.cat(answers)
+                answers = [known]
+                yield number + 1, {}, lambda known=known: {"asked": known}
+
+    def _learn(
+        self,
+        network: nn.Module,
+        loss: Callable[[nn.Module, torch.Generator], Tensor],
+        rng: torch.Generator,
+        state: Mapping[str, Tensor] | None,
+    ) -> Iterator[Progress]:
+        """The loop: step s draws everything under a key of s, so that a run that goes on from a saved state draws what
+        the uninterrupted one did. Yields every `unit` steps and at the end; in between nothing waits for the device."""
+        optimizers = {"network": self.optimizer(list(network.parameters()))}
+        pace = paced(optimizers["network"], self.schedule, self.steps)
+        done, seed = load_training(state, {"network": network}, optimizers), rng.initial_seed()
+        network.train()
+        losses: list[Tensor] = []
+        for step in range(done, self.steps):
+            pace(step)
+            with seeds.isolated(seed, "learn", step):
+                each = loss(network, seeds.generator(seed, "batch", step))
+                optimizers["network"].zero_grad()
+                each.backward()
+            optimizers["network"].step()
+            losses.append(each.detach())
+            if (step + 1) % self.unit == 0 or step + 1 == self.steps:
+                logs = {"loss": float(torch.stack(losses).mean())}
+                losses.clear()
+                yield step + 1, logs, training_state({"network": network}, optimizers, step + 1)

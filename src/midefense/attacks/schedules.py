@@ -1,0 +1,69 @@
+"""How a learning rate moves over the steps of a search, or of a network that the attacker trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from midefense.attacks.base import Part
+from midefense.types import Refused
+
+
+class Schedule(Part):
+    """A rule, without a memory: work that goes on from a saved step has the rates it would have had."""
+
+    def __call__(self, rate: float, step: int, steps: int) -> float:
+        """The learning rate of update `step` (0 to steps - 1), where the optimiser was built with `rate`."""
+        raise NotImplementedError
+
+
+class Milestones(Schedule):
+    """The rate is multiplied by `factor` at each of `milestones`, updates counted from 0."""
+
+    def __init__(self, *, milestones: Sequence[int] = (), factor: float = 0.1):
+        if min(milestones, default=0) < 0 or factor < 0:
+            raise Refused(f"schedule: expected milestones and a factor from 0, got {list(milestones)}, {factor}")
+        self.milestones, self.factor = frozenset(milestones), factor
+
+    def __call__(self, rate: float, step: int, steps: int) -> float:
+        """One product after the other, as an optimiser that is told at each milestone rounds them."""
+        for _ in range(sum(milestone <= step for milestone in self.milestones)):
+            rate = rate * self.factor
+        return rate
+
+
+class Cosine(Schedule):
+    """A linear rise over the first `warmup` of all steps, half a cosine down over the last `decline` (both shares; the
+    warm-up may be 0), to `floor` times the rate at the last step. Steps count from 1 as in MIRROR (An et al., NDSS
+    2022: .05, .25, 0), so that the first is above 0. A decline of 1 is that of SGDR (Loshchilov, Hutter, ICLR 2017).
+    """
+
+    def __init__(self, *, warmup: float = 0.0, decline: float = 1.0, floor: float = 0.0):
+        if not (0 <= warmup <= 1 and 0 < decline <= 1 and 0 <= floor <= 1):
+            raise Refused(
+                f"schedule: expected shares of the steps, warmup from 0 and decline above 0, and floor in [0, 1], "
+                f"got {warmup}, {decline}, {floor}"
+            )
+        self.warmup, self.decline, self.floor = warmup, decline, floor
+
+    def __call__(self, rate: float, step: int, steps: int) -> float:
+        """rate * rise * (floor + (1 - floor) * fall)."""
+        done = (step + 1) / steps
+        rise = min(1.0, done / self.warmup) if self.warmup else 1.0
+        fall = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - done) / self.decline))
+        return rate * rise * (self.floor + (1 - self.floor) * fall)
+
+
+def paced(optimizer: torch.optim.Optimizer, schedule: Schedule | None, steps: int) -> Callable[[int], None]:
+    """A function to call before every update with its step, which sets the optimiser's rates; None leaves them."""
+    if schedule is None:
+        return lambda step: None
+    first = [group["lr"] for group in optimizer.param_groups]
+
+    def pace(step: int) -> None:
+        for group, rate in zip(optimizer.param_groups, first, strict=True):
+            group["lr"] = schedule(rate, step, steps)
+
+    return pace

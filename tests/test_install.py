@@ -1,0 +1,118 @@
+"""What `pip install .` gives: the command `midefense` and its configurations, working from any folder."""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, process_environment
+
+from midefense.commands.main import COMMANDS, main
+from midefense.plan.compose import CONF
+from midefense.store.store import Store
+
+BUILT_FROM = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "src", "conf")
+FIRST_VERB = (
+    "train",
+    "dataset=digits",
+    "architecture=mlp",
+    "architecture.widths=[16]",
+    "recipe.epochs=1",
+    "compute=cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The folder into which the wheel was installed, which knows nothing of the repository."""
+    folder = tmp_path_factory.mktemp("wheel")
+    unbuilt = shutil.ignore_patterns("*.egg-info", "__pycache__")
+    (folder / "source").mkdir()
+    for name in BUILT_FROM:
+        copy = functools.partial(shutil.copytree, ignore=unbuilt) if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / "source" / name)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    offline = ["--no-deps", "--no-index", "--no-build-isolation"]
+    run([*pip, "wheel", *offline, "--wheel-dir", folder / "dist", folder / "source"], folder)
+    (wheel,) = (folder / "dist").glob("*.whl")
+    run([*pip, "install", *offline[:2], "--target", folder / "site", wheel], folder)
+    return folder / "site"
+
+
+def run(words, folder, **environment) -> subprocess.CompletedProcess:
+    words = [str(word) for word in words]
+    done = subprocess.run(
+        words, cwd=folder, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_the_wheel_holds_the_configurations_and_runs_in_an_empty_folder(installed, tmp_path, bytecode):
+    configurations = {path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent.name != "local"}
+    assert configurations <= {path.relative_to(installed / "midefense/conf") for path in installed.rglob("*.yaml")}
+    environment = process_environment(bytecode, PYTHONPATH=str(installed))
+    place = run([sys.executable, "-c", "import midefense; print(midefense.__file__)"], tmp_path, **environment)
+    assert Path(place.stdout.strip()).is_relative_to(installed)
+    command = [sys.executable, installed / "bin" / "midefense"]
+    done = run([*command, *FIRST_VERB], tmp_path, **environment)
+    (target,) = Store(tmp_path / "store").list("target")
+    assert done.stdout.splitlines()[-2:] == [target.reference, str(target.path)]
+    assert target.provenance["command"].startswith("midefense train dataset=digits ")
+    listed = run([*command, "store", "list"], tmp_path, **environment)
+    assert target.reference in listed.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"store"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_it_is(name, capsys):
+    if not COMMANDS[name].verb:
+        with pytest.raises(SystemExit) as ending:
+            main([name, "--help"])
+        assert ending.value.code == 0
+        assert f"midefense {name}" in capsys.readouterr().out
+
+
+def test_help_costs_no_torch(tmp_path, bytecode):
+    script = "import sys; from midefense.commands.main import main; main(['--help']); print('torch' in sys.modules)"
+    done = run([sys.executable, "-c", script], tmp_path, **process_environment(bytecode))
+    assert done.stdout.endswith("False\n") and all(f"  {name} " in done.stdout for name in COMMANDS)
+
+
+def test_an_unknown_command_is_refused(capsys):
+    assert main(["atack"]) == 2 and "expected a command, got 'atack'" in capsys.readouterr().err
+    assert main([]) == 0 and main(["--version"]) == 0
+
+
+# Configurations of the user's own
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    """A folder of configurations with one attack of the user's."""
+    (tmp_path / "mine" / "attack").mkdir(parents=True)
+    (tmp_path / "mine" / "attack" / "quick_look.yaml").write_text(
+        "defaults: [gmi_small, _self_]\ninit: {candidates: 1}\nsearch: {steps: 1}\n"
+    )
+    return tmp_path / "mine"
+
+
+SMALL = ("dataset=toy", "architecture=mlp", "architecture.widths=[8]", "recipe.epochs=1", "prior=toy", "compute=cpu")
+
+
+def test_a_configuration_of_ones_own_is_an_option_like_ours(own, run_process, store):
+    done = run_process(
+        "attack", "--config-dir", str(own), "attack=quick_look", *SMALL, "attack/objective=cross_entropy"
+    )
+    assert done.returncode == 0, done.stderr
+    (recovered,) = Store(store).list("recovered")
+    assert recovered.name == "toy-mlp-none-toy-quick_look" and recovered.recipe["attack"]["search"]["steps"] == 1
+
+
+def test_a_name_that_we_have_too_is_refused(own, run_process):
+    (own / "attack" / "quick_look.yaml").rename(own / "attack" / "gmi.yaml")
+    done = run_process("attack", "--config-dir", str(own), "attack=gmi", *SMALL)
+    assert done.returncode == 2 and "got attack/gmi.yaml, which midefense has too; rename" in done.stderr

@@ -1,0 +1,185 @@
+"""Evidence of private images, end to end: what a defense releases of each reaches the attack, and the judge matches a
+reconstruction with the image it answers. The evidence, the defense, the attack and the metric are doubles."""
+
+import conftest
+import pytest
+import torch
+
+from midefense.attacks.base import Attack
+from midefense.datasets.toy import Toy
+from midefense.defenses.base import Defense
+from midefense.evidence.base import EvidenceSource
+from midefense.metrics.base import Metric, World, over_classes
+from midefense.pipeline.pipeline import Pipeline
+from midefense.store.store import Store
+from midefense.types import Evidence, Found, Refused, to_pixels
+
+SIZE = 8
+READBACK = "{_target_: test_released_features.Readback, access: features, budget: null, group: 2, shift: 0}"
+FILES = {
+    "evidence/released": "_target_: test_released_features.ReleasedFeatures\nfirst: 0\nimages: 5\ncut: hidden1\n",
+    "attack/readback": READBACK,
+    "defense/noise": "_target_: test_released_features.Noise\nscale: 0.0\n",
+    "metrics/matched": "matched: {_target_: test_released_features.MatchedError}\n",
+}
+WORDS = (
+    *("dataset=toy", "dataset.classes=3", "dataset.public_classes=3", "dataset.images_per_class=12", "prior=toy"),
+    *("dataset.test_images_per_class=4", f"dataset.size={SIZE}", "architecture=mlp", "architecture.widths=[7,6]"),
+    *(f"architecture.size={SIZE}", "recipe.epochs=1", "defense=noise", "evidence=released", "attack=readback"),
+    *("evaluators.main.recipe.epochs=1", "compute.threads=1", "tracking=none", "allow=[test_released_features]"),
+)
+
+
+class ReleasedFeatures(EvidenceSource):
+    """What leaves the edge of the target for `images` private test images, from the `first` on."""
+
+    points_at = "image"
+
+    def __init__(self, *, first: int, images: int, cut: str):
+        self.first, self.images, self.cut = first, images, cut
+
+    def collect(self, splits):
+        chosen = self._chosen(splits)
+        if len(chosen) < self.images:
+            raise Refused(f"evidence.images: expected at most {len(chosen)}, got {self.images}; try fewer")
+        return Evidence(chosen.labels, chosen.ids)
+
+    def observe(self, evidence, splits, release):
+        return Evidence(evidence.labels, evidence.ids, release(self._chosen(splits), self.cut))
+
+    def _chosen(self, splits):
+        return splits.private_test.take(slice(self.first, self.first + self.images))
+
+
+class Noise(Defense):
+    """Releases the picture itself, under noise, in front of what the edge makes of it."""
+
+    owns = ("release",)
+
+    def __init__(self, *, scale: float):
+        super().__init__()
+        self.scale = scale
+
+    def release(self, edge, images, ids, rng):
+        noise = self.scale * torch.randn(images.shape, generator=rng).to(images)
+        return torch.cat([(images + noise).flatten(1), edge(images).flatten(1)], 1)
+
+
+class Readback(Attack):
+    """Takes the picture out of what was released; under `shift`, that of another target of its group."""
+
+    def __init__(self, *, access: str, budget: int | None, group: int, shift: int):
+        super().__init__(access=access, budget=budget, group=group)
+        self.shift = shift
+
+    def recover(self, state, prior, oracle, evidence, rng):
+        pictures = evidence.observed[:, : SIZE * SIZE].unflatten(1, (1, SIZE, SIZE))
+        asked = oracle(pictures.clamp(0, 1), ids=evidence.ids, reads=("features",)).features
+        loss = (asked - evidence.observed[:, SIZE * SIZE :]).square().sum(1)
+        pixels = to_pixels(pictures).roll(self.shift, 0)
+        yield Found(prior.sample(len(evidence), rng), loss, torch.arange(len(evidence)), "selected", pixels=pixels)
+
+
+class MatchedError(Metric):
+    """Mean squared error against the private image that a reconstruction answers."""
+
+    higher_leaks = False
+
+    def rows(self, judged, world):
+        error = (judged.images - world.private(judged.ids)).square().mean((1, 2, 3))
+        return {"error": error}
+
+    def measure(self, rows, world):
+        return {"matched_error": over_classes(rows["error"], rows["label"], higher_leaks=False)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A user's configurations of the doubles, and one store for all tests."""
+    folder = tmp_path_factory.mktemp("released")
+    for path, text in FILES.items():
+        file = folder / "conf" / f"{path}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return folder
+
+
+def planned(folder, *overrides, store="store"):
+    words = (f"hydra.searchpath=[file://{folder / 'conf'}]", *WORDS, "metrics=matched", *overrides)
+    return Pipeline(conftest.plan_for("evaluate", *words, store=folder / store))
+
+
+def error_of(pipeline):
+    return pipeline.result.metrics["metrics"]["matched_error"]["value"]
+
+
+def test_the_image_that_was_released_is_matched_with_its_reconstruction(folder):
+    pipeline = planned(folder)
+    assert error_of(pipeline) == 0.0
+    recovered, tests = pipeline.recovered, pipeline.splits.private_test
+    tensors = recovered.tensors()
+    assert tensors["evidence.ids"].tolist() == tests.ids[:5].tolist() == recovered.recipe["ids"]
+    assert tensors["evidence.labels"].tolist() == tests.labels[:5].tolist()
+    assert tensors["evidence.observed"].shape == (5, SIZE * SIZE + 7), "the picture, and the edge's seven features"
+    assert tensors["selected.loss"].max() < 1e-9, "the oracle's features are those of the same stage"
+    assert tensors["queries"].tolist() == [1] * 5, "each image is charged for its own questions"
+    assert recovered.metrics["candidates"] == 5 and pipeline.result.metrics["row"]["classes"] == 2
+    anchors = pipeline.result.metrics["anchors"]
+    assert anchors["real"]["matched_error"] == 0.0 and anchors["prior"]["matched_error"] > 0.01
+
+
+def test_another_image_is_worse_and_so_is_noise(folder):
+    shifted, noisy = planned(folder, "attack.shift=1"), planned(folder, "defense.scale=0.1")
+    assert error_of(shifted) > 1e-4 and error_of(noisy) > 1e-3
+    assert sorted(shifted.recovered.tensors()["evidence.ids"]) == sorted(
+        planned(folder).recovered.tensors()["evidence.ids"]
+    )
+
+
+def test_rows_are_ranked_over_defenses_and_not_over_other_images(folder):
+    plain, noisy, other = planned(folder), planned(folder, "defense.scale=0.1"), planned(folder, "evidence.first=1")
+    protocols = [one.result.metrics["row"]["protocol"] for one in (plain, noisy, other)]
+    assert protocols[0] == protocols[1] != protocols[2]
+    assert plain.recovered.id != noisy.recovered.id != other.recovered.id
+
+
+def test_what_is_released_is_the_same_each_time(folder):
+    first, again = (planned(folder, "defense.scale=0.1").evidence.observed for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, planned(folder, "defense.scale=0.1", "seeds.target=1").evidence.observed)
+
+
+def test_whom_to_attack_is_checked_before_anything_is_trained(folder):
+    with pytest.raises(Refused, match="evidence.images: expected at most 12, got 13"):
+        _ = planned(folder, "evidence.images=13", store="empty").result
+    assert Store(folder / "empty").list() == []
+    planned(folder, store="empty").check_images()
+    assert Store(folder / "empty").list() == [], "what is observed needs the target, whom to attack does not"
+    with pytest.raises(Refused, match="cut: got 'nowhere'; choices: hidden1, features"):
+        _ = planned(folder, "evidence.cut=nowhere").evidence
+
+
+def test_evidence_of_classes_names_no_image(folder):
+    words = (
+        "evidence=class_labels",
+        "attack=gmi",
+        "attack.search.steps=1",
+        "attack.init.candidates=1",
+        "metrics=privacy",
+    )
+    recovered = planned(folder, *words).recovered
+    assert "ids" not in recovered.recipe and "evidence.observed" not in recovered.tensors()
+    emptied = ("~evidence.first", "~evidence.images", "~evidence.cut")
+    with pytest.raises(Refused, match="evidence: expected a EvidenceSource, got MatchedError"):
+        planned(folder, "evidence._target_=test_released_features.MatchedError", *emptied)
+
+
+def test_private_images_are_found_by_id():
+    splits = Toy(classes=2, public_classes=2, images_per_class=3, test_images_per_class=2, size=SIZE).load()
+    world = World(splits.private_train, {}, classes=2, tests=splits.private_test)
+    wanted = torch.stack([splits.private_test.ids[1], splits.private_train.ids[4], splits.private_test.ids[1]])
+    found = world.private(wanted)
+    assert found[0].equal(found[2]) and found[0].equal(splits.private_test.floats()[1])
+    assert found[1].equal(splits.private_train.floats()[4])
+    with pytest.raises(Refused, match=r"ids: expected those of private images, got \[\d+\]"):
+        world.private(splits.public.ids[:1])
