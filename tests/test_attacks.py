@@ -909,7 +909,7 @@ def setting(prior: type = LinearPrior, batchnorm: tuple[str, ...] = (), looked: 
             looked.append(1)
         return ArchitectureFacts(("features",), batchnorm, CLASSES, 1, SIDE)
 
-    evidence = EvidenceFacts("ClassLabels", tuple(range(CLASSES)))
+    evidence = EvidenceFacts("ClassLabels", labels=tuple(range(CLASSES)))
     return Setting(prior, DatasetFacts(1, SIDE, CLASSES), evidence, describe)
 
 
