@@ -8,6 +8,7 @@ from torch import nn
 from midefense.attacks.base import Part
 from midefense.attacks.learning import public_images, samples
 from midefense.attacks.surrogate import Surrogate
+from midefense.evidence.base import EvidenceSource
 from midefense.types import Evidence, Trace
 
 
@@ -91,10 +92,8 @@ class Inverse(nn.Module):
         return self.layer(features).view(-1, *self.shape)
 
 
-class Released:
+class Released(EvidenceSource):
     """Evidence of one feature vector of `width` numbers per class."""
-
-    revision = 1
 
     def __init__(self, *, width: int):
         self.width = width

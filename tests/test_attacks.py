@@ -894,7 +894,7 @@ def test_parts_that_read_too_much_are_refused_when_built():
 def test_a_prior_without_what_the_attack_needs_is_refused():
     gmi().check(setting(LinearPrior))
     mi_face().check(setting(Pixels))
-    with pytest.raises(Refused, match="needs a prior that offers realism, Pixels offers sample; choose another prior"):
+    with pytest.raises(Refused, match="needs a prior that offers realism, Pixels offers pixels, sample; choose"):
         gmi().check(setting(Pixels))
 
 
@@ -909,7 +909,7 @@ def setting(prior: type = LinearPrior, batchnorm: tuple[str, ...] = (), looked: 
             looked.append(1)
         return ArchitectureFacts(("features",), batchnorm, CLASSES, 1, SIDE)
 
-    evidence = EvidenceFacts("ClassLabels", tuple(range(CLASSES)))
+    evidence = EvidenceFacts("ClassLabels", labels=tuple(range(CLASSES)))
     return Setting(prior, DatasetFacts(1, SIDE, CLASSES), evidence, describe)
 
 

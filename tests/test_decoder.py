@@ -16,7 +16,7 @@ from midefense.pipeline.pipeline import Pipeline
 from midefense.plan.read import read_plan
 from midefense.priors.gmi import GmiGan
 from midefense.priors.pixels import Pixels
-from midefense.types import Evidence, Images, Refused, to_pixels
+from midefense.types import DatasetFacts, Evidence, EvidenceFacts, Images, Refused, Setting, to_pixels
 
 PRIOR = Pixels(channels=1, size=4).requires_grad_(False)  # the target's features are a rotation of 4x4 pixels
 PUBLIC = Images(
@@ -88,7 +88,7 @@ def test_what_it_cannot_use_is_refused():
     ):
         next(decoder().recover(whole(), PRIOR, Oracle(Quarters(), "features"), blind, seeds.generator("group")))
     with pytest.raises(Refused, match="needs a prior that offers pixels"):
-        decoder().check(GmiGan)
+        decoder().check(Setting(GmiGan, DatasetFacts(1, 28), EvidenceFacts("Released"), describe=None))
     with pytest.raises(Refused, match=r"attack \(Decoder\) reads features, which access=scores hides"):
         Decoder(learning=decoder().learning, access="scores")
     with pytest.raises(Refused, match="learning: expected steps, batch_size and unit from 1, got 0, 64 and 70"):

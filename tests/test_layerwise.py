@@ -10,7 +10,7 @@ from conftest import ROOT
 from torch import nn
 
 from midefense import seeds
-from midefense.attacks.base import SearchAttack, run_group
+from midefense.attacks.base import Part, SearchAttack, run_group
 from midefense.attacks.init import BestOfStyles
 from midefense.attacks.objectives import NonSaturating, Poincare, Weighted, WeightedSum
 from midefense.attacks.search.gradient import Gradient
@@ -206,9 +206,7 @@ def test_features_reach_what_styles_cannot():
             like = 8 - (images - wanted).square().flatten(1).sum(1)
             return Trace(torch.stack([like, torch.full_like(like, 4.0)], 1), like[:, None])
 
-    class Given:
-        reads, needs, keep = (), (), None
-
+    class Given(Part):
         def __call__(self, problem, found=None):
             from midefense.attacks.init import _starts
 

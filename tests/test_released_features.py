@@ -155,8 +155,8 @@ def test_whom_to_attack_is_checked_before_anything_is_trained(folder):
     assert Store(folder / "empty").list() == []
     planned(folder, store="empty").check_images()
     assert Store(folder / "empty").list() == [], "what is observed needs the target, whom to attack does not"
-    with pytest.raises(Refused, match="cut: got 'nowhere'; choices: hidden1, features"):
-        _ = planned(folder, "evidence.cut=nowhere").evidence
+    with pytest.raises(Refused, match="evidence.cut: got 'nowhere'; choices: hidden1, features"):
+        planned(folder, "evidence.cut=nowhere", store="empty")
 
 
 def test_evidence_of_classes_names_no_image(folder):

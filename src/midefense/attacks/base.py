@@ -15,7 +15,19 @@ from torch import Tensor
 from midefense import seeds
 from midefense.oracle import BudgetExceeded, Oracle
 from midefense.priors.base import Prior
-from midefense.types import Access, Answer, Evidence, Found, Images, Progress, Question, Refused, Setting, clip_images
+from midefense.types import (
+    Access,
+    Answer,
+    Evidence,
+    Found,
+    Images,
+    Progress,
+    Question,
+    Refused,
+    Setting,
+    clip_images,
+    refuse_unknown,
+)
 
 OF_THE_TARGET = ("select", "surrogate")  # slots that ask the target even where the others ask a surrogate
 SURROGATE = "surrogate."  # what a prepared state holds of the surrogate has names that begin so
@@ -76,6 +88,9 @@ class Attack:
                 f"this attack needs a prior that offers {', '.join(missing)}, {prior.__name__} offers "
                 f"{', '.join(sorted(prior.offers))}; choose another prior (gmi_gan has a critic) or attack/objective"
             )
+        cut = setting.evidence.cut
+        if cut is not None and cut not in setting.architecture.taps:
+            raise refuse_unknown("evidence.cut", cut, setting.architecture.taps, "It is a stage of the architecture.")
 
     def prepare(
         self,
@@ -315,16 +330,6 @@ class SearchAttack(Attack):
         scores = self.select(replace(problem, oracle=target), found)
         yield best_of_each(found, scores, self.select.keep)
 
-
-def within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """What stands under a prefix of a flat state, without it."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """A flat state whose names get a prefix."""
-    return {f"{prefix}{name}": value for name, value in state.items()}
-
     def _refuse_to_split(self) -> None:
         """Coupled parts see a group as one batch, or their losses are others."""
         who = ", ".join(f"attack.{slot}" for slot, part in self.parts.items() if part.coupled)
@@ -339,6 +344,16 @@ def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
                     f"attack.{slot} ({type(part).__name__}): expected all candidates of a group in every look, because "
                     f"{who} is coupled, got a part that leaves some out; try attack.search.stop=null"
                 )
+
+
+def within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What stands under a prefix of a flat state, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A flat state whose names get a prefix."""
+    return {f"{prefix}{name}": value for name, value in state.items()}
 
 
 def best_of_each(found: Found, scores: Tensor, keep: int | None) -> Found:

@@ -245,10 +245,11 @@ def _other_kinds(bound: Mapping[str, Node]) -> list[str]:
 
 def read_setting(plan: Plan) -> Setting:
     """What the configuration of an attack tells of the world around it, before any image is read."""
-    dataset, target = plan.target.dataset.build(), plan.target
+    dataset, source, target = plan.target.dataset.build(), plan.evidence.build(), plan.target
     shape = {"channels": dataset.channels, "size": dataset.size}
     describe = functools.partial(architecture_facts, target.architecture, target.defense, **shape)
-    return Setting(plan.prior.target, DatasetFacts(**shape), EvidenceFacts(plan.evidence.target.__name__), describe)
+    evidence = EvidenceFacts(type(source).__name__, source.points_at, source.cut)
+    return Setting(plan.prior.target, DatasetFacts(**shape), evidence, describe)
 
 
 def _check_match(plan: Plan) -> None:
