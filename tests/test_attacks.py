@@ -882,7 +882,9 @@ def test_parts_that_read_too_much_are_refused_when_built():
 def test_a_prior_without_what_the_attack_needs_is_refused():
     gmi().check(LinearPrior)
     mi_face().check(Pixels)
-    with pytest.raises(Refused, match="needs a prior that offers realism, Pixels offers sample; choose another prior"):
+    with pytest.raises(
+        Refused, match="needs a prior that offers realism, Pixels offers pixels, sample; choose another prior"
+    ):
         gmi().check(Pixels)
 
 
