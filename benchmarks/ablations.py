@@ -42,8 +42,8 @@ def measure(setting: str, store: Path, seeds: tuple[int, ...], threads: int) -> 
     """Accuracies and confidences of one setting, one row per seed."""
     rows = []
     for seed in seeds:
-        words = [*("experiment=demo_ppa_digits", *setting.split()), f"seed={seed}", "metrics=privacy"]
-        words += [*("compute=cpu", f"compute.threads={threads}", "tracking=none"), f"store={store}"]
+        words = ["experiment=demo_ppa_digits", *setting.split(), f"seed={seed}", "metrics=privacy"]
+        words += ["compute=cpu", f"compute.threads={threads}", "tracking=none", f"store={store}"]
         made = Pipeline(read_plan("evaluate", *configured("evaluate", words), words))
         values = {name: number["value"] for name, number in made.result.metrics["metrics"].items()}
         accuracy = made.target.artefact.metrics["test_accuracy_top1"]

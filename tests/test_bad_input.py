@@ -158,7 +158,10 @@ def test_several_mistakes_are_told_together(refused):
     assert all(text in shape for text in ("got 'maybe'", "got 'some'", "seeds.target: expected"))
     names = refused("train_target", "dataset.size=big", "+architecture.foo=2", "recipe.epochs=ten", "+compute.x=1")
     assert [line.split(":")[0] for line in names.removeprefix("refused: ").splitlines()] == [
-        *("compute.x", "dataset.size", "architecture.foo", "recipe.epochs")
+        "compute.x",
+        "dataset.size",
+        "architecture.foo",
+        "recipe.epochs",
     ]
     values = refused("train_target", "dataset=toy", "dataset.classes=0", "recipe.epochs=0")
     assert "dataset.classes: expected at least 1, got 0" in values and "expected epochs >= 1" in values

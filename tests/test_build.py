@@ -37,18 +37,23 @@ ADAM = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.1}
 @pytest.mark.parametrize(
     "name",
     [
-        *(
-            "os.system",
-            "builtins.eval",
-            "builtins.exec",
-            "subprocess.Popen",
-            "pickle.loads",
-            "torch.load",
-            "torch.hub.load",
-        ),
-        *("torch.nn.functional.torch.load", "torch.nn.modules.module.functools.partial", "torch.optim.adam.cast"),
-        *("torchvision.transforms.functional.torch.load", "torch.nnx.Module", "midefense.store.os.system"),
-        *("midefense.store.store.Store", "midefense.plan.bind.bind", "midefense.attacks.init.torch.load", "midefense"),
+        "os.system",
+        "builtins.eval",
+        "builtins.exec",
+        "subprocess.Popen",
+        "pickle.loads",
+        "torch.load",
+        "torch.hub.load",
+        "torch.nn.functional.torch.load",
+        "torch.nn.modules.module.functools.partial",
+        "torch.optim.adam.cast",
+        "torchvision.transforms.functional.torch.load",
+        "torch.nnx.Module",
+        "midefense.store.os.system",
+        "midefense.store.store.Store",
+        "midefense.plan.bind.bind",
+        "midefense.attacks.init.torch.load",
+        "midefense",
         "midefense.datasets.files.Path",
     ],
 )
@@ -92,8 +97,16 @@ def test_a_module_outside_is_never_imported(tmp_path, monkeypatch):
 def test_defaults_are_filled_in_and_stand_in_the_recipe():
     bound = bind(TOY, "dataset")
     assert bound.recipe() == {
-        **{"_target_": "midefense.datasets.toy.Toy", "revision": 1, "classes": 3, "public_classes": 8},
-        **{"images_per_class": 40, "test_images_per_class": 10, "size": 32, "jitter": 0.05, "noise": 0.03, "seed": 0},
+        "_target_": "midefense.datasets.toy.Toy",
+        "revision": 1,
+        "classes": 3,
+        "public_classes": 8,
+        "images_per_class": 40,
+        "test_images_per_class": 10,
+        "size": 32,
+        "jitter": 0.05,
+        "noise": 0.03,
+        "seed": 0,
     }
     assert isinstance(bound.build(), Toy) and bound.build().classes == 3
     written_out = bind({**TOY, "jitter": 0.05}, "dataset")
@@ -113,14 +126,21 @@ def test_lists_and_tuples_are_the_same_recipe():
 
 def test_mistakes_are_told_all_at_once_with_their_paths():
     attack = {
-        **{"_target_": "midefense.attacks.base.SearchAttack", "init": {**RANDOM, "candidatez": 3}, "select": None},
-        **{"objective": {"_target_": "os.system"}, "search": {"_target_": "torch.nn.Linear", "in_features": 3}},
+        "_target_": "midefense.attacks.base.SearchAttack",
+        "init": {**RANDOM, "candidatez": 3},
+        "select": None,
+        "objective": {"_target_": "os.system"},
+        "search": {"_target_": "torch.nn.Linear", "in_features": 3},
     }
     with pytest.raises(Refused) as refusal:
         bind_all({"attack": (attack, False), "dataset": ({**TOY, "seeed": 1}, False), "prior": ({"size": 1}, False)})
     lines = str(refusal.value).splitlines()
     assert [line.split(": ")[0] for line in lines] == [
-        *("attack.init.candidatez", "attack.objective", "attack.search.out_features", "dataset.seeed", "prior")
+        "attack.init.candidatez",
+        "attack.objective",
+        "attack.search.out_features",
+        "dataset.seeed",
+        "prior",
     ]
     assert "got 'candidatez'; choices: candidates, shared. Did you mean 'candidates'" in lines[0]
     assert "~attack.init.candidatez" in lines[0] and "Linear needs this option" in lines[2]
@@ -164,9 +184,19 @@ def test_what_fits_an_annotation(value, hint, words):
 @pytest.mark.parametrize(
     ("value", "hint"),
     [
-        *((True, int), (True, float), (1, bool), (1.0, int), ("1", int), (None, int), (1, str), ("ab", Sequence[str])),
-        *(([1, "b"], Sequence[int]), ([1.0], tuple[float, float]), ({"a": "b"}, Mapping[str, int])),
-        *((bind(TOY, "x"), Part), (bind(ADAM, "x"), Part)),
+        (True, int),
+        (True, float),
+        (1, bool),
+        (1.0, int),
+        ("1", int),
+        (None, int),
+        (1, str),
+        ("ab", Sequence[str]),
+        ([1, "b"], Sequence[int]),
+        ([1.0], tuple[float, float]),
+        ({"a": "b"}, Mapping[str, int]),
+        (bind(TOY, "x"), Part),
+        (bind(ADAM, "x"), Part),
     ],
 )
 def test_what_does_not_fit_an_annotation(value, hint):

@@ -97,9 +97,19 @@ def test_what_it_cannot_use_is_refused():
 
 def test_it_runs_end_to_end(store):
     overrides = (
-        *("dataset=toy", "dataset.size=16", "architecture=mlp", "architecture.widths=[8]", "architecture.size=16"),
-        *("recipe.epochs=1", "attack=gmi", "prior=pixels", "compute=cpu", "tracking=none", "allow=[learned_doubles]"),
-        *("evaluators.main.architecture.widths=[4,4]", "evaluators.main.recipe.epochs=1"),
+        "dataset=toy",
+        "dataset.size=16",
+        "architecture=mlp",
+        "architecture.widths=[8]",
+        "architecture.size=16",
+        "recipe.epochs=1",
+        "attack=gmi",
+        "prior=pixels",
+        "compute=cpu",
+        "tracking=none",
+        "allow=[learned_doubles]",
+        "evaluators.main.architecture.widths=[4,4]",
+        "evaluators.main.recipe.epochs=1",
     )
     config, choices = composed("evaluate", *overrides)
     config = {**copy.deepcopy(config), "store": str(store)}
@@ -107,7 +117,8 @@ def test_it_runs_end_to_end(store):
         "_target_": "midefense.attacks.learning.Learning",
         "network": {"_target_": "learned_doubles.Inverse", "_partial_": True, "features": 8, "channels": 1, "size": 16},
         "optimizer": {"_target_": "torch.optim.Adam", "_partial_": True},
-        **{"steps": 5, "batch_size": 16},
+        "steps": 5,
+        "batch_size": 16,
     }
     config["attack"] = {"_target_": "midefense.attacks.decoder.Decoder", "learning": learning, "group": 2}
     config["evidence"] = {"_target_": "learned_doubles.Released", "width": 8}

@@ -10,14 +10,33 @@ from midefense.store.store import Store
 from midefense.types import Refused
 
 DIGITS = (
-    *("dataset=digits", "architecture=mlp", "architecture.widths=[32]", "recipe.epochs=2", "compute.threads=1"),
-    *("prior=gmi_gan", "prior.width=8", "prior.steps=20", "prior.unit=10", "attack.search.steps=10"),
-    *("evaluators.main.architecture.widths=[8,16]", "evaluators.main.recipe.epochs=1"),
+    "dataset=digits",
+    "architecture=mlp",
+    "architecture.widths=[32]",
+    "recipe.epochs=2",
+    "compute.threads=1",
+    "prior=gmi_gan",
+    "prior.width=8",
+    "prior.steps=20",
+    "prior.unit=10",
+    "attack.search.steps=10",
+    "evaluators.main.architecture.widths=[8,16]",
+    "evaluators.main.recipe.epochs=1",
 )
 TOY = (
-    *("dataset=toy", "architecture=mlp", "architecture.widths=[16]", "recipe.epochs=2", "compute.threads=1"),
-    *("prior=gmi_gan", "prior.width=8", "prior.steps=6", "prior.unit=3", "prior.batch_size=8"),
-    *("attack.search.steps=10", "evaluators.main.architecture.widths=[8,16]", "evaluators.main.recipe.epochs=2"),
+    "dataset=toy",
+    "architecture=mlp",
+    "architecture.widths=[16]",
+    "recipe.epochs=2",
+    "compute.threads=1",
+    "prior=gmi_gan",
+    "prior.width=8",
+    "prior.steps=6",
+    "prior.unit=3",
+    "prior.batch_size=8",
+    "attack.search.steps=10",
+    "evaluators.main.architecture.widths=[8,16]",
+    "evaluators.main.recipe.epochs=2",
 )
 CLOSED_FORM = ("dataset=toy", "prior=toy", "architecture=mlp", "architecture.widths=[16]", "recipe.epochs=2")
 

@@ -99,8 +99,12 @@ def test_a_layer_of_the_transformer_is_torchs_post_norm_layer():
         ours = Layer(8, heads=2, inner=16, dropout=0.0)
         theirs = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation="gelu", batch_first=True)
     pairs = {
-        **{"attention.project_in.": "self_attn.in_proj_", "attention.project_out.": "self_attn.out_proj."},
-        **{"attention_norm.": "norm1.", "mixing_norm.": "norm2.", "mixing.0.": "linear1.", "mixing.3.": "linear2."},
+        "attention.project_in.": "self_attn.in_proj_",
+        "attention.project_out.": "self_attn.out_proj.",
+        "attention_norm.": "norm1.",
+        "mixing_norm.": "norm2.",
+        "mixing.0.": "linear1.",
+        "mixing.3.": "linear2.",
     }
     renamed = {f"{a}{kind}": f"{b}{kind}" for a, b in pairs.items() for kind in ("weight", "bias")}
     state = theirs.state_dict()

@@ -18,9 +18,19 @@ from midefense.store.store import Store
 
 TORCHRUN = (Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node", "2")
 SMALL = (
-    *("dataset=toy", "architecture.widths=[8,16]", "recipe.batch_size=16", "recipe.epochs=8", "compute=cpu"),
-    *("compute.threads=1", "prior=gmi_gan", "prior.width=8", "prior.batch_size=16", "prior.steps=30", "prior.unit=10"),
-    *("attack.group=1", "attack.search.steps=248"),
+    "dataset=toy",
+    "architecture.widths=[8,16]",
+    "recipe.batch_size=16",
+    "recipe.epochs=8",
+    "compute=cpu",
+    "compute.threads=1",
+    "prior=gmi_gan",
+    "prior.width=8",
+    "prior.batch_size=16",
+    "prior.steps=30",
+    "prior.unit=10",
+    "attack.group=1",
+    "attack.search.steps=248",
 )
 LOOKS = 5  # times a search of 248 steps (250 yields) logs
 TARGET = ("dataset=toy", "architecture.widths=[8,16]", "recipe.batch_size=16", "recipe.epochs=6")

@@ -77,7 +77,9 @@ def test_names_tell_what_was_changed():
     overrides += ["defense@defense.members.second=bido_hsic"]
     names = read_names(choices, overrides)
     assert names == {
-        **{"dataset": "toy", "prior": "gmi_gan", "defense": "stack(members.second=bido_hsic)"},
+        "dataset": "toy",
+        "prior": "gmi_gan",
+        "defense": "stack(members.second=bido_hsic)",
         "attack": "gmi(group=2, objective=margin, search.steps=3)",
     }
     assert name_of(names, "dataset", "defense", "attack", "public") == "toy-stack-gmi-own"
@@ -108,8 +110,16 @@ def test_a_target_brings_its_own_parts(trained):
 @pytest.mark.parametrize(
     "beside",
     [
-        *("defense=none", "dataset=toy", "dataset.size=32", "architecture=mlp", "recipe.epochs=2", "+recipe.x=1"),
-        *("~defense.p", "defense@defense.members.first=bido_coco", "train_on=all", "seeds.target=1"),
+        "defense=none",
+        "dataset=toy",
+        "dataset.size=32",
+        "architecture=mlp",
+        "recipe.epochs=2",
+        "+recipe.x=1",
+        "~defense.p",
+        "defense@defense.members.first=bido_coco",
+        "train_on=all",
+        "seeds.target=1",
     ],
 )
 def test_what_a_target_brings_may_not_be_named_beside_it(trained, beside, store):

@@ -88,7 +88,8 @@ def prefixed(state, prefix):
 
 FILES = {
     "plug_and_play_attacks": lambda s: {
-        **{"epoch": 3, "model_state_dict": prefixed(s, "model.")},
+        "epoch": 3,
+        "model_state_dict": prefixed(s, "model."),
         "optimizer_state_dict": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3}]},
     },
     "plug_and_play_attacks compiled": lambda s: {"epoch": 3, "model_state_dict": prefixed(s, "model._orig_mod.")},

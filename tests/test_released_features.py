@@ -23,10 +23,24 @@ FILES = {
     "metrics/matched": "matched: {_target_: test_released_features.MatchedError}\n",
 }
 WORDS = (
-    *("dataset=toy", "dataset.classes=3", "dataset.public_classes=3", "dataset.images_per_class=12", "prior=toy"),
-    *("dataset.test_images_per_class=4", f"dataset.size={SIZE}", "architecture=mlp", "architecture.widths=[7,6]"),
-    *(f"architecture.size={SIZE}", "recipe.epochs=1", "defense=noise", "evidence=released", "attack=readback"),
-    *("evaluators.main.recipe.epochs=1", "compute.threads=1", "tracking=none", "allow=[test_released_features]"),
+    "dataset=toy",
+    "dataset.classes=3",
+    "dataset.public_classes=3",
+    "dataset.images_per_class=12",
+    "prior=toy",
+    "dataset.test_images_per_class=4",
+    f"dataset.size={SIZE}",
+    "architecture=mlp",
+    "architecture.widths=[7,6]",
+    f"architecture.size={SIZE}",
+    "recipe.epochs=1",
+    "defense=noise",
+    "evidence=released",
+    "attack=readback",
+    "evaluators.main.recipe.epochs=1",
+    "compute.threads=1",
+    "tracking=none",
+    "allow=[test_released_features]",
 )
 
 

@@ -14,8 +14,14 @@ from midefense.store import store as store_module
 from midefense.store.store import Store
 
 SMALL = (
-    *("dataset=toy", "architecture.widths=[8,16]", "recipe.batch_size=16", "compute.threads=1"),
-    *("prior=gmi_gan", "prior.width=8", "prior.batch_size=16", "attack.group=1"),
+    "dataset=toy",
+    "architecture.widths=[8,16]",
+    "recipe.batch_size=16",
+    "compute.threads=1",
+    "prior=gmi_gan",
+    "prior.width=8",
+    "prior.batch_size=16",
+    "attack.group=1",
 )
 POOL = ("attack=pool", "attack.init.size=40", "attack.init.batch_size=16", "attack.init.candidates=4")
 FEW_UNITS = (*SMALL, *POOL, "attack.select.repeats=2", "attack.select.keep=2", "recipe.epochs=3")

@@ -18,13 +18,15 @@ from midefense.types import Images, Refused
 
 LEGACY = "selected on the test set (legacy)"
 SMALL = (
-    *("dataset=toy", "architecture=mlp", "architecture.widths=[8]", "recipe.epochs=2", "compute.threads=1"),
-    *(
-        "prior=toy",
-        "attack.search.steps=3",
-        "evaluators.main.architecture.widths=[8]",
-        "evaluators.main.recipe.epochs=1",
-    ),
+    "dataset=toy",
+    "architecture=mlp",
+    "architecture.widths=[8]",
+    "recipe.epochs=2",
+    "compute.threads=1",
+    "prior=toy",
+    "attack.search.steps=3",
+    "evaluators.main.architecture.widths=[8]",
+    "evaluators.main.recipe.epochs=1",
 )
 
 

@@ -32,11 +32,27 @@ IDS = {
     "result": {"h74d1f4a46bc"},
 }
 OVERRIDES = (
-    *("dataset=toy", "dataset.size=32", "architecture=mlp", "architecture.widths=[8]", "architecture.size=8"),
-    *("recipe.epochs=2", "attack=pool_small", "prior.width=1", "prior.latent_size=4", "prior.steps=4", "prior.unit=2"),
-    *("prior.batch_size=8", "attack.init.size=20", "attack.init.candidates=2", "attack.search.steps=3"),
-    *("attack.select.keep=1", "attack.select.repeats=2", "evaluators.main.architecture.widths=[4,4]"),
-    *("evaluators.main.architecture.features=4", "evaluators.main.recipe.epochs=1", "tracking=none"),
+    "dataset=toy",
+    "dataset.size=32",
+    "architecture=mlp",
+    "architecture.widths=[8]",
+    "architecture.size=8",
+    "recipe.epochs=2",
+    "attack=pool_small",
+    "prior.width=1",
+    "prior.latent_size=4",
+    "prior.steps=4",
+    "prior.unit=2",
+    "prior.batch_size=8",
+    "attack.init.size=20",
+    "attack.init.candidates=2",
+    "attack.search.steps=3",
+    "attack.select.keep=1",
+    "attack.select.repeats=2",
+    "evaluators.main.architecture.widths=[4,4]",
+    "evaluators.main.architecture.features=4",
+    "evaluators.main.recipe.epochs=1",
+    "tracking=none",
 )
 
 

@@ -248,7 +248,11 @@ def test_noise_is_constant_random_or_none():
         ({"resolution": 256}, 30_034_338, 175_568, 144, 28_864_129, 64),
         (
             {"resolution": 32, "label_size": 10, "mapping_layers": 2, "critic_kind": "orig"},
-            *(20_215_315, 3_392, 77, 23_089_664, 49),
+            20_215_315,
+            3_392,
+            77,
+            23_089_664,
+            49,
         ),
     ],
 )

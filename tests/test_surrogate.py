@@ -39,8 +39,11 @@ def surrogate(count=COUNT, **changes):
 
 def attack_of(**changes):
     parts = {
-        **{"init": Random(candidates=4), "objective": CrossEntropy(), "select": Everything(), "access": "labels"},
-        **{"search": Gradient(optimizer=functools.partial(torch.optim.Adam, lr=0.05), steps=15)},
+        "init": Random(candidates=4),
+        "objective": CrossEntropy(),
+        "select": Everything(),
+        "access": "labels",
+        "search": Gradient(optimizer=functools.partial(torch.optim.Adam, lr=0.05), steps=15),
         "surrogate": surrogate(),
     }
     return SearchAttack(**{**parts, **changes})
@@ -211,21 +214,32 @@ NODE = {
         "_target_": "midefense.attacks.learning.Learning",
         "network": {"_target_": "midefense.architectures.small.MLP", "_partial_": True, "widths": [16], "dropout": 0.1},
         "optimizer": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.01},
-        **{"steps": 30, "batch_size": 32, "unit": 10, "schedule": None},
+        "steps": 30,
+        "batch_size": 32,
+        "unit": 10,
+        "schedule": None,
     },
 }
 WORLD = (
-    *(
-        "dataset=toy",
-        "dataset.jitter=0.1",
-        "dataset.size=16",
-        "dataset.public_classes=4",
-        "train_on=all",
-        "compute=cpu",
-    ),
-    *("architecture=mlp", "architecture.widths=[16]", "architecture.size=16", "recipe.epochs=2", "tracking=none"),
-    *("attack=gmi", "prior=toy", "attack/objective=cross_entropy", "attack/search=adam", "attack.search.steps=5"),
-    *("attack.init.candidates=3", "attack.access=labels", "allow=[learned_doubles]"),
+    "dataset=toy",
+    "dataset.jitter=0.1",
+    "dataset.size=16",
+    "dataset.public_classes=4",
+    "train_on=all",
+    "compute=cpu",
+    "architecture=mlp",
+    "architecture.widths=[16]",
+    "architecture.size=16",
+    "recipe.epochs=2",
+    "tracking=none",
+    "attack=gmi",
+    "prior=toy",
+    "attack/objective=cross_entropy",
+    "attack/search=adam",
+    "attack.search.steps=5",
+    "attack.init.candidates=3",
+    "attack.access=labels",
+    "allow=[learned_doubles]",
 )
 
 

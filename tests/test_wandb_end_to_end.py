@@ -13,9 +13,19 @@ from midefense.types import Refused
 
 FAKE_KEY = "fa4e" * 10
 SMALL = (
-    *("dataset=toy", "architecture=mlp", "architecture.widths=[16]", "recipe.epochs=2", "compute.threads=1"),
-    *("prior=gmi_gan", "prior.width=8", "prior.steps=6", "prior.unit=3", "prior.batch_size=8"),
-    *("attack.search.steps=98", "evaluators.main.architecture.widths=[8,16]", "evaluators.main.recipe.epochs=2"),
+    "dataset=toy",
+    "architecture=mlp",
+    "architecture.widths=[16]",
+    "recipe.epochs=2",
+    "compute.threads=1",
+    "prior=gmi_gan",
+    "prior.width=8",
+    "prior.steps=6",
+    "prior.unit=3",
+    "prior.batch_size=8",
+    "attack.search.steps=98",
+    "evaluators.main.architecture.widths=[8,16]",
+    "evaluators.main.recipe.epochs=2",
 )
 JOBS = ("train_target", "train_prior", "attack", "evaluate")
 

@@ -19,8 +19,15 @@ CHEAPER = {
 }
 # Deeper or wider siblings, which share all their code with a lighter one: built on every run, run on slow ones.
 HEAVY = (
-    *("resnet101", "resnet152", "resnext101", "densenet161", "densenet169", "densenet201"),
-    *("efficientnet_b1", "efficientnet_b2", "resnest101"),
+    "resnet101",
+    "resnet152",
+    "resnext101",
+    "densenet161",
+    "densenet169",
+    "densenet201",
+    "efficientnet_b1",
+    "efficientnet_b2",
+    "resnest101",
 )
 
 

@@ -18,9 +18,17 @@ from midefense.types import Batch, Refused
 NAMES = options("defense")
 NO_NEUTRAL = {"stack"}  # it has no settings of its own
 WORLD = (
-    *("dataset=toy", "dataset.size=16", "recipe.epochs=4", "recipe.batch_size=32", "recipe.optimizer.lr=5e-3"),
-    *("architecture=cnn", "architecture.size=16", "architecture.widths=[8,16]", "architecture.features=16"),
-    *("compute=cpu", "tracking=none"),
+    "dataset=toy",
+    "dataset.size=16",
+    "recipe.epochs=4",
+    "recipe.batch_size=32",
+    "recipe.optimizer.lr=5e-3",
+    "architecture=cnn",
+    "architecture.size=16",
+    "architecture.widths=[8,16]",
+    "architecture.features=16",
+    "compute=cpu",
+    "tracking=none",
 )
 FITTED = {
     "bido_coco": ("defense.lambda_y=5.0",),  # the published weight is for 2,000 updates

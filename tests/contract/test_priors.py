@@ -17,12 +17,22 @@ from midefense.priors.stylegan2.prior import StyleBased
 
 NAMES = options("prior")
 QUICK_GAN = (
-    *("prior.width=8", "prior.steps=80", "prior.unit=20", "prior.batch_size=16"),
-    *("prior.critic_steps=2", "prior.learning_rate=3e-3"),
+    "prior.width=8",
+    "prior.steps=80",
+    "prior.unit=20",
+    "prior.batch_size=16",
+    "prior.critic_steps=2",
+    "prior.learning_rate=3e-3",
 )
 QUICK_STYLES = (
-    *("prior.latent_size=16", "prior.channel_base=128", "prior.channel_max=16", "prior.steps=80", "prior.unit=20"),
-    *("prior.batch_size=8", "prior.average_images=50", "prior.mirror=false"),
+    "prior.latent_size=16",
+    "prior.channel_base=128",
+    "prior.channel_max=16",
+    "prior.steps=80",
+    "prior.unit=20",
+    "prior.batch_size=8",
+    "prior.average_images=50",
+    "prior.mirror=false",
 )
 # The priors that learn.
 SHORT = {"gmi_gan": QUICK_GAN, "gmi_gan_small": QUICK_GAN, "stylegan2_small": QUICK_STYLES}

@@ -185,5 +185,7 @@ MAXVIT = Family(cut=_maxvit, build=_build_maxvit, least=64, step=32, weights_fit
 VARIANTS = {
     **dict.fromkeys(("densenet121", "densenet161", "densenet169", "densenet201"), DENSENET),
     **dict.fromkeys(("efficientnet_b0", "efficientnet_b1", "efficientnet_b2"), EFFICIENTNET),
-    **{"vit_b_16": VIT, "swin_t": SWIN, "maxvit_t": MAXVIT},
+    "vit_b_16": VIT,
+    "swin_t": SWIN,
+    "maxvit_t": MAXVIT,
 }

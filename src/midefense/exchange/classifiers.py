@@ -108,7 +108,10 @@ def import_classifier(
     config["store"] = str(store.root)
     config["recipe"] = {
         "_target_": "midefense.training.recipe.Imported",
-        **{"file": str(source.file), "sha256": source.sha256, "format": source.format, "select": select},
+        "file": str(source.file),
+        "sha256": source.sha256,
+        "format": source.format,
+        "select": select,
     }
     plan = read_plan("train_target", config, {**choices, "recipe": "imported"}, words)
     if role == "evaluator" and not issubclass(plan.target.defense.target, NoDefense):

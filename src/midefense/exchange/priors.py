@@ -56,7 +56,8 @@ def import_prior(
         kind="prior",
         name=name or name_of({"dataset": dataset, "public": "imported", "prior": prior}, "dataset", "public", "prior"),
         recipe={
-            **{"kind": "prior", "prior": node.recipe()},
+            "kind": "prior",
+            "prior": node.recipe(),
             "imported": {part: {"sha256": s.sha256, "format": s.format} for part, s in sources.items()},
         },
         names={"prior": f"{prior}(imported)"},

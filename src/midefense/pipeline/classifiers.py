@@ -120,9 +120,13 @@ def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
     )
     recipe = {
         "kind": "target",
-        **{"dataset": plan.dataset.recipe(), "images": digest(images, test), "train_on": plan.train_on},
-        **{"architecture": architecture.recipe(), "defense": plan.defense.recipe()},
-        **{"recipe": plan.recipe.recipe(), "seed": plan.seed},
+        "dataset": plan.dataset.recipe(),
+        "images": digest(images, test),
+        "train_on": plan.train_on,
+        "architecture": architecture.recipe(),
+        "defense": plan.defense.recipe(),
+        "recipe": plan.recipe.recipe(),
+        "seed": plan.seed,
     }
     draft = Draft(
         kind="target",
@@ -185,7 +189,9 @@ def utility_of(deployed: nn.Module, job: TrainingJob, device: torch.device) -> d
     tested = evaluate(deployed, job.test, device=device)
     top5 = {"test_accuracy_top5": tested["accuracy_top5"]} if "accuracy_top5" in tested else {}
     return {
-        **{"test_accuracy_top1": tested["accuracy"], **top5, "test_loss": tested["loss"]},
+        "test_accuracy_top1": tested["accuracy"],
+        **top5,
+        "test_loss": tested["loss"],
         "classes": len(job.images.names),
         "selection": selection_of(job.plan),
     }

@@ -48,8 +48,14 @@ class Judgement:
         """What is stored beside the row."""
         metrics = {
             name: {
-                **{"value": m.value, "low": m.low, "high": m.high, "n": m.n, "per_class": m.per_class},
-                **{"reason": m.reason, "higher_leaks": m.higher_leaks, "kind": self.kinds[name]},
+                "value": m.value,
+                "low": m.low,
+                "high": m.high,
+                "n": m.n,
+                "per_class": m.per_class,
+                "reason": m.reason,
+                "higher_leaks": m.higher_leaks,
+                "kind": self.kinds[name],
             }
             for name, m in self.measured.items()
         }
@@ -60,9 +66,12 @@ class Judgement:
         t = self.tensors
         return [
             {
-                **{"class": names[int(t["labels"][i])], "candidate": int(t["candidates"][i])},
-                **{"recovered": t["reconstructions"][i], "nearest private": t["nearest"][i]},
-                **{"distance": float(t["distance"][i]), "target confidence": float(t["confidence"][i])},
+                "class": names[int(t["labels"][i])],
+                "candidate": int(t["candidates"][i]),
+                "recovered": t["reconstructions"][i],
+                "nearest private": t["nearest"][i],
+                "distance": float(t["distance"][i]),
+                "target confidence": float(t["confidence"][i]),
             }
             for i in range(len(t["labels"]))
         ]

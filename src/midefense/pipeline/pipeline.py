@@ -270,8 +270,11 @@ class Pipeline:
             row = {
                 **{name: draft.names.get(name, "own") for name in ROW_NAMES},
                 **self._row(recovered, evaluators),
-                **{"protocol": protocol, "candidates": judgement.candidates},
-                **{"date": time.strftime("%Y-%m-%d"), "device": str(self.device), "command": draft.command},
+                "protocol": protocol,
+                "candidates": judgement.candidates,
+                "date": time.strftime("%Y-%m-%d"),
+                "device": str(self.device),
+                "command": draft.command,
             }
             _log_row(run, judgement.flat())
             run.pictures("recovered", judgement.picture_rows(self.splits.class_names), judge.PICTURE_COLUMNS)

@@ -42,15 +42,16 @@ KEYS = {
     "evaluate": (*TARGET_NODES, *ATTACK_NODES, *NAMED, "recovered", "evaluators", "metrics", *SHARED),
 }
 KINDS = {
-    **{"dataset": Dataset, "architecture": Classifier, "defense": Defense, "recipe": Recipe},
-    **{
-        "evidence": EvidenceSource,
-        "prior": Prior,
-        "attack": Attack,
-        "metrics": Metric,
-        "tracking": Settings,
-        "compute": Compute,
-    },
+    "dataset": Dataset,
+    "architecture": Classifier,
+    "defense": Defense,
+    "recipe": Recipe,
+    "evidence": EvidenceSource,
+    "prior": Prior,
+    "attack": Attack,
+    "metrics": Metric,
+    "tracking": Settings,
+    "compute": Compute,
 }
 HEAVY = ("architecture", "prior")  # not built to see whether their values are right, as everything else is
 

@@ -10,8 +10,16 @@ from midefense.plan.stored_names import present_name
 from midefense.types import Refused, refuse_unknown
 
 ROOMS = (
-    *("architectures", "attacks", "compute", "datasets", "defenses", "evidence"),
-    *("metrics", "priors", "tracking.settings", "training"),
+    "architectures",
+    "attacks",
+    "compute",
+    "datasets",
+    "defenses",
+    "evidence",
+    "metrics",
+    "priors",
+    "tracking.settings",
+    "training",
 )
 LIBRARIES = ("torch.optim", "torch.nn", "torchvision.transforms")
 

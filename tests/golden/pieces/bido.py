@@ -29,7 +29,9 @@ from .rules import NotThereYet, gradient_norms, parameters, sums_and_norms
 ROUNDED = 5e-6  # half a unit of the fifth digit
 # The names of BiDO's own classes, whose blocks are ours.
 MCNN_NAMES = {
-    **{"layer1": "stages.stage1", "layer2": "stages.stage2", "layer3": "stages.features"},
+    "layer1": "stages.stage1",
+    "layer2": "stages.stage2",
+    "layer3": "stages.features",
     "fc_layer": "classifier",
 }
 VGG16_NAMES = {

@@ -60,9 +60,15 @@ class Generator(nn.Module):
     def published(self) -> dict[str, str]:
         """Names of the original's `ResNetGenerator`."""
         inside = {
-            **{"c1": "first", "c2": "second", "c_sc": "shortcut"},
-            **{"b1": "first_norm", "b1.weights": "first_norm.gains", "b1.biases": "first_norm.biases"},
-            **{"b2": "second_norm", "b2.weights": "second_norm.gains", "b2.biases": "second_norm.biases"},
+            "c1": "first",
+            "c2": "second",
+            "c_sc": "shortcut",
+            "b1": "first_norm",
+            "b1.weights": "first_norm.gains",
+            "b1.biases": "first_norm.biases",
+            "b2": "second_norm",
+            "b2.weights": "second_norm.gains",
+            "b2.biases": "second_norm.biases",
         }
         table = {"l1": "project"}
         for index in range(len(self.grow)):
