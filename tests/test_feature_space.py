@@ -10,7 +10,7 @@ from torch import nn
 
 from midefense import metrics
 from midefense.metrics.feature_space import principal_plane
-from midefense.metrics.hull import convex_hull, inside
+from midefense.metrics.hull import convex_hull, in_hull
 from midefense.types import Images, Refused, Trace
 
 SQUARE = [(0, 0), (4, 0), (4, 4), (0, 4)]
@@ -33,12 +33,12 @@ def test_hull_of_a_square_is_its_corners_whatever_lies_inside_or_on_its_edges():
 def test_inside_counts_corners_and_edges():
     hull = convex_hull(np.array(SQUARE, dtype=float))
     points = np.array([(2, 2), (0, 0), (4, 2), (4.001, 2), (-1, -1), (2, 5)])
-    assert inside(points, hull).tolist() == [True, True, True, False, False, False]
+    assert in_hull(points, hull).tolist() == [True, True, True, False, False, False]
 
 
 def test_inside_a_hull_are_all_points_it_was_made_of():
     points = np.random.default_rng(1).normal(size=(200, 2)) * 1e4
-    assert inside(points, convex_hull(points)).all()
+    assert in_hull(points, convex_hull(points)).all()
 
 
 @pytest.mark.parametrize("points", [[(1, 1)], [(0, 0), (1, 1)], [(0, 0), (0.1, 0.3), (0.2, 0.6), (0.3, 0.9)]])

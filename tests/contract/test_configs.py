@@ -22,6 +22,7 @@ COUNTS = {
     ".": 4,
     "architecture": 34,
     "attack": 28,
+    "attack/engine": 1,
     "attack/init": 3,
     "attack/objective": 6,
     "attack/schedule": 2,

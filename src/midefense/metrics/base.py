@@ -116,7 +116,7 @@ class Metric:
 
     def update(self, judged: Judged, world: World) -> None:
         """Take a batch of images; refused if it is malformed, out of range, or holds NaN."""
-        check(judged, world)
+        require_fit(judged, world)
         rows = {"label": judged.labels, "candidate": judged.candidates, **self.rows(judged, world)}
         self._batches.append({name: row.to(world.device) for name, row in rows.items()})
 
@@ -171,7 +171,7 @@ def row_order(labels: Tensor, candidates: Tensor) -> Tensor:
     return by_candidate[torch.argsort(labels[by_candidate], stable=True)]
 
 
-def check(judged: Judged, world: World) -> None:
+def require_fit(judged: Judged, world: World) -> None:
     """Refuse images that would give a number without meaning."""
     images, labels, candidates = judged.images, judged.labels, judged.candidates
     channels = world.references.pixels.shape[1]

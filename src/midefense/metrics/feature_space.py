@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from midefense import seeds
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
 from midefense.metrics.features import TARGET, ask_features, batch_rows, feature_sets, judged_trace, network
-from midefense.metrics.hull import convex_hull, inside
+from midefense.metrics.hull import convex_hull, in_hull
 from midefense.metrics.kid import kernel_distance
 from midefense.types import Batch, Refused
 
@@ -102,7 +102,7 @@ class FeatureSpace(Metric):
                 self._drawings += [(label, which, points) for which, points in enumerate(sets)]
             hull = convex_hull(sets[0].cpu().numpy())
             if len(hull) > 2:
-                share = float(np.mean(inside(sets[2].cpu().numpy(), hull)))
+                share = float(np.mean(in_hull(sets[2].cpu().numpy(), hull)))
         if min(len(private), len(recovered)) > 1:
             near_private, near_erased = (_class_distance(known, recovered) for known in (private, erased))
         return share, near_private, near_erased

@@ -20,7 +20,7 @@ def convex_hull(points: np.ndarray) -> np.ndarray:
     return corners if len(corners) > 2 and _area(corners) > SLACK * np.ptp(ordered, axis=0).max() ** 2 else corners[:2]
 
 
-def inside(points: np.ndarray, hull: np.ndarray) -> np.ndarray:
+def in_hull(points: np.ndarray, hull: np.ndarray) -> np.ndarray:
     """Whether points [N, 2] lie in a hull of at least 3 corners or on its edge, bool [N]."""
     edges = np.roll(hull, -1, axis=0) - hull
     offsets = np.asarray(points, dtype=np.float64)[:, None] - hull

@@ -121,7 +121,7 @@ def judge(
 
 
 @torch.no_grad()
-def decode(prior: Prior, latents: Tensor, device: torch.device) -> Tensor:
+def decode_clipped(prior: Prior, latents: Tensor, device: torch.device) -> Tensor:
     """Images [M, C, H, W] in [0, 1] of a few latents [M, ...], clipped."""
     rows = batch_rows(BATCH, prior.size)
     return torch.cat([clip_images(prior.decode(part.to(device))) for part in latents.split(rows)])

@@ -246,7 +246,7 @@ class Pipeline:
         """Sixteen samples, of the same latents every time; a prior that is being trained goes on as it was."""
         latents = prior.sample(16, seeds.generator(self.plan.seeds["prior"], "prior", "pictures"))
         with evaluating(prior):
-            samples = to_pixels(judge.decode(prior, latents, self.device)).cpu()
+            samples = to_pixels(judge.decode_clipped(prior, latents, self.device)).cpu()
         run.pictures(name, [{"sample": i, "image": image} for i, image in enumerate(samples)], ["sample", "image"])
 
     def _judge(self, draft: Draft, evaluators: dict[str, Artefact], protocol: str, work: Work) -> Artefact:
