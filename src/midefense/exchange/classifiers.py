@@ -11,7 +11,6 @@ any other, with an accuracy that was measured here, on the test images of its da
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,7 @@ from midefense.pipeline.session import Session
 from midefense.plan.compose import compose
 from midefense.plan.overrides import parsed
 from midefense.plan.read import read_plan
-from midefense.store.artefacts import Artefact, savable, write_whole
+from midefense.store.artefacts import Artefact, file_sha256, savable, write_whole
 from midefense.store.store import Store, Work
 from midefense.training.inference import answers_of
 from midefense.types import Refused, refuse_unknown
@@ -58,7 +57,7 @@ def read_source(file: str | Path) -> Source:
     """Read a file of weights. Raises `Refused` for what is no file of tensors; no code of it is run."""
     file = Path(file).expanduser().resolve()
     checkpoint = read_checkpoint(file)
-    return Source(file, hashlib.sha256(file.read_bytes()).hexdigest(), format_of(file, checkpoint), checkpoint)
+    return Source(file, file_sha256(file), format_of(file, checkpoint), checkpoint)
 
 
 def format_of(file: Path, checkpoint: Checkpoint) -> str:

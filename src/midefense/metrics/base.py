@@ -88,9 +88,13 @@ class World:
         rows = order[torch.searchsorted(known[order], wanted).clamp(max=len(known) - 1)]
         if strange := wanted[known[rows] != wanted].tolist():
             raise Refused(f"ids: expected those of private images, got {strange[:3]}; try evidence that names images")
-        first = len(parts[0])
-        pixels = [parts[0].pixels[r] if r < first else parts[1].pixels[r - first] for r in rows.tolist()]
-        return torch.stack(pixels).to(self.device).float() / 255
+        pixels = parts[0].pixels.new_empty((len(ids), *parts[0].pixels.shape[1:]))
+        first = 0
+        for part in parts:
+            mine = ((rows >= first) & (rows < first + len(part))).nonzero()[:, 0]
+            pixels[mine] = part.pixels[rows[mine] - first]
+            first += len(part)
+        return pixels.to(self.device).float() / 255
 
 
 class Metric:

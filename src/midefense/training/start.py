@@ -6,12 +6,12 @@ the recipe holds what was named by its content: the id of the artefact, or the S
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from torch import Tensor
 
 from midefense.architectures.checkpoints import read_tensors
+from midefense.store.artefacts import file_sha256
 from midefense.types import Refused
 
 
@@ -58,7 +58,7 @@ class FromFile(Start):
     @classmethod
     def hashed(cls, file: Path) -> dict[str, str]:
         """The arguments that name a file as it is now."""
-        return {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "file": str(file.resolve())}
+        return {"sha256": file_sha256(file), "file": str(file.resolve())}
 
     def tensors(self) -> dict[str, Tensor]:
         """Its state dict, under the names it was published with. Refused if it is not the file it was."""
