@@ -68,8 +68,8 @@ FLOORS = (
 )
 # Which files alone may import a library, or a name in it.
 ONLY = {
-    "hydra": {"plan/compose", "plan/prior_options", "pipeline/verbs"},
-    "omegaconf": {"plan/compose", "plan/prior_options", "pipeline/verbs"},
+    "hydra": {"plan/compose", "pipeline/verbs"},
+    "omegaconf": {"plan/compose", "pipeline/verbs"},
     "wandb": {"tracking/wandb_mirror"},
     "pickle": {"architectures/checkpoints", "priors/stylegan2/closed_pickle"},
     "torch.load": {"architectures/checkpoints"},

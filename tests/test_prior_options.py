@@ -58,12 +58,18 @@ def test_the_command_line_wins(mine):
     assert "width" not in prior_of([*mine(OPTIONS), "~prior.width"])
 
 
-def test_an_experiment_wins_also_with_the_value_of_the_priors_file(mine):
+def test_an_experiment_wins(mine):
+    row = "# @package _global_\ndefaults: [override /attack: mine]\nprior: {width: 5}\n"
+    words = [*mine(OPTIONS, **{"experiment/row": row})[:1], "experiment=row"]
+    assert (prior_of(words)["width"], prior_of(words)["steps"]) == (5, 7)
+    assert prior_of([*words, "prior.width=9"])["width"] == 9
+
+
+def test_an_experiment_that_repeats_the_value_of_the_priors_file_is_taken_for_silence(mine):
     plain = prior_of(["prior=gmi_gan_small"])["width"]
     row = f"# @package _global_\ndefaults: [override /attack: mine]\nprior: {{width: {plain}}}\n"
     words = [*mine(OPTIONS, **{"experiment/row": row})[:1], "experiment=row"]
-    assert prior_of(words)["width"] == plain and prior_of(words)["steps"] == 7
-    assert prior_of([*words, "prior.width=9"])["width"] == 9
+    assert prior_of(words)["width"] == 3
 
 
 def test_another_prior_is_left_as_it_is(mine):
@@ -86,11 +92,69 @@ def test_without_them_nothing_is_composed_otherwise(mine):
     assert ours[0] == theirs[0]
 
 
-def test_the_verbs_show_them(mine, run_process):
-    words = mine(OPTIONS)
-    shown = run_process("attack", "--cfg", "job", *words)
+DEEP = "defaults: [gmi, override /prior@_global_.prior: deep, _self_]\n"
+PARTS = "width: ${seeds.prior}\npart: {a: 1, inner: {b: 2, c: 3}}\nempty: null\n"
+INSIDE = {"deep": {"width": "${seeds.attack}", "part": {"inner": {"b": 8}}, "empty": {"new": 1}}}
+
+
+@pytest.fixture
+def deep(mine):
+    """Words that choose an attack with `INSIDE` for a prior that has parts, and an experiment beside them."""
+    row = "# @package _global_\nprior: {part: {inner: {b: 6}}}\n"
+    attack = DEEP + yaml.safe_dump({"prior_options": INSIDE})
+    return mine({}, **{"attack/mine": attack, "prior/deep": PARTS, "experiment/row": row})
+
+
+def test_options_lie_at_every_depth_and_refer_to_others(deep):
+    words = [*deep, "seeds.prior=5", "seeds.attack=6"]
+    given = {"width": 6, "part": {"a": 1, "inner": {"b": 8, "c": 3}}, "empty": {"new": 1}}
+    assert prior_of(words) == given
+
+
+@pytest.mark.parametrize(
+    ("word", "inner"),
+    [
+        ("experiment=row", {"b": 6, "c": 3}),
+        ("prior.part.inner.b=2", {"b": 2, "c": 3}),
+        ("prior.part.inner.c=4", {"b": 8, "c": 4}),
+        ("prior.part.a=4", {"b": 8, "c": 3}),
+        ("prior.part={inner: {b: 2}}", {"b": 2, "c": 3}),
+        ("~prior.part.inner.b", {"c": 3}),
+        ("~prior.part", None),
+    ],
+)
+def test_what_was_set_inside_a_part_stays(deep, word, inner):
+    assert prior_of([*deep, word]).get("part", {}).get("inner") == inner
+
+
+def test_artefacts_that_are_named_need_no_prior(mine, run_verb):
+    chosen = MINE.replace("gmi_gan_small", "toy") + yaml.safe_dump({"prior_options": OPTIONS})
+    words = [*mine({}, **{"attack/mine": chosen}), "attack.search.steps=2"]
+    small = ("dataset=toy", "architecture=mlp", "architecture.widths=[16]", "recipe.epochs=1")
+    target = run_verb("train_target", *small)
+    recovered = run_verb("attack", f"target={target.reference}", *words)
+    judge = ("evaluators.main.architecture.widths=[8,16]", "evaluators.main.recipe.epochs=1")
+    result = run_verb("evaluate", f"recovered={recovered.id}", *judge)
+    assert result.provenance["parents"]["recovered"] == recovered.reference
+
+
+def test_the_verbs_lay_them_over_the_prior(mine, run_process):
+    folder = mine({"gmi_gan_small": {"width": "broad"}})[0].removeprefix("hydra.searchpath=[file://")[:-1]
+    refused = run_process("attack", "--config-dir", folder, "attack=mine")
+    assert refused.returncode == 2 and "prior.width: expected a whole number, got 'broad'" in refused.stderr
+
+
+def test_the_verbs_refuse_what_a_prior_has_not(mine, run_process):
+    refused = run_process("attack", *mine({"gmi_gan_small": {"widht": 3}}))
+    assert refused.returncode == 2 and "Did you mean 'width'" in refused.stderr, refused.stderr
+
+
+def test_hydras_own_print_shows_them_as_written(mine, run_process):
+    shown = run_process("attack", "--cfg", "job", *mine(OPTIONS))
     assert shown.returncode == 0, shown.stderr
-    assert yaml.safe_load(shown.stdout)["prior"]["width"] == 3
+    config = yaml.safe_load(shown.stdout)
+    assert config["attack"]["prior_options"] == OPTIONS
+    assert config["prior"] == prior_of(["prior=gmi_gan_small"])
 
 
 @pytest.mark.parametrize(
@@ -98,17 +162,17 @@ def test_the_verbs_show_them(mine, run_process):
     [
         (
             {"gmi_gan_small": {"widht": 3}},
-            r"attack/mine: prior_options.gmi_gan_small.widht: no such option: got 'widht'; choices: .*width.*"
+            r"attack=mine: prior_options.gmi_gan_small.widht: no such option: got 'widht'; choices: .*width.*"
             "Did you mean 'width'",
         ),
         (
             {"gmi_gan_smal": {"width": 3}},
-            "attack/mine: prior_options.gmi_gan_smal: no such prior: .*Did you mean 'gmi_gan_s",
+            "attack=mine: prior_options.gmi_gan_smal: no such prior: .*Did you mean 'gmi_gan_s",
         ),
-        ({"gmi_gan_small": 3}, "attack/mine: prior_options.gmi_gan_small: expected options by .*got 3"),
-        ([3], r"attack/mine: prior_options: expected options by prior, got \[3\]; try"),
+        ({"gmi_gan_small": 3}, "attack=mine: prior_options.gmi_gan_small: expected options by .*got 3"),
+        ([3], r"attack=mine: prior_options: expected options by prior, got \[3\]; try"),
     ],
 )
-def test_what_a_prior_has_not_is_refused_by_the_attacks_file(mine, options, complaint):
+def test_what_a_prior_has_not_is_refused_by_the_attacks_name(mine, options, complaint):
     with pytest.raises(Refused, match=complaint):
         prior_of(mine(options))

@@ -12,7 +12,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from midefense.pipeline.pipeline import Pipeline
-from midefense.plan.compose import CONF, NO_OPTION, NULL_OPTION, plain_config, refuse_hidden, sentence
+from midefense.plan.compose import (
+    CONF,
+    NO_OPTION,
+    NULL_OPTION,
+    plain_config,
+    refuse_hidden,
+    sentence,
+    with_prior_options,
+)
 from midefense.plan.read import read_plan
 from midefense.store.artefacts import Artefact
 from midefense.store.command import command_given
@@ -33,7 +41,8 @@ def verb(name: str, work: Callable[[Pipeline], Artefact], say: Callable[[Artefac
         chosen = HydraConfig.get()
         try:
             refuse_hidden(chosen.runtime.config_sources)
-            plan = read_plan(name, plain_config(config), dict(chosen.runtime.choices), list(chosen.overrides.task))
+            values = plain_config(with_prior_options(config, chosen))
+            plan = read_plan(name, values, dict(chosen.runtime.choices), list(chosen.overrides.task))
             artefact = work(Pipeline(plan))
         except Refused as refusal:  # here, before Hydra adds lines of its own; the rest of a sweep goes on
             refused.append(_complain(str(refusal)))

@@ -1,8 +1,9 @@
-"""The configuration of a verb under overrides, as plain values. Beside the entry of the verbs and
-`prior_options`, the only file that knows Hydra."""
+"""The configuration of a verb under overrides, as plain values. Beside the entry of the verbs, the only file that
+knows Hydra."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from midefense.plan import prior_options
+from midefense.plan.overrides import chosen_of, parsed
+from midefense.plan.prior_options import KEY, lay_over, options_for, require_known
 from midefense.types import Refused, refuse_unknown
 
-prior_options.install()
 PACKAGE = Path(__file__).resolve().parents[1]
 # Inside the installed package, or beside `src/` in a checkout.
 CONF = next((path for path in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if path.is_dir()), PACKAGE / "conf")
@@ -31,16 +32,55 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> tuple[dict, dict[str, s
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
             config = hydra_compose(config_name=verb, overrides=list(overrides), return_hydra_config=True)
+            hydra = config.hydra
+            with open_dict(config):
+                del config["hydra"]
+            config = with_prior_options(config, hydra)
     except HydraException as error:
         raise Refused(sentence(error)) from error
     except ValueError as error:
         if not str(error).startswith(NO_OPTION):
             raise
         raise Refused(NULL_OPTION) from error
-    choices = dict(config.hydra.runtime.choices)
-    with open_dict(config):
-        del config["hydra"]
-    return plain_config(config), choices
+    return plain_config(config), dict(hydra.runtime.choices)
+
+
+def with_prior_options(config: DictConfig, hydra: DictConfig) -> DictConfig:
+    """A configuration whose prior has the options that the attack's file gives it (see `plan/prior_options`).
+
+    They are taken out of the attack. To be called while Hydra is at work: it may be asked for the prior's own file.
+
+    Args:
+        hydra: Hydra's own configuration beside it.
+    Raises:
+        Refused: options, or a prior, that there are not.
+    """
+    values = OmegaConf.to_container(config)  # interpolations as they are written
+    if not isinstance(values.get("attack"), dict) or KEY not in values["attack"]:
+        return config
+    prior, attack = (chosen_of(hydra.runtime.choices, group) for group in ("prior", "attack"))
+    where = f"attack={attack}: {KEY}"
+    options = options_for(prior, values["attack"].pop(KEY), _priors(hydra), where)
+    if options and isinstance(values.get("prior"), dict):
+        own = _prior_alone(prior, hydra)
+        require_known(options, own, f"{where}.{prior}")
+        lay_over(values["prior"], options, own, parsed(hydra.overrides.task))
+    return OmegaConf.create(values)
+
+
+def _priors(hydra: DictConfig) -> set[str]:
+    """The names of the priors in the folders that Hydra searches."""
+    folders = [Path(source["path"]) / "prior" for source in hydra.runtime.config_sources if source["schema"] == "file"]
+    return {
+        path.relative_to(folder).with_suffix("").as_posix() for folder in folders for path in folder.rglob("*.yaml")
+    }
+
+
+def _prior_alone(name: str, hydra: DictConfig) -> dict:
+    """What the file of a prior says."""
+    searched = json.dumps(list(hydra.searchpath), ensure_ascii=False)
+    config = hydra_compose(overrides=[f"hydra.searchpath={searched}", f"+prior={name}"])
+    return OmegaConf.to_container(config).get("prior", {})
 
 
 def plain_config(config: DictConfig) -> dict:

@@ -1,8 +1,9 @@
-"""Words of the command line as Hydra reads them. Every file that asks what an override sets asks here."""
+"""Words of the command line as Hydra reads them, and what was chosen. Every file that asks what an override sets asks
+here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -49,3 +50,9 @@ class Override:
 def parsed(words: Iterable[str]) -> list[Override]:
     """The words of a command line in order."""
     return [Override.parse(word) for word in words]
+
+
+def chosen_of(choices: Mapping[str, str], group: str) -> str | None:
+    """The option chosen of a group (`choices`: Hydra's `runtime.choices`)."""
+    # an attack that chooses its prior leaves the choice under the group's full address
+    return choices.get(f"{group}@_global_.{group}", choices.get(group))

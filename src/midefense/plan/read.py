@@ -18,7 +18,7 @@ from midefense.metrics.base import Metric
 from midefense.plan.bind import Node, bind, bind_all, bind_recipe
 from midefense.plan.checks import check_shape, refuse_all, refuse_together
 from midefense.plan.facts import architecture_facts
-from midefense.plan.overrides import parsed
+from midefense.plan.overrides import chosen_of, parsed
 from midefense.plan.references import (
     ATTACK_NODES,
     NAMED,
@@ -165,9 +165,7 @@ def read_names(choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str
     """What people call the parts: the option chosen per group, with the values changed on the command line."""
     names = {}
     for group in (*TARGET_NODES, *ATTACK_NODES):
-        # an attack that chooses its prior leaves the choice under the group's full address
-        chosen = choices.get(f"{group}@_global_.{group}", choices.get(group))
-        if chosen is None:
+        if (chosen := chosen_of(choices, group)) is None:
             continue
         changes = [change for override in parsed(overrides) if (change := override.inside(group)) is not None]
         names[group] = f"{chosen}({', '.join(sorted(changes))})" if changes else str(chosen)
