@@ -116,3 +116,13 @@ def test_a_name_that_we_have_too_is_refused(own, run_process):
     (own / "attack" / "quick_look.yaml").rename(own / "attack" / "gmi.yaml")
     done = run_process("attack", "--config-dir", str(own), "attack=gmi", *SMALL)
     assert done.returncode == 2 and "got attack/gmi.yaml, which midefense has too; rename" in done.stderr
+
+
+@pytest.mark.slow
+def test_ranks_start_the_command_that_was_given(tmp_path, bytecode):
+    """The launcher starts this process's words again, which must not depend on a script at the root."""
+    words = ("dataset=toy", "architecture=mlp", "recipe.epochs=1", "tracking=none", "compute=cpu", "compute.devices=2")
+    command = [sys.executable, "-m", "midefense", "train", *words, "compute.strategy=ddp"]
+    run(command, tmp_path, **process_environment(bytecode))
+    (target,) = Store(tmp_path / "store").list("target")
+    assert target.provenance["command"].startswith("midefense train dataset=toy")
