@@ -68,7 +68,7 @@ COMMAND_LINE = [
     ),
     ("misspelt option", "attack", ["attack=gmii"], ["got 'gmii'; choices: gmi, ", "Did you mean 'gmi'?"]),
     ("misspelt slot option", "attack", ["attack/objective=poincaree"], ["choices: confidence", "mean 'poincare'?"]),
-    ("misspelt key", "attack", ["attack.stepz=3"], ["attack.stepz: no such option: got 'stepz'; choices: init"]),
+    ("misspelt key", "attack", ["attack.stepz=3"], ["attack.stepz: no such option: got 'stepz'; choices: views"]),
     ("added key", "attack", ["+attack.stepz=3"], ["SearchAttack has no such option", "remove it with ~attack.stepz"]),
     ("misspelt deep key", "attack", ["attack.search.stepz=3"], ["attack.search.stepz", "Did you mean 'steps'?"]),
     ("added deep key", "attack", ["+attack.search.stepz=3"], ["Gradient has no such option", "mean 'steps'?"]),

@@ -626,5 +626,5 @@ def test_check_as_a_process(tmp_path, bytecode):
 
 
 def test_importing_a_dataset_brings_no_hydra():
-    line = "import sys, midefense.datasets.check, midefense.datasets.public_folder; sys.exit('hydra' in sys.modules)"
+    line = "import sys, midefense.datasets.files, midefense.datasets.public_folder; sys.exit('hydra' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", line], cwd=ROOT).returncode == 0

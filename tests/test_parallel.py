@@ -10,7 +10,7 @@ from pathlib import Path
 import conftest
 import pytest
 
-from midefense.pipeline.classifiers import lesson_of
+from midefense.pipeline.classifiers import job_of
 from midefense.pipeline.pipeline import Pipeline
 from midefense.pipeline.session import Session
 from midefense.store.artefacts import Draft
@@ -119,7 +119,7 @@ def test_ranks_wait_for_another_process_that_trains_their_target(
 ):
     overrides = (*TARGET, "compute=cpu", "compute.strategy=ddp")
     session = Session(conftest.plan_for("train_target", *overrides, store=store))
-    work = Store(store).work(lesson_of(session, session.plan.target).draft)
+    work = Store(store).work(job_of(session, session.plan.target).draft)
     claim = work.folder / "all.claim"
     with work.claim("all"):
         process = start_process("train_target", *overrides, launcher=TORCHRUN)

@@ -102,7 +102,7 @@ def sentence(error: HydraException) -> str:
     if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None and cause.key is not None:
         if "/" in str(cause.key):
             return str(refuse_unknown("no such config group", cause.key, sorted(groups()), "See --help."))
-        known = [str(key) for key in cause.parent_node if key != "hydra"]
+        known = [key for key in map(str, cause.parent_node) if key != "hydra" and not key.startswith("_")]
         return str(refuse_unknown(f"{cause.full_key}: no such option", cause.key, known))
     if "Could not override '" in text:
         group = text.split("'")[1]
