@@ -26,6 +26,15 @@ def plan_for(verb: str, *overrides: str, store: Path) -> Plan:
     return read_plan(verb, config, choices, overrides)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_in_the_checkout():
+    """Tests write into temporary folders: what verbs make by default may not appear beside the sources."""
+    made = [ROOT / name for name in ("store", "wandb", "outputs", "multirun")]
+    absent = [folder for folder in made if not folder.exists()]
+    yield
+    assert [folder for folder in absent if folder.exists()] == []
+
+
 @pytest.fixture
 def store(tmp_path):
     """An empty folder for artefacts."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from omegaconf import OmegaConf
 from stylegan2_files import write_imported
 
@@ -24,6 +25,7 @@ from midefense.store.artefacts import canonical, content_id
 from midefense.types import Refused
 
 GROUPS = ("dataset", "architecture", "defense", "recipe", "public", "prior", "evidence", "attack")
+IDS = json.loads((ROOT / "tests" / "data" / "recipe_ids.json").read_text())
 OPTIONS = [(g, path.stem) for g in GROUPS for path in sorted((CONF / g).glob("*.yaml"))]
 TOY = {"_target_": "midefense.datasets.toy.Toy", "classes": 3}
 RANDOM = {"_target_": "midefense.attacks.init.Random", "candidates": 2}
@@ -258,10 +260,12 @@ def bound_option(group, option, *overrides):
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
-def test_every_option_comes_back_from_its_recipe(group, option, tmp_path):
+def test_every_option_comes_back_from_its_recipe_and_keeps_its_id(group, option, tmp_path):
+    """`recipe_ids.json`: the ids that commit c187d75 gave the options it had."""
     imported = group == "prior" and option.startswith("stylegan2_") and option != "stylegan2_small"
     file = [f"prior.weights={write_imported(tmp_path / 'tiny.safetensors')}"] if imported else []
     bound = bound_option(group, option, *file)  # the recipe holds the hash of the file
+    assert IDS.get(f"{group}/{option}") in (None, content_id(bound.recipe()))
     stored = json.loads(canonical(bound.recipe()))
     again = bind_recipe(stored, bound.places())
     assert canonical(again.recipe()) == canonical(bound.recipe())

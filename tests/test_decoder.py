@@ -1,11 +1,10 @@
 """Decoders: an inverse network against a known answer, its bill, going on, and what it leaves in the store."""
 
-import copy
 import functools
 
 import pytest
 import torch
-from contract.listing import composed
+from contract.listing import composed, within
 from learned_doubles import Inverse, Quarters
 
 from midefense import seeds
@@ -112,7 +111,7 @@ def test_it_runs_end_to_end(store):
         "evaluators.main.recipe.epochs=1",
     )
     config, choices = composed("evaluate", *overrides)
-    config = {**copy.deepcopy(config), "store": str(store)}
+    config = within(store, config)
     learning = {
         "_target_": "midefense.attacks.learning.Learning",
         "network": {"_target_": "learned_doubles.Inverse", "_partial_": True, "features": 8, "channels": 1, "size": 16},

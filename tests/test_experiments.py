@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from contract.listing import composed, files, options
+from contract.listing import composed, files, options, within
 from contract.test_configs import commands, header
 
 from midefense import seeds
@@ -200,8 +200,7 @@ DEMONSTRATIONS = [(file, 0) for file in FILES if file.parts[1] not in (*PAPERS, 
 @pytest.mark.parametrize(("file", "number"), [*SETUPS, *DEMONSTRATIONS], ids=setup)
 def test_a_dry_run_gives_a_row_of_what_a_command_names(file, number, shared, generator_file):
     config, choices, overrides = as_written(file, number)
-    shrunk = {**small(config, generator_file, choices["attack"]), "store": str(shared)}
-    shrunk["tracking"] = {**shrunk["tracking"], "folder": str(shared / "runs")}
+    shrunk = within(shared, small(config, generator_file, choices["attack"]))
     result = Pipeline(read_plan("evaluate", shrunk, choices, overrides)).result
     row, numbers = result.metrics["row"], result.metrics["metrics"]
     assert row["attack"] == choices["attack"] and row["defense"].split("(")[0] == choices["defense"]

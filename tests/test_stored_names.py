@@ -23,6 +23,7 @@ from midefense.store.artefacts import content_id
 from midefense.store.store import Store
 
 DATA = Path(__file__).parent / "data"
+GROUPS = ("dataset", "architecture", "defense", "recipe", "public", "prior", "evidence", "attack")
 RECORDED = json.loads((DATA / "recipe_ids.json").read_text())
 IDS = {
     "target": {"h33b73b989cf", "h39b46e3110e"},  # the target and its evaluator
@@ -81,17 +82,18 @@ def test_what_was_stored_is_rebuilt_judged_and_reported(former):
     assert again.id in IDS["result"], "judged anew with the stored prior, target and evaluator"
 
 
-@pytest.mark.parametrize("option", RECORDED)
-def test_the_recipe_of_every_option_has_the_id_it_had(option):
-    group, name, *metric = option.split("/")
-    node = compose("evaluate", [f"{group}={name}"])[0][group]
-    if metric:
-        node = node[metric[0]]
-        node = {**node, "features": "main"} if node.get("features") == "auto" else node  # else this machine decides
-    told = group in ("architecture", "prior")
-    bound = bind(node, group, beside_dataset=told)
-    bound = bound.given(classes=3, channels=1, size=32) if told else bound
-    assert content_id(bound.recipe()) == RECORDED[option]
+def test_every_option_that_had_an_id_is_there():
+    """Their ids are compared where every option is bound: `test_build`; those of metrics here."""
+    options = {f"{group}/{path.stem}" for group in GROUPS for path in (CONF / group).glob("*.yaml")}
+    assert {name for name in RECORDED if not name.startswith("metrics/")} <= options
+
+
+@pytest.mark.parametrize("option", sorted({name.split("/")[1] for name in RECORDED if name.startswith("metrics/")}))
+def test_metrics_have_the_ids_they_had(option):
+    nodes = compose("evaluate", [f"metrics={option}"])[0]["metrics"]
+    for name, node in nodes.items():
+        judged = {**node, "features": "main"} if node.get("features") == "auto" else node  # else this machine decides
+        assert content_id(bind(judged, name).recipe()) == RECORDED[f"metrics/{option}/{name}"]
 
 
 def test_a_former_name_is_the_class_where_it_lies_now():

@@ -1,11 +1,10 @@
 """Surrogates: what they cost, that they go on to the same bits, and that a search over one never asks the target."""
 
-import copy
 import functools
 
 import pytest
 import torch
-from contract.listing import composed
+from contract.listing import composed, within
 from learned_doubles import Agreed, LabelSurrogate, Quarters, Student
 from torch import nn
 
@@ -245,7 +244,7 @@ WORLD = (
 
 def pipeline(store, node=NODE):
     config, choices = composed("attack", *WORLD)
-    config = {**copy.deepcopy(config), "store": str(store)}
+    config = within(store, config)
     config["attack"]["surrogate"] = node
     return Pipeline(read_plan("attack", config, choices, WORLD))
 

@@ -1,5 +1,6 @@
 """The listing of `conf/` that contract tests run over, and short ways to what an entry describes."""
 
+import copy
 import functools
 from pathlib import Path
 
@@ -21,6 +22,12 @@ def files() -> list[Path]:
 def composed(verb: str, *overrides: str) -> tuple[dict, dict]:
     """A verb's plain configuration and the option chosen per group, composed once for all tests: not to be changed."""
     return compose(verb, overrides)
+
+
+def within(store: Path, config: dict) -> dict:
+    """A copy of a composed configuration that makes everything in `store`, its run folders too."""
+    copied = copy.deepcopy(config)
+    return {**copied, "store": str(store), "tracking": {**copied["tracking"], "folder": str(store / "runs")}}
 
 
 def node(verb: str, key: str, *overrides: str) -> Node:
