@@ -1,6 +1,8 @@
 """What tests share: one thread, no W&B, a store of their own, verbs called in this process or in another."""
 
+import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from midefense.pipeline import verbs
 from midefense.pipeline.pipeline import Pipeline
 from midefense.plan.compose import compose
 from midefense.plan.read import Plan, read_plan
@@ -49,6 +52,27 @@ def run_verb(store):
         return DONE_BY[verb](Pipeline(plan_for(verb, *overrides, store=store)))
 
     return run
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """`call(verb, *arguments)`: exit code, stdout and stderr of an entry point, called in this process."""
+    handler, handlers, level = signal.getsignal(signal.SIGTERM), logging.root.handlers[:], logging.root.level
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def run(verb, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{verb}.py", *arguments])
+        code = 0
+        try:
+            verbs.verb(verb, DONE_BY[verb], lambda artefact: "done")()
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

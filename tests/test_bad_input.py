@@ -1,9 +1,7 @@
 """Bad input is refused with a sentence and exit code 2, before anything is trained or written."""
 
-import logging
 import pickle
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -13,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from midefense.pipeline import verbs
 from midefense.pipeline.pipeline import Pipeline
 
 TOY = ("dataset=toy", "prior=toy")
@@ -21,27 +18,6 @@ SMALL = ("dataset=toy", "architecture.widths=[8]", "recipe.epochs=1", "dataset.s
 FILES = ("tensors.safetensors", "config.yaml", "metrics.json", "provenance.json")
 INIT = "attack.init._target_"
 OUTSIDE = "is outside the whitelist (midefense.architectures"
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """`call(verb, *arguments)`: exit code, stdout and stderr of an entry point, called in this process."""
-    handler, handlers, level = signal.getsignal(signal.SIGTERM), logging.root.handlers[:], logging.root.level
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-
-    def run(verb, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{verb}.py", *arguments])
-        code = 0
-        try:
-            verbs.verb(verb, conftest.DONE_BY[verb], lambda artefact: "done")()
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
 
 
 @pytest.fixture

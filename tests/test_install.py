@@ -112,10 +112,10 @@ def test_a_configuration_of_ones_own_is_an_option_like_ours(own, run_process, st
     assert recovered.name == "toy-mlp-none-toy-quick_look" and recovered.recipe["attack"]["search"]["steps"] == 1
 
 
-def test_a_name_that_we_have_too_is_refused(own, run_process):
+def test_a_name_that_we_have_too_is_refused(own, call):
     (own / "attack" / "quick_look.yaml").rename(own / "attack" / "gmi.yaml")
-    done = run_process("attack", "--config-dir", str(own), "attack=gmi", *SMALL)
-    assert done.returncode == 2 and "got attack/gmi.yaml, which midefense has too; rename" in done.stderr
+    code, _, said = call("attack", "--config-dir", str(own), "attack=gmi", *SMALL)
+    assert code == 2 and "got attack/gmi.yaml, which midefense has too; rename" in said
 
 
 @pytest.mark.slow

@@ -138,21 +138,21 @@ def test_artefacts_that_are_named_need_no_prior(mine, run_verb):
     assert result.provenance["parents"]["recovered"] == recovered.reference
 
 
-def test_the_verbs_lay_them_over_the_prior(mine, run_process):
+def test_the_verbs_lay_them_over_the_prior(mine, call):
     folder = mine({"gmi_gan_small": {"width": "broad"}})[0].removeprefix("hydra.searchpath=[file://")[:-1]
-    refused = run_process("attack", "--config-dir", folder, "attack=mine")
-    assert refused.returncode == 2 and "prior.width: expected a whole number, got 'broad'" in refused.stderr
+    code, _, said = call("attack", "--config-dir", folder, "attack=mine")
+    assert code == 2 and "prior.width: expected a whole number, got 'broad'" in said
 
 
-def test_the_verbs_refuse_what_a_prior_has_not(mine, run_process):
-    refused = run_process("attack", *mine({"gmi_gan_small": {"widht": 3}}))
-    assert refused.returncode == 2 and "Did you mean 'width'" in refused.stderr, refused.stderr
+def test_the_verbs_refuse_what_a_prior_has_not(mine, call):
+    code, _, said = call("attack", *mine({"gmi_gan_small": {"widht": 3}}))
+    assert code == 2 and "Did you mean 'width'" in said
 
 
-def test_hydras_own_print_shows_them_as_written(mine, run_process):
-    shown = run_process("attack", "--cfg", "job", *mine(OPTIONS))
-    assert shown.returncode == 0, shown.stderr
-    config = yaml.safe_load(shown.stdout)
+def test_hydras_own_print_shows_them_as_written(mine, call):
+    code, shown, _ = call("attack", "--cfg", "job", *mine(OPTIONS))
+    assert code == 0
+    config = yaml.safe_load(shown)
     assert config["attack"]["prior_options"] == OPTIONS
     assert config["prior"] == prior_of(["prior=gmi_gan_small"])
 

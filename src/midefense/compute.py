@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import atexit
 import os
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import SingleDeviceStrategy
 
 from midefense.types import Refused, refuse_unknown
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 ACCELERATORS = ("auto", "cpu", "cuda")  # not mps: losses and metrics need float64
 STRATEGIES = ("auto", "ddp")
@@ -71,6 +73,10 @@ class Compute:
 
     def fabric(self, ranks: bool) -> Fabric:
         """A launched Fabric; with `ranks` all processes train one model together, else each is alone."""
+        # seconds to import: a verb that finds everything in the store, or refuses, need not wait for it
+        from lightning_fabric import Fabric
+        from lightning_fabric.strategies import SingleDeviceStrategy
+
         if ranks:
             devices = int(os.environ.get("LOCAL_WORLD_SIZE", self.devices))
             fabric = Fabric(

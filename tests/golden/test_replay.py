@@ -213,6 +213,7 @@ def test_a_later_method_is_one_function(monkeypatch):
     assert replay_of("kedmi_ked_improved1") is known and replay_of("mystery") is None
 
 
+@pytest.mark.slow
 def test_it_runs_from_the_root_of_the_repository(tmp_path):
     np.savez(tmp_path / "a.npz", **{"vmi_flow/x": np.zeros(2)})
     command = [sys.executable, "tests/golden/replay.py", "--prefix", "x", str(tmp_path / "a.npz")]

@@ -13,14 +13,17 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torchvision.models import WeightsEnum
 
 from midefense.types import Refused, refuse_unknown
+
+if TYPE_CHECKING:  # torchvision takes seconds to import, and only its networks need it
+    from torchvision.models import WeightsEnum
 
 ACCEPTED = "a safetensors file, or a torch file with a state dict (alone, or as one entry of a checkpoint)"
 # How a torch file begins: a zip archive, or, before torch 1.6, a pickled magic number.

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from midefense import seeds
@@ -18,6 +18,9 @@ from midefense.defenses.base import Defense, cross_entropy
 from midefense.training.inference import evaluate, features_of
 from midefense.training.recipe import Recipe
 from midefense.types import Batch, Images, Origin, Progress, Refused, Trace
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 State = dict[str, Tensor]
 
@@ -161,7 +164,7 @@ def fit(
             where the recipe selects by them.
         RuntimeError: the loss of an epoch was not finite.
     """
-    fabric = Fabric(accelerator="cpu", devices=1) if fabric is None else fabric
+    fabric = _alone() if fabric is None else fabric
     _require_labels(images, model)
     images, judged = recipe.hold_out(images, seed)
     if recipe.select == "test_legacy":
@@ -187,6 +190,13 @@ def fit(
         model.load_state_dict(_under("best", best))
     if recipe.head == "centroids":
         model.set_centroids(features_of(model, images, device=fabric.device), images.labels)
+
+
+def _alone() -> Fabric:
+    """One process on the CPU."""
+    from lightning_fabric import Fabric
+
+    return Fabric(accelerator="cpu", devices=1)
 
 
 def rank_share(batch: Batch, rank: int, ranks: int) -> Batch:
