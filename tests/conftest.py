@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from contract.listing import composed, within
 
 from midefense.pipeline import verbs
 from midefense.pipeline.pipeline import Pipeline
-from midefense.plan.compose import compose
 from midefense.plan.read import Plan, read_plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,8 +25,8 @@ torch.set_num_threads(1)
 
 def plan_for(verb: str, *overrides: str, store: Path) -> Plan:
     """What a verb plans under command-line overrides, as `verbs.verb` reads it."""
-    config, choices = compose(verb, [*overrides, f"store={store}"])
-    return read_plan(verb, config, choices, overrides)
+    config, choices = composed(verb, *overrides)
+    return read_plan(verb, within(store, config), choices, overrides)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -191,7 +191,8 @@ def test_cached_weights_are_checked_and_never_unpickled(tmp_path, monkeypatch):
 def test_a_stored_target_opens_without_the_weights_it_started_from(store, tmp_path, monkeypatch):
     cached_weights(monkeypatch, tmp_path, saved(torchvision.models.resnet18(weights=None).state_dict()))
     overrides = ("dataset=toy", "architecture=resnet18", "architecture.pretrained=true", "recipe.epochs=1")
-    pipeline = Pipeline(conftest.plan_for("train_target", *overrides, "compute=cpu", store=store))
+    few = ("dataset.images_per_class=12", "dataset.test_images_per_class=2", "compute=cpu")
+    pipeline = Pipeline(conftest.plan_for("train_target", *overrides, *few, store=store))
     artefact = pipeline.target.artefact
     shutil.rmtree(tmp_path / "checkpoints")
     model = load_classifier(pipeline.session, artefact)

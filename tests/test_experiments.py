@@ -68,15 +68,6 @@ def test_a_header_says_what_was_published_and_measured_and_how_that_is_known(fil
         assert re.search(r"\nsetup: (the authors' code|the first upload of the authors' code|recalled|ours)", whole)
 
 
-@pytest.mark.parametrize("file", FILES, ids=identity)
-def test_the_commands_of_a_header_are_accepted_and_use_the_file(file, store):
-    for number in range(len(commands(file))):
-        config, choices, overrides = as_written(file, number)
-        read_plan("evaluate", {**config, "store": str(store)}, choices, overrides)
-        used = [choices["experiment"], f"base/{choices.get('experiment/base')}"]
-        assert identity(file) in used
-
-
 @pytest.mark.parametrize(("file", "number"), SETUPS, ids=setup)
 def test_a_name_says_what_is_in_the_file(file, number):
     config, choices, _ = as_written(file, number)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from conftest import ROOT, process_environment
+from conftest import ROOT
 from folder_trees import (
     ACTORS,
     ACTRESSES,
@@ -28,6 +28,7 @@ from folder_trees import (
 from PIL import Image
 
 from midefense.commands.datasets import run as command
+from midefense.commands.main import main
 from midefense.datasets.base import PublicFrom
 from midefense.datasets.bounding_boxes import LARGEST, first_box
 from midefense.datasets.decoding import Decoding, decode, survey
@@ -617,12 +618,11 @@ def test_list_names_every_dataset_once(capsys):
     assert len(set(names)) == len(names) and "own" not in names
 
 
-def test_check_as_a_process(tmp_path, bytecode):
-    line = [sys.executable, "-m", "midefense", "datasets", "check", "ffhq", "--root", str(ffhq_tree(tmp_path))]
-    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=process_environment(bytecode))
-    assert done.returncode == 1 and done.stdout.startswith("ffhq expects\n  ROOT/thumbnails128x128/00000.png")
-    assert done.stderr.startswith("refused: ") and "Traceback" not in done.stderr
-    assert "expected 70,000 pictures, got 7" in done.stderr
+def test_check_as_a_command(tmp_path, capsys):
+    assert main(["datasets", "check", "ffhq", "--root", str(ffhq_tree(tmp_path))]) == 1
+    shown, said = capsys.readouterr()
+    assert shown.startswith("ffhq expects\n  ROOT/thumbnails128x128/00000.png")
+    assert said.startswith("refused: ") and "expected 70,000 pictures, got 7" in said
 
 
 def test_importing_a_dataset_brings_no_hydra():

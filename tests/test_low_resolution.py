@@ -190,7 +190,8 @@ def test_a_stored_target_opens_without_the_backbone_it_started_from(store, tmp_p
     convolutions = {name: tensor for name, tensor in donor.items() if name.startswith("feature.")}
     torch.save({f"features.{name.removeprefix('feature.')}": tensor for name, tensor in convolutions.items()}, file)
     overrides = ("dataset=toy", "architecture=vgg16_64", "architecture.size=32", f"architecture.weights={file}")
-    pipeline = Pipeline(conftest.plan_for("train_target", *overrides, "recipe.epochs=1", "compute=cpu", store=store))
+    short = ("dataset.images_per_class=12", "dataset.test_images_per_class=2", "recipe.epochs=1", "compute=cpu")
+    pipeline = Pipeline(conftest.plan_for("train_target", *overrides, *short, store=store))
     artefact = pipeline.target.artefact
     file.unlink()
     model = load_classifier(pipeline.session, artefact)

@@ -138,14 +138,14 @@ def test_artefacts_that_are_named_need_no_prior(mine, run_verb):
     assert result.provenance["parents"]["recovered"] == recovered.reference
 
 
-def test_the_verbs_lay_them_over_the_prior(mine, call):
+def test_the_verbs_lay_them_over_the_prior(mine, call, store):
     folder = mine({"gmi_gan_small": {"width": "broad"}})[0].removeprefix("hydra.searchpath=[file://")[:-1]
-    code, _, said = call("attack", "--config-dir", folder, "attack=mine")
+    code, _, said = call("attack", "--config-dir", folder, "attack=mine", f"store={store}")
     assert code == 2 and "prior.width: expected a whole number, got 'broad'" in said
 
 
-def test_the_verbs_refuse_what_a_prior_has_not(mine, call):
-    code, _, said = call("attack", *mine({"gmi_gan_small": {"widht": 3}}))
+def test_the_verbs_refuse_what_a_prior_has_not(mine, call, store):
+    code, _, said = call("attack", *mine({"gmi_gan_small": {"widht": 3}}), f"store={store}")
     assert code == 2 and "Did you mean 'width'" in said
 
 

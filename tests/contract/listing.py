@@ -1,11 +1,12 @@
 """The listing of `conf/` that contract tests run over, and short ways to what an entry describes."""
 
-import copy
 import functools
 from pathlib import Path
 
 from midefense.plan.bind import Node, bind
 from midefense.plan.compose import CONF, compose
+
+NOWHERE = "/nowhere/store"
 
 
 def options(group: str) -> list[str]:
@@ -20,14 +21,20 @@ def files() -> list[Path]:
 
 @functools.cache
 def composed(verb: str, *overrides: str) -> tuple[dict, dict]:
-    """A verb's plain configuration and the option chosen per group, composed once for all tests: not to be changed."""
-    return compose(verb, overrides)
+    """A verb's plain configuration and the option chosen per group, composed once for all tests: not to be changed.
+
+    Its store is nowhere; `within` says where.
+    """
+    return compose(verb, [*overrides, f"store={NOWHERE}"])
 
 
-def within(store: Path, config: dict) -> dict:
-    """A copy of a composed configuration that makes everything in `store`, its run folders too."""
-    copied = copy.deepcopy(config)
-    return {**copied, "store": str(store), "tracking": {**copied["tracking"], "folder": str(store / "runs")}}
+def within(store: Path, config: object) -> object:
+    """A copy of a composed configuration, or of a part, that makes everything in `store`, its run folders too."""
+    if isinstance(config, dict):
+        return {key: within(store, value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [within(store, value) for value in config]
+    return config.replace(NOWHERE, str(store)) if isinstance(config, str) else config
 
 
 def node(verb: str, key: str, *overrides: str) -> Node:

@@ -15,12 +15,11 @@ import yaml
 from conftest import plan_for
 from torch import nn
 
-from contract.listing import composed, options
+from contract.listing import composed, options, within
 from midefense import seeds
 from midefense.attacks.base import run_group
 from midefense.oracle import Oracle
 from midefense.pipeline.pipeline import Pipeline
-from midefense.plan.compose import compose
 from midefense.plan.read import read_plan
 from midefense.store.store import Work
 from midefense.types import Access, Refused, clip_images
@@ -300,7 +299,8 @@ def test_a_weaker_access_is_refused_before_compute(scene, name, store):
     declared = scene.attack().access
     weaker = [level.value for level in Access if level.reveals < declared.reveals]
     assert weaker or declared is Access.LABELS
-    config, choices = compose("attack", [*overrides(name), f"store={store}"])
+    config, choices = composed("attack", *overrides(name))
+    config = within(store, config)
     for level in weaker:
         with pytest.raises(Refused, match=f"access={level} hides"):
             read_plan("attack", {**config, "attack": {**config["attack"], "access": level}}, choices)
@@ -358,7 +358,7 @@ def die_after_the_second_group(monkeypatch):
 
 def test_groups_in_any_order_and_resumed_are_equal(scene, name, shared_store, tmp_path, monkeypatch):
     def pipeline(store):
-        return Pipeline(plan_for("attack", *overrides(name), "tracking=none", store=store))
+        return Pipeline(plan_for("attack", *overrides(name), store=store))
 
     plain = pipeline(shared_store).recovered
     for kind in ("target", "prepared"):
@@ -386,8 +386,9 @@ def test_a_spent_budget_is_marked_in_the_store(scene, name, shared_store):
     asked = torch.tensor([[oracle.bill.get(i, 0) for i in ids] for _ in scene.steps(oracle=oracle)])[:-1]
     steps, middle = asked.diff(dim=0), 2 * len(asked) // 5
     budget, most = int(asked[middle].max()), int(steps.max())
-    given = (*overrides(name), f"attack.budget={budget}", "tracking=none")
-    artefact = Pipeline(plan_for("attack", *given, store=shared_store)).recovered
+    config, choices = composed("attack", *overrides(name))
+    config = within(shared_store, {**config, "attack": {**config["attack"], "budget": budget}})
+    artefact = Pipeline(read_plan("attack", config, choices)).recovered
     assert f"the budget is {budget}" in artefact.metrics["stopped"][0]
     tensors = artefact.tensors()
     queries = tensors["queries"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from contract.listing import CONF, composed, files
+from contract.listing import CONF, composed, files, within
 from midefense.plan import bind as binding
 from midefense.plan.read import read_plan
 from midefense.plan.whitelist import resolve
@@ -92,17 +92,18 @@ def identity(file: Path) -> str:
     return file.as_posix()
 
 
-def example(file: Path) -> dict:
-    """The configuration that the first command of a header composes, which uses the file (tested below)."""
-    verb, overrides = commands(file)[0]
-    return composed(verb, *overrides)[0]
-
-
 @pytest.mark.parametrize("file", FILES, ids=identity)
-def test_composes_and_everything_named_binds(file):
-    outermost = nodes(example(file))
-    assert len(outermost) >= 6
-    binding.bind_all({path: (node, True) for path, node in outermost.items()})
+def test_commands_of_the_header_use_the_file_all_of_which_binds_and_is_written_out(file, store):
+    for number, (verb, overrides) in enumerate(commands(file)):
+        assert verb in VERBS
+        config, choices = composed(verb, *overrides)
+        read_plan(verb, within(store, config), choices, overrides)
+        assert uses(file, verb, choices), f"{verb} {overrides} does not use {file}"
+        if number == 0:
+            outermost = nodes(config)
+            assert len(outermost) >= 6
+            binding.bind_all({path: (node, True) for path, node in outermost.items()})
+            assert [name for path, node in outermost.items() for name in unwritten(node, path)] == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=identity)
@@ -121,15 +122,6 @@ def test_the_header_of_a_method_says_what_was_published_and_measured(file):
     assert {"published", "measured"} <= set(read), "expected lines '# published: ...' and '# measured: ...'"
 
 
-@pytest.mark.parametrize("file", FILES, ids=identity)
-def test_commands_of_the_header_are_accepted_and_use_the_file(file, store):
-    for verb, overrides in commands(file):
-        assert verb in VERBS
-        config, choices = composed(verb, *overrides)
-        read_plan(verb, {**config, "store": str(store)}, choices, overrides)
-        assert uses(file, verb, choices), f"{verb} {overrides} does not use {file}"
-
-
 def uses(file: Path, verb: str, choices: dict[str, str]) -> bool:
     if file.parent.as_posix() == ".":
         return file.stem in (verb, "shared")
@@ -141,12 +133,6 @@ def uses(file: Path, verb: str, choices: dict[str, str]) -> bool:
 def test_an_option_stands_alone(file):
     """What a file says of a dataset's shape would be wrong beside another dataset; `build` passes it on instead."""
     assert "${dataset" not in (CONF / file).read_text()
-
-
-@pytest.mark.parametrize("file", FILES, ids=identity)
-def test_every_hyperparameter_is_written_out(file):
-    for path, node in nodes(example(file)).items():
-        assert unwritten(node, path) == []
 
 
 def unwritten(node: object, path: str) -> list[str]:
