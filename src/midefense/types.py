@@ -19,6 +19,10 @@ class Refused(ValueError):
     """A request that will not be served. The message says what was expected, what came, and what to try."""
 
 
+class Diverged(RuntimeError):
+    """Training went to numbers that are none. The message says where, and what to try."""
+
+
 class NotYetKnown(Exception):
     """A fact of a `Setting` that only the images tell. Who asks too early is asked again when they were loaded."""
 

@@ -140,11 +140,14 @@ def _images(parts: Sequence[Files], pixels: Tensor, hashes: Tensor) -> list[Imag
 
 
 def _each(read: Callable[[int], None], count: int, what: str) -> None:
-    """`read` every row, on all cores."""
-    with ThreadPoolExecutor() as pool:
+    """`read` every row, on all cores. After an error, or Ctrl-C, no further row is begun."""
+    pool = ThreadPoolExecutor()
+    try:
         rows = pool.map(read, range(count))
         for _ in tqdm(rows, total=count, desc=what, disable=not sys.stderr.isatty(), dynamic_ncols=True):
             pass
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _read_image(path: Path, box: Sequence[float] | None, decoding: Decoding) -> np.ndarray:

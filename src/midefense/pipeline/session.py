@@ -15,6 +15,7 @@ from midefense.plan.references import TARGET_NODES
 from midefense.store.artefacts import Artefact, Draft, content_id
 from midefense.store.command import command_of
 from midefense.store.store import Work
+from midefense.tracking.endings import tell
 from midefense.tracking.run import Run
 
 OWN_KIND = {"train_target": "target", "attack": "recovered", "evaluate": "result"}
@@ -34,6 +35,7 @@ class Session:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # `seeds.isolated` covers the current device
         self.cache = self.store.root / "cache"  # of decoded pixels
+        self.latest: Run | None = None  # the run that was opened last
         self._splits: dict[str, Splits] = {}
 
     def splits(self, dataset: Node) -> Splits:
@@ -45,7 +47,7 @@ class Session:
 
     def run(self, draft: Draft, job_type: str, rank: int = 0) -> Run:
         """The tracked run that makes a draft. The verb's own is the outermost; runs upstream close before it opens."""
-        return Run(
+        self.latest = Run(
             self.plan.tracking,
             job_type=job_type,
             name=draft.name,
@@ -56,6 +58,14 @@ class Session:
             outermost=draft.kind == OWN_KIND[self.plan.verb],
             rank=rank,
         )
+        return self.latest
+
+    def tell(self, error: Exception) -> int:
+        """Say on stderr how the call ends at an error, with the work it happened in; returns the exit code."""
+        run = self.latest
+        if run is None or run.error is not error:  # between two runs
+            return tell(error)
+        return tell(error, run.record.job_type, run.folder)
 
     def finish(
         self, run: Run, work: Work, tensors: Mapping[str, Tensor], metrics: Mapping, bill: Mapping | None = None

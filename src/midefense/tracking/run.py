@@ -26,7 +26,8 @@ class Run:
 
     `id` is the artefact's; `inputs` are the artefacts it reads, one dict each (role, kind, name, id). `outermost`
     marks the verb the user called: under a sweep agent it alone takes the agent's run id. Ranks above 0 keep a
-    folder of their own inside and are not mirrored. Leaving the context writes the final status and re-raises.
+    folder of their own inside and are not mirrored. Leaving the context writes the final status and re-raises;
+    `error` is what it was left with.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Run:
         outermost: bool = True,
         rank: int = 0,
     ):
-        self.settings, self.rank = settings, rank
+        self.settings, self.rank, self.error = settings, rank, None
         self.record = Record(
             settings=settings,
             job_type=job_type,
@@ -65,6 +66,7 @@ class Run:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.error = error
         self._files.close(ending(error), error)  # first: the truth must not wait for the mirror
         self._mirrored(lambda mirror: mirror.finish(exit_code=int(error is not None)))
 
