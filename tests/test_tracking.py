@@ -178,17 +178,11 @@ def test_consume_logs_saves_and_returns_the_last_state(tmp_path):
             work(),
             run,
             total=20,
-            description="work",
             namespace="train",
             save=lambda step, state: saved.append((step, int(state()["step"]))),
         )
     assert saved == [(10, 10), (20, 20)] and int(state()["step"]) == 20
     assert [line["step"] for line in lines(run.folder / "metrics.jsonl")] == [10, 20]
-
-
-def test_bar_is_silent_without_a_terminal(capfd):
-    assert list(progress.bar(range(3), total=3, description="x")) == [0, 1, 2]
-    assert capfd.readouterr().err == ""
 
 
 def test_sigterm_ends_as_preempted(tmp_path):

@@ -60,6 +60,11 @@ class Recovery:
     prepared: Artefact | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def steps(self) -> int | None:
+        """What the search of all groups takes; None if it cannot tell."""
+        return None if self.attack.steps is None else self.attack.steps * -(-len(self.evidence) // self.attack.group)
+
     def prepare(self, draft: Draft, public: Images) -> Artefact:
         """What the attack does once for all targets: its state, with the queries it cost."""
 
@@ -109,7 +114,7 @@ class Recovery:
         rng = seeds.generator(self.seed, "attack", "prepare")
         asked = {"question": self.question} if self.question else {}
         progress = self.attack.prepare(self.prior.prior, oracle, public, rng, saved, **asked)
-        last = consume(progress, run, total=None, description=draft.name, namespace="prepare", save=save)
+        last = consume(progress, run, total=None, namespace="prepare", save=save)
         bill = {"shared_queries": already + oracle.shared_bill}
         return self.session.finish(run, work, last() if last else saved, {}, bill=bill)
 
@@ -119,9 +124,7 @@ class Recovery:
         evidence = self.evidence.take(rows)
         oracle = Oracle(self.target.model, self.attack.access, self.attack.budget, self.cut, evidence.ids.tolist())
         group = _Group(self, oracle, evidence, index)
-        steps = self.attack.steps
-        total = None if steps is None else steps * (index + 1)
-        consume(group.steps(), run, total=total, description=f"{work.draft.name} group {index}", namespace="attack")
+        consume(group.steps(), run, total=self.steps, namespace="attack")
         tensors = {}
         for stage, found in group.stages.items():
             fields = {name: getattr(found, name) for name in STAGE_FIELDS}

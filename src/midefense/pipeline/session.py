@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from midefense.datasets.splits import Splits
+from midefense.pipeline.agenda import Agenda
 from midefense.plan.bind import Node
 from midefense.plan.overrides import parsed
 from midefense.plan.read import KEYS, Plan
@@ -35,6 +36,7 @@ class Session:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # `seeds.isolated` covers the current device
         self.cache = self.store.root / "cache"  # of decoded pixels
+        self.agenda: Agenda | None = None  # what is ahead, once somebody looked
         self.latest: Run | None = None  # the run that was opened last
         self._splits: dict[str, Splits] = {}
 
@@ -57,8 +59,16 @@ class Session:
             tags=[name.split("(")[0][:LONGEST_TAG] for name in draft.names.values()],
             outermost=draft.kind == OWN_KIND[self.plan.verb],
             rank=rank,
+            stage=self._title(draft, job_type, rank),
         )
         return self.latest
+
+    def _title(self, draft: Draft, job_type: str, rank: int) -> str:
+        """What a person is told is going on; ranks that train with the first one say nothing."""
+        if self.agenda is None or (rank and job_type != "attack"):
+            return ""
+        title = self.agenda.title(draft)
+        return f"{title} (process {rank + 1})" if rank and title else title
 
     def tell(self, error: Exception) -> int:
         """Say on stderr how the call ends at an error, with the work it happened in; returns the exit code."""
@@ -77,6 +87,8 @@ class Session:
 
     def announce(self, run: Run, artefact: Artefact) -> None:
         """Record an artefact with its inputs, its bill and its plain numbers."""
+        if self.agenda is not None and run.rank == 0:
+            self.agenda.keep_pace(artefact, run.stage)
         run.summary({k: v for k, v in artefact.metrics.items() if isinstance(v, int | float)})
         run.artefact(
             artefact.path,

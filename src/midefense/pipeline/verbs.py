@@ -10,6 +10,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from midefense.compute import local_rank
+from midefense.pipeline.ahead import look_ahead
 from midefense.pipeline.pipeline import Pipeline
 from midefense.plan.compose import (
     COMPLAINTS,
@@ -41,6 +43,12 @@ def verb(name: str, work: Callable[[Pipeline], Artefact], say: Callable[[Artefac
             plan = read_plan(name, values, dict(chosen.runtime.choices), list(chosen.overrides.task))
             pipeline = Pipeline(plan)
             tell_of = pipeline.session.tell
+            agenda = look_ahead(pipeline)
+            if plan.missing == "plan":
+                print("\n".join(agenda.lines()), flush=True)
+                return
+            if plan.missing == "make" and agenda.missing and local_rank() == 0:
+                print("\n".join(agenda.lines()), file=sys.stderr, flush=True)
             artefact = work(pipeline)
         except Exception as error:  # here, before Hydra adds lines of its own; the rest of a sweep goes on
             failed.append(tell_of(error))

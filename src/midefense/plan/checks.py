@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from midefense.store.plain import looks_secret
+from midefense.store.store import MISSING
 from midefense.types import Refused, refuse_unknown
 
 SEEDS = ("target", "prior", "attack")
 EVALUATOR_KEYS = ("architecture", "recipe", "train_on", "seed", "artefact")
-CHOICES = {"missing": ("make", "fail"), "train_on": ("private", "all")}
+CHOICES = {"missing": MISSING, "train_on": ("private", "all")}
 
 
 def check_shape(verb: str, config: Mapping, keys: Iterable[str]) -> None:

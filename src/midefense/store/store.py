@@ -38,6 +38,7 @@ from midefense.store.plain import plain
 from midefense.types import Refused, refuse_unknown
 
 POLL_SECONDS = 0.2
+MISSING = ("make", "fail", "plan")  # what is done about what is missing
 TRIES = 3  # to save into a folder that another process clears
 
 
@@ -59,8 +60,15 @@ class Store:
 
     def find(self, draft: Draft) -> Artefact | None:
         """The complete artefact of a draft, verified; None if there is none. The id decides, whatever its name."""
+        seen = self.seen(draft)
+        if seen is not None:
+            seen.verify()
+        return seen
+
+    def seen(self, draft: Draft) -> Artefact | None:
+        """As `find`, without looking into the files."""
         same = sorted(path for path in self._paths(draft.kind) if path.name.endswith(f"@{draft.id}"))
-        return self._open(same[0]) if same else None
+        return self.read(same[0]) if same else None
 
     def open(self, reference: str, kind: str) -> Artefact:
         """The artefact that `reference` names: an id, a name, `name@id`, `kind/name@id`, or a path. Verified.
@@ -107,10 +115,10 @@ class Store:
         return artefact
 
     def require_may_make(self, draft: Draft, missing: str) -> None:
-        """Refuse to make what is missing under `missing=fail`, and say what would make it."""
-        if missing not in ("make", "fail"):
-            raise refuse_unknown("missing", missing, ["make", "fail"])
-        if missing == "fail":
+        """Refuse to make what is missing unless `missing=make`, and say what would make it."""
+        if missing not in MISSING:
+            raise refuse_unknown("missing", missing, MISSING)
+        if missing != "make":
             raise Refused(f"{draft.reference} is not in {self.root}; make it with: {draft.command} store={self.root}")
 
     def work(self, draft: Draft) -> Work:

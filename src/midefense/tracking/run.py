@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from midefense.store.plain import plain
+from midefense.terminal import Stage
 from midefense.tracking.preemption import ending
 from midefense.tracking.run_folder import RunFolder
 from midefense.tracking.settings import Settings
@@ -27,7 +28,7 @@ class Run:
     `id` is the artefact's; `inputs` are the artefacts it reads, one dict each (role, kind, name, id). `outermost`
     marks the verb the user called: under a sweep agent it alone takes the agent's run id. Ranks above 0 keep a
     folder of their own inside and are not mirrored. Leaving the context writes the final status and re-raises;
-    `error` is what it was left with.
+    `error` is what it was left with. `stage` is what a person is told of it on stderr (`terminal.Stage`); "": nothing.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class Run:
         tags: Sequence[str] = (),
         outermost: bool = True,
         rank: int = 0,
+        stage: str = "",
     ):
         self.settings, self.rank, self.error = settings, rank, None
+        self.stage = Stage(stage)
         self.record = Record(
             settings=settings,
             job_type=job_type,
@@ -63,11 +66,13 @@ class Run:
         except BaseException as error:
             self._files.close(ending(error), error)
             raise
+        self.stage.__enter__()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.error = error
         self._files.close(ending(error), error)  # first: the truth must not wait for the mirror
+        self.stage.__exit__(kind, error, trace)
         self._mirrored(lambda mirror: mirror.finish(exit_code=int(error is not None)))
 
     def log(self, values: Mapping[str, float], step: int, namespace: str) -> None:
