@@ -68,9 +68,12 @@ class Stage:
         return (self._step - self._first[1]) / (time.monotonic() - self._first[0])
 
     @property
-    def pace(self) -> float:
-        """Seconds per step so far; seconds in all where there are no steps to count."""
-        return 1 / self.rate if self.rate and self.total else time.monotonic() - self._started
+    def pace(self) -> float | None:
+        """Seconds per step so far; seconds in all where it is one step, or nobody can tell how many. None where all the
+        steps but one may be of a run before."""
+        if self.total is None or self.total == 1:
+            return time.monotonic() - self._started
+        return 1 / self.rate if self.rate else None
 
     def line(self) -> str:
         """Where it is: step, rate, time left, newest numbers, as far as they are known."""

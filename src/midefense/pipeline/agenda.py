@@ -69,7 +69,7 @@ class Agenda:
     def keep_pace(self, artefact: Artefact, stage: Stage) -> None:
         """Remember how long a step of what was just made took, for the next time."""
         for item in self.missing:
-            if item.artefact.id == artefact.id:
+            if item.artefact.id == artefact.id and stage.pace is not None:
                 path = self._path(item)
                 path.parent.mkdir(exist_ok=True)
                 write_whole(path, json.dumps({"what": item.what, "seconds": stage.pace}).encode())

@@ -68,7 +68,8 @@ class _Looking:
             prepared = item.artefact
             yield item
         groups = -(-len(pipeline.collected) // attack.group)
-        yield self._item("attacking", pipeline.recovered_draft(*made_of, prepared), (attack.steps or 1) * groups, on)
+        steps = 1 if attack.steps is None else attack.steps * groups
+        yield self._item("attacking", pipeline.recovered_draft(*made_of, prepared), steps, on)
 
     def _result(self, target: Item, recovered: Item) -> Iterator[Item]:
         judges = {}
