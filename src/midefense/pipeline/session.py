@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from midefense.datasets.splits import Splits
+from midefense.pipeline.telling import told
 from midefense.plan.bind import Node
 from midefense.plan.overrides import parsed
 from midefense.plan.read import KEYS, Plan
@@ -18,7 +19,6 @@ from midefense.store.store import Work
 from midefense.tracking.run import Run
 
 OWN_KIND = {"train_target": "target", "attack": "recovered", "evaluate": "result"}
-LONGEST_TAG = 64  # of W&B
 ELSEWHERE = ("store", "missing", "tracking", "compute")  # options of a call that change nothing it makes
 
 
@@ -43,16 +43,24 @@ class Session:
             self._splits[key] = dataset.build().load(self.cache)
         return self._splits[key]
 
-    def run(self, draft: Draft, job_type: str, rank: int = 0) -> Run:
-        """The tracked run that makes a draft. The verb's own is the outermost; runs upstream close before it opens."""
+    def run(self, draft: Draft, job_type: str, parents: Mapping[str, Artefact] | None = None, rank: int = 0) -> Run:
+        """The tracked run that makes a draft. The verb's own is the outermost; runs upstream close before it opens.
+
+        Args:
+            parents: what it is made from, by role, to be told of: target, recovered, evaluators.
+        """
+        target = self.plan.target
+        known = told(draft, parents or {}, target.names.get("dataset", "own"), target.dataset.build().size)
         return Run(
             self.plan.tracking,
             job_type=job_type,
             name=draft.name,
             id=draft.id,
-            config={**draft.recipe, "names": draft.names},
+            config=known.config,
             inputs=[{"role": role, "artefact": reference} for role, reference in draft.parents.items()],
-            tags=[name.split("(")[0][:LONGEST_TAG] for name in draft.names.values()],
+            tags=known.tags,
+            title=known.title,
+            group=known.group,
             outermost=draft.kind == OWN_KIND[self.plan.verb],
             rank=rank,
         )
@@ -66,8 +74,11 @@ class Session:
         return artefact
 
     def announce(self, run: Run, artefact: Artefact) -> None:
-        """Record an artefact with its inputs, its bill and its plain numbers."""
-        run.summary({k: v for k, v in artefact.metrics.items() if isinstance(v, int | float)})
+        """Record an artefact with its inputs, its plain numbers, and what it cost (a result says that by itself)."""
+        told, made = dict(artefact.metrics), artefact.provenance
+        if artefact.kind != "result":
+            told = {"seconds": made["seconds"], **made["bill"], **told}
+        run.summary({name: value for name, value in told.items() if isinstance(value, int | float)})
         run.artefact(
             artefact.path,
             kind=artefact.kind,
