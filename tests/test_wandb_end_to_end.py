@@ -1,10 +1,8 @@
 """W&B beside a whole `evaluate.py`: what its offline log holds, what an outage does, and what never reaches a file."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
+import offline_log
 import pytest
 import torch
 
@@ -42,13 +40,7 @@ def home(tmp_path, monkeypatch):
 
 def offline_logs(home):
     """The records of every offline run, by run id, as W&B's own tool reads them."""
-    program = str(Path(sys.executable).with_name("wandb"))
-    logs = {}
-    for folder in home.rglob("offline-run-*"):
-        command = [program, "leet", "inspect", "--json", str(folder)]
-        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-        logs[folder.name.split("-", 3)[-1]] = [json.loads(line) for line in text.splitlines()]
-    return logs
+    return {folder.name.split("-", 3)[-1]: offline_log.records(folder) for folder in home.rglob("offline-run-*")}
 
 
 def of_kind(records, kind):
