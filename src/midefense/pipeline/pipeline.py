@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -31,6 +30,7 @@ from midefense.pipeline.classifiers import (
 from midefense.pipeline.recovery import Recovery, StoredPrior
 from midefense.pipeline.release import release
 from midefense.pipeline.session import Session
+from midefense.pipeline.telling import numbers_of
 from midefense.plan.bind import Node, bind_recipe
 from midefense.plan.read import Plan, name_of, read_setting, setup_of
 from midefense.priors.base import Prior
@@ -214,8 +214,8 @@ class Pipeline:
         draft = self.result_draft(recovered, target.artefact, evaluators)
         known = under_sweep_agent() and self.store.find(draft)
         if known:  # an agent waits for a run of its own, also where the store has the row already
-            with self.session.run(draft, "evaluate") as run:
-                _log_row(run, {name: number["value"] for name, number in known.metrics["metrics"].items()})
+            with self._judging(draft, evaluators) as run:
+                self._tell(run, known.metrics, evaluators)
         make = functools.partial(self._judge, draft, evaluators, content_id(draft.recipe["protocol"]))
         return self.store.get_or_make(draft, make, self.plan.missing)
 
@@ -270,7 +270,8 @@ class Pipeline:
     def _fit(self, draft: Draft, prior: Prior, work: Work) -> Artefact:
         oracle = None if prior.asks is None else Oracle(self.target.model, prior.asks)
         seed = self.plan.seeds["prior"]
-        with self.session.run(draft, "train_prior") as run:
+        parents = {} if prior.asks is None else {"target": self.target.artefact}
+        with self.session.run(draft, "train_prior", parents) as run:
             prior.to(self.device)
             progress = prior.fit(self.public, seed=seed, oracle=oracle, state=work.load("state"))
             total = prior.fit_steps(self.public)
@@ -296,7 +297,7 @@ class Pipeline:
 
     def _judge(self, draft: Draft, evaluators: dict[str, Artefact], protocol: str, work: Work) -> Artefact:
         recovered, target = self.recovered, self.target
-        with self.session.run(draft, "evaluate") as run:
+        with self._judging(draft, evaluators) as run:
             by_content = {name: (artefact.id, self.splits.references_hash) for name, artefact in evaluators.items()}
             known = {name: KNOWN[content] for name, content in by_content.items() if content in KNOWN}
             judgement = judge.judge(
@@ -321,9 +322,25 @@ class Pipeline:
                 "device": str(self.device),
                 "command": draft.command,
             }
-            _log_row(run, judgement.flat())
+            self._tell(run, judgement.report(), evaluators)
             run.pictures("recovered", judgement.picture_rows(self.splits.class_names), judge.PICTURE_COLUMNS)
             return self.session.finish(run, work, judgement.tensors, {"row": row, **judgement.report()})
+
+    def _judging(self, draft: Draft, evaluators: Mapping[str, Artefact]) -> Run:
+        """The run that judges, or says again what was judged."""
+        judges = {f"evaluator.{name}": artefact for name, artefact in evaluators.items()}
+        return self.session.run(
+            draft, "evaluate", {"recovered": self.recovered, "target": self.target.artefact, **judges}
+        )
+
+    def _tell(self, run: Run, report: Mapping, evaluators: Mapping[str, Artefact]) -> None:
+        """The numbers of a result, with the target's, the attack's and the evaluators' own."""
+        bill = self.recovered.provenance["bill"]
+        further = {f"cost/{name}": value for name, value in bill.items() if isinstance(value, int | float)}
+        further["utility/test_accuracy_top1"] = self.target.artefact.metrics["test_accuracy_top1"]
+        for name, artefact in evaluators.items():
+            further[f"evaluator_test_accuracy_top1/{name}"] = artefact.metrics["test_accuracy_top1"]
+        run.result(*numbers_of(report, further))
 
     def _named_prior(self, artefact: Artefact) -> StoredPrior:
         """The prior of the store that the plan names; it must make the target's images and belong to no other."""
@@ -381,10 +398,3 @@ def _load_prior(prior: Prior, artefact: Artefact, device: torch.device) -> Prior
 
 def _frozen(prior: Prior, device: torch.device) -> Prior:
     return prior.to(device).eval().requires_grad_(False)
-
-
-def _log_row(run: Run, numbers: Mapping[str, object]) -> None:
-    """Numbers of a result: as a step, and as the summary that sweeps optimise. NaN stays in the artefact."""
-    finite = {name: value for name, value in numbers.items() if math.isfinite(float(value))}
-    run.log(finite, 0, "evaluate")
-    run.summary(finite)

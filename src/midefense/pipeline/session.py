@@ -9,6 +9,7 @@ from torch import Tensor
 
 from midefense.datasets.splits import Splits
 from midefense.pipeline.agenda import Agenda
+from midefense.pipeline.telling import told
 from midefense.plan.bind import Node
 from midefense.plan.overrides import parsed
 from midefense.plan.read import KEYS, Plan
@@ -20,7 +21,6 @@ from midefense.tracking.endings import tell
 from midefense.tracking.run import Run
 
 OWN_KIND = {"train_target": "target", "attack": "recovered", "evaluate": "result"}
-LONGEST_TAG = 64  # of W&B
 ELSEWHERE = ("store", "missing", "tracking", "compute")  # options of a call that change nothing it makes
 
 
@@ -47,16 +47,24 @@ class Session:
             self._splits[key] = dataset.build().load(self.cache)
         return self._splits[key]
 
-    def run(self, draft: Draft, job_type: str, rank: int = 0) -> Run:
-        """The tracked run that makes a draft. The verb's own is the outermost; runs upstream close before it opens."""
+    def run(self, draft: Draft, job_type: str, parents: Mapping[str, Artefact] | None = None, rank: int = 0) -> Run:
+        """The tracked run that makes a draft. The verb's own is the outermost; runs upstream close before it opens.
+
+        Args:
+            parents: what it is made from, by role, to be told of: target, recovered, evaluators.
+        """
+        target = self.plan.target
+        known = told(draft, parents or {}, target.names.get("dataset", "own"), target.dataset.build().size)
         self.latest = Run(
             self.plan.tracking,
             job_type=job_type,
             name=draft.name,
             id=draft.id,
-            config={**draft.recipe, "names": draft.names},
+            config=known.config,
             inputs=[{"role": role, "artefact": reference} for role, reference in draft.parents.items()],
-            tags=[name.split("(")[0][:LONGEST_TAG] for name in draft.names.values()],
+            tags=known.tags,
+            title=known.title,
+            group=known.group,
             outermost=draft.kind == OWN_KIND[self.plan.verb],
             rank=rank,
             stage=self._title(draft, job_type, rank),
@@ -86,10 +94,13 @@ class Session:
         return artefact
 
     def announce(self, run: Run, artefact: Artefact) -> None:
-        """Record an artefact with its inputs, its bill and its plain numbers."""
+        """Record an artefact with its inputs, its plain numbers, and what it cost (a result says that by itself)."""
         if self.agenda is not None and run.rank == 0:
             self.agenda.keep_pace(artefact, run.stage)
-        run.summary({k: v for k, v in artefact.metrics.items() if isinstance(v, int | float)})
+        told, made = dict(artefact.metrics), artefact.provenance
+        if artefact.kind != "result":
+            told = {"seconds": made["seconds"], **made["bill"], **told}
+        run.summary({name: value for name, value in told.items() if isinstance(value, int | float)})
         run.artefact(
             artefact.path,
             kind=artefact.kind,

@@ -12,10 +12,12 @@ from hydra import initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf.resolvers import oc
 from yaml import YAMLError
 
 from midefense.plan.overrides import chosen_of, parsed
 from midefense.plan.prior_options import KEY, lay_over, options_for, require_known
+from midefense.store.plain import mask_variable
 from midefense.types import Refused, refuse_unknown
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -25,6 +27,15 @@ NO_OPTION = "Config group override must be"  # what Hydra says of GROUP=null, as
 # What Hydra and its readers raise where a word of the command line or a file of configuration is not what it must be.
 COMPLAINTS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 NULL_OPTION = "GROUP=null: expected the name of an option, got null; choices: --help; try ~GROUP"
+
+
+def _environment(name: str, *default: object) -> object:
+    """`${oc.env:NAME,DEFAULT}`; what it gives is masked wherever it would be written."""
+    mask_variable(name)
+    return oc.env(name, *default)
+
+
+OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
 
 
 def compose(verb: str, overrides: Sequence[str] = ()) -> tuple[dict, dict[str, str]]:
