@@ -63,10 +63,10 @@ class Run:
         self._files = RunFolder(self.folder, self.record.config)
         try:
             self._mirror = None if self.rank else Mirror.start(self.record)
+            self.stage.__enter__()
         except BaseException as error:
             self._files.close(ending(error), error)
             raise
-        self.stage.__enter__()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
