@@ -4,6 +4,7 @@ import io
 import re
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from conftest import plan_for
@@ -11,7 +12,6 @@ from conftest import plan_for
 from midefense import terminal
 from midefense.pipeline.ahead import look_ahead
 from midefense.pipeline.pipeline import Pipeline
-from midefense.store.artefacts import Draft
 from midefense.store.store import Store
 from midefense.terminal import Stage, duration
 
@@ -198,4 +198,5 @@ def test_ranks_that_train_with_the_first_one_are_silent(store):
     ]
     title = "1/1 training the target toy-mlp-none"
     assert titles == [title, "", title, f"{title} (process 2)"]
-    assert pipeline.session.run(Draft("target", "other", {}), "train_target").stage.title == ""
+    other = replace(item.artefact, recipe={**item.artefact.recipe, "seed": 9})
+    assert pipeline.session.run(other, "train_target").stage.title == "", "not ahead"

@@ -87,5 +87,5 @@ class _Looking:
         return item, item.artefact.metrics["classes"] if item.found else len(job.images.names)
 
     def _item(self, what: str, draft: Artefact | Draft, units: int = 1, on: Mapping[str, object] | None = None) -> Item:
-        found = draft if isinstance(draft, Artefact) else self._store.seen(draft)
+        found = draft if isinstance(draft, Artefact) else self._store.find(draft)
         return Item(what, found or draft, units, on, found is not None)

@@ -60,15 +60,8 @@ class Store:
 
     def find(self, draft: Draft) -> Artefact | None:
         """The complete artefact of a draft, verified; None if there is none. The id decides, whatever its name."""
-        seen = self.seen(draft)
-        if seen is not None:
-            seen.verify()
-        return seen
-
-    def seen(self, draft: Draft) -> Artefact | None:
-        """As `find`, without looking into the files."""
         same = sorted(path for path in self._paths(draft.kind) if path.name.endswith(f"@{draft.id}"))
-        return self.read(same[0]) if same else None
+        return self._open(same[0]) if same else None
 
     def open(self, reference: str, kind: str) -> Artefact:
         """The artefact that `reference` names: an id, a name, `name@id`, `kind/name@id`, or a path. Verified.
