@@ -57,7 +57,8 @@ def run_verb(store):
 @pytest.fixture
 def call(monkeypatch, capsys):
     """`call(verb, *arguments)`: exit code, stdout and stderr of an entry point, called in this process."""
-    handler, handlers, level = signal.getsignal(signal.SIGTERM), logging.root.handlers[:], logging.root.level
+    asked = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers, level = logging.root.handlers[:], logging.root.level
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
     def run(verb, *arguments):
@@ -70,7 +71,8 @@ def call(monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     yield run
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in asked.items():
+        signal.signal(number, handler)
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)
 

@@ -171,7 +171,8 @@ def preempt(process, store, kind, moments):
     wait_for_a_moment(process, store, kind, moments)
     code, errors = end(process, signal.SIGTERM)
     assert code == 143
-    assert errors.startswith("preempted; continue with: python ") and "prior.steps=100" in errors
+    last = errors.splitlines()[-1]
+    assert last.startswith("preempted; continue with: python ") and "prior.steps=100" in last
     assert "Traceback" not in errors
     assert status(store, kind)["state"] == "preempted"
     assert not list((store / "work").rglob("*.claim")), "claims are given back"

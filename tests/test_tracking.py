@@ -12,11 +12,15 @@ import sys
 import textwrap
 import threading
 import time
+import types
 from pathlib import Path
 
+import offline_log
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from midefense.plan.compose import plain_config
 from midefense.store.plain import plain
 from midefense.tracking import progress, settings, wandb_mirror
 from midefense.tracking.preemption import Preempted
@@ -52,10 +56,8 @@ def status(run):
 
 
 def inspect(folder):
-    """All records of the only offline W&B run whose folder name ends so, as text and as dicts."""
-    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(folder)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    return text, [json.loads(line) for line in text.splitlines()]
+    """All records of an offline W&B run, as text and as dicts."""
+    return offline_log.inspected(folder), offline_log.records(folder)
 
 
 def test_files_of_a_finished_run(tmp_path):
@@ -137,6 +139,34 @@ def test_secrets_are_removed(monkeypatch):
     }
 
 
+def test_tags_are_masked_cut_and_told_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", FAKE_KEY)
+    run = a_run(tmp_path, tags=["digits", f"with {FAKE_KEY}", "t" * 80, " ", "digits"])
+    assert run.record.tags == ("digits", "with ***", "t" * 64)
+
+
+@pytest.mark.parametrize("tag", ["", " ", "t" * 65])
+def test_settings_refuse_a_tag_that_wandb_would_not_take(tag):
+    with pytest.raises(Refused, match=rf"tracking.tags: expected texts of 1 to 64 .*\({len(tag)} characters\)"):
+        Settings(tags=["pilot", tag])
+
+
+def test_what_a_configuration_takes_from_the_environment_is_masked_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_PAT", "ghp_0123456789")
+    monkeypatch.setenv("MY_FOLDER", str(tmp_path))
+    monkeypatch.setenv("UNREAD", "not_taken_by_anyone")
+    taken = {"a": "${oc.env:MY_PAT}", "b": "${oc.env:MY_FOLDER}/x", "c": "${oc.env:NOWHERE,else}"}
+    values = plain_config(OmegaConf.create(taken))
+    assert values == {"a": "ghp_0123456789", "b": f"{tmp_path}/x", "c": "else"}
+    run = a_run(tmp_path, tags=[values["a"]], config={**values, "d": "not_taken_by_anyone"})
+    assert run.record.tags == ("***",)
+    with run:
+        run.message(f"logged in with {values['a']}")
+    config = json.loads((run.folder / "config.json").read_text())
+    assert config == {"a": "***", "b": f"{tmp_path}/x", "c": "else", "d": "not_taken_by_anyone", "inputs": []}
+    assert not [path for path in run.folder.rglob("*") if path.is_file() and b"ghp_0123456789" in path.read_bytes()]
+
+
 def test_pictures_are_kept_without_loss_and_limited(tmp_path):
     from PIL import Image
 
@@ -178,17 +208,11 @@ def test_consume_logs_saves_and_returns_the_last_state(tmp_path):
             work(),
             run,
             total=20,
-            description="work",
             namespace="train",
             save=lambda step, state: saved.append((step, int(state()["step"]))),
         )
     assert saved == [(10, 10), (20, 20)] and int(state()["step"]) == 20
     assert [line["step"] for line in lines(run.folder / "metrics.jsonl")] == [10, 20]
-
-
-def test_bar_is_silent_without_a_terminal(capfd):
-    assert list(progress.bar(range(3), total=3, description="x")) == [0, 1, 2]
-    assert capfd.readouterr().err == ""
 
 
 def test_sigterm_ends_as_preempted(tmp_path):
@@ -293,6 +317,78 @@ def test_a_service_that_does_not_start_fails_no_run(tmp_path, monkeypatch, caplo
         run.log({"loss": 1.0}, 1, "train")
     assert status(run)["state"] == "finished" and len(ours(caplog)) == 1
     assert lines(run.folder / "metrics.jsonl")[0]["loss"] == 1.0
+
+
+NOT_OF_WANDB = {  # a variable that W&B refuses, by its value
+    "WANDB_MODE": ["", "OFFLINE"],
+    "WANDB_BASE_URL": ["wandb.example.org"],
+    "WANDB_INIT_TIMEOUT": ["5m"],
+    "WANDB_SILENT": ["maybe"],
+    "WANDB_TAGS": ["t" * 80, ","],
+    "WANDB__SERVICE_WAIT": ["soon"],
+    "WANDB_SERVICE": ["3-1234-unix-/tmp/gone"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in NOT_OF_WANDB.items() for value in values]
+)
+@pytest.mark.parametrize("wandb_mode", ["offline", "auto"])
+def test_a_variable_that_wandb_refuses_warns_once_and_the_run_goes_on(
+    tmp_path, monkeypatch, caplog, wandb_mode, name, value
+):
+    fresh_wandb()
+    monkeypatch.setenv(name, value)
+    for number in (1, 2):
+        with a_run(tmp_path, wandb_mode, id=f"run{number}") as run:
+            run.log({"loss": 1.0}, 1, "train")
+        assert status(run)["state"] == "finished" and len(lines(run.folder / "metrics.jsonl")) == 1
+    mirrors = len(list((tmp_path / "wandb").glob("offline-run-*")))
+    assert len(ours(caplog)) <= 1 and (ours(caplog) or mirrors == 2), "a mirror that is not there was warned of, once"
+    assert "\n" not in "".join(ours(caplog))
+    monkeypatch.delenv(name)
+    fresh_wandb()
+
+
+def test_a_wandb_that_cannot_be_imported_fails_no_run(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with a_run(tmp_path, "offline") as run:
+        run.log({"loss": 1.0}, 1, "train")
+    assert status(run)["state"] == "finished" and len(ours(caplog)) == 1
+
+
+def test_where_a_run_is_to_be_seen_is_said(tmp_path):
+    with a_run(tmp_path, "offline") as run:
+        pass
+    (event,) = lines(run.folder / "events.jsonl")
+    (mirror,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert event["text"] == f"W&B: an offline log; upload it with: wandb sync {mirror}"
+    online = types.SimpleNamespace(offline=False, url="https://wandb.ai/me/midefense/runs/1")
+    assert "https://wandb.ai/me/midefense/runs/1" in wandb_mirror.Mirror(None, online, run.record).where()
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable", "own", "group"),
+    [
+        (None, None, "cnn@h1", "cnn@h1"),
+        (None, "mine", "cnn@h1", "mine"),
+        ("ours", "mine", "cnn@h1", "ours"),
+        (None, None, "n" * 200, "n" * 128),
+        (None, None, None, None),
+    ],
+)
+def test_a_group_that_the_user_names_comes_first(tmp_path, monkeypatch, settings, variable, own, group):
+    if variable:
+        monkeypatch.setenv("WANDB_RUN_GROUP", variable)
+    run = Run(
+        Settings(wandb="disabled", folder=tmp_path, group=settings),
+        job_type="t",
+        name="n",
+        id="i",
+        config={},
+        group=own,
+    )
+    assert wandb_mirror._group(run.record) == group
 
 
 def test_no_account_is_offline_without_a_prompt(tmp_path, caplog):

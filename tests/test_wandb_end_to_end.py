@@ -1,10 +1,8 @@
 """W&B beside a whole `evaluate.py`: what its offline log holds, what an outage does, and what never reaches a file."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
+import offline_log
 import pytest
 import torch
 
@@ -42,13 +40,7 @@ def home(tmp_path, monkeypatch):
 
 def offline_logs(home):
     """The records of every offline run, by run id, as W&B's own tool reads them."""
-    program = str(Path(sys.executable).with_name("wandb"))
-    logs = {}
-    for folder in home.rglob("offline-run-*"):
-        command = [program, "leet", "inspect", "--json", str(folder)]
-        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-        logs[folder.name.split("-", 3)[-1]] = [json.loads(line) for line in text.splitlines()]
-    return logs
+    return {folder.name.split("-", 3)[-1]: offline_log.records(folder) for folder in home.rglob("offline-run-*")}
 
 
 def of_kind(records, kind):
@@ -84,7 +76,14 @@ def test_offline_log_of_a_whole_evaluation(run_process, store, home):
         (run,) = of_kind(records, "run")
         assert name == f"{run['job_type']}-{artefact.id}" and run["job_type"] in JOBS
         config = run["config"]["update"]
-        assert {key: config[key] for key in artefact.recipe} == plain_numbers(artefact.recipe)
+        assert config["artefact"] == artefact.reference and config["dataset"] == "toy" and "toy" in run["tags"]
+        assert config["seed"] == artefact.recipe.get("seed", 0) and run["display_name"].startswith(artefact.name)
+        own = artefact.recipe if artefact.kind != "result" else artefact.recipe["protocol"]
+        parts = set(own) & set(config["settings"]) - {"evaluators"}
+        settings = {part: own[part] for part in parts}
+        if artefact.kind == "recovered":
+            settings["prior"] = own["prior"]["prior"]
+        assert parts and {part: config["settings"][part] for part in parts} == plain_numbers(settings)
         assert [one["artefact"] for one in config["inputs"]] == list(artefact.provenance["parents"].values())
         (logged,) = [one for one in of_kind(records, "artifact") if one["type"] == artefact.kind]
         assert artefact.id in logged["aliases"] and logged["name"] == f"{artefact.kind}-{artefact.name}"
@@ -107,10 +106,10 @@ def require_history(logs, artefacts):
         history[name.rsplit("-", 1)[0]] += [entry["item"] for entry in of_kind(records, "history")]
     assert sorted(item["train/step"] for item in history["train_target"]) == [1, 1, 2, 2]
     assert [item["prior/step"] for item in history["train_prior"] if "prior/step" in item] == [3, 6]
-    assert [item["attack/step"] for item in history["attack"]] == [50, 100]
+    assert [item["attack/step"] for item in history["attack"]] == list(range(2, 100)), "a point for each step"
     (result,) = [artefact for artefact in artefacts.values() if artefact.kind == "result"]
     value = result.metrics["metrics"]["attack_accuracy_top1/main"]["value"]
-    assert history["evaluate"][0]["evaluate/attack_accuracy_top1/main"] == value
+    assert history["evaluate"][0]["attack_accuracy_top1/main"] == value
     tables = {"train_prior": ("samples", 16), "evaluate": ("recovered", len(result.tensors()["labels"]))}
     for job, (table, rows) in tables.items():
         (item,) = [item for item in history[job] if f"{table}._type" in item]
@@ -144,5 +143,13 @@ def test_a_key_on_the_command_line_is_refused_and_reaches_no_file(run_process, h
 def test_a_key_at_any_depth_is_refused(run_verb, store, name):
     with pytest.raises(Refused, match=f"{name}: expected no secret") as refusal:
         run_verb("evaluate", *SMALL, f"+{name}={FAKE_KEY}")
+    assert FAKE_KEY not in str(refusal.value)
+    assert not store.exists(), "refused before anything is written"
+
+
+def test_a_value_of_the_environment_in_a_recipe_is_refused(run_verb, store, monkeypatch):
+    monkeypatch.setenv("MY_PAT", FAKE_KEY)
+    with pytest.raises(Refused, match="attack.search.keep: expected a value that may be written") as refusal:
+        run_verb("evaluate", *SMALL, "attack.search.keep=${oc.env:MY_PAT}")
     assert FAKE_KEY not in str(refusal.value)
     assert not store.exists(), "refused before anything is written"

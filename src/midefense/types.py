@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -17,6 +17,10 @@ from torch import Tensor
 
 class Refused(ValueError):
     """A request that will not be served. The message says what was expected, what came, and what to try."""
+
+
+class Diverged(RuntimeError):
+    """Training went to numbers that are none. The message says where, and what to try."""
 
 
 class NotYetKnown(Exception):
@@ -197,7 +201,9 @@ class Found:
     """Candidates: aligned rows of `latents` [M, ...], `loss` [M] and `evidence` int64 [M], the row of the
     evidence that each candidate answers. `stage` names the moment: initial, optimised, selected, or a method's
     own. `scores` [M] are the selection's (None before it). `pixels` uint8 [M, C, H, W] are the images themselves,
-    where the prior alone cannot decode them from the latents (None: it can)."""
+    where the prior alone cannot decode them from the latents (None: it can). `seen` is for curves alone: means over the
+    candidates of what the search saw at this step, by name, each a tensor of no dimension on the search's device, so
+    that nobody waits for it before it is drawn."""
 
     latents: Tensor
     loss: Tensor
@@ -205,6 +211,7 @@ class Found:
     stage: str
     scores: Tensor | None = None
     pixels: Tensor | None = None
+    seen: Mapping[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.latents)

@@ -6,7 +6,7 @@ init -> search over latents, guided by an objective on what the target says of t
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -129,6 +129,15 @@ class Look:
     labels: Tensor
     prior: Prior
 
+    def confidence(self) -> Tensor | None:
+        """How sure who was asked is of the labels wanted [B], without a gradient; None where the answer hides it. No
+        question is asked for it."""
+        probs, logits = self.answer.probs, self.answer.logits
+        if probs is None and logits is None:
+            return None
+        sure = probs if probs is not None else logits.detach().float().softmax(1)
+        return sure.detach().gather(1, self.labels[:, None])[:, 0]
+
 
 @dataclass
 class Problem:
@@ -186,6 +195,14 @@ class Problem:
         if found.pixels is not None:
             return found.pixels[rows].to(self.device).float().div_(255)
         return clip_images(self.prior.decode(found.latents[rows]))
+
+
+def seen(losses: Tensor, confidences: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    """What a step of a search saw, for `Found.seen`: the mean of its losses [M], and of `confidences` (pieces [B] of
+    those looked at), where there are any."""
+    told = {"loss": losses.detach().mean()}
+    known = [piece for piece in confidences if piece is not None]
+    return {**told, "confidence": torch.cat(known).mean()} if known else told
 
 
 class SearchAttack(Attack):

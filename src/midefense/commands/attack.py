@@ -4,7 +4,7 @@ midefense attack dataset=digits architecture=cnn defense=none attack=gmi
 midefense attack target=<reference> attack=mi_face
 """
 
-from midefense.pipeline.verbs import verb
+from midefense.commands.entry import entry
 
 
 def say(artefact) -> str:
@@ -13,7 +13,7 @@ def say(artefact) -> str:
     return f"{artefact.metrics['candidates']} candidates, {bill['queries_per_target_mean']:.0f} queries per target{end}"
 
 
-main = verb("attack", lambda pipeline: pipeline.recovered, say)
+main = entry("attack", lambda pipeline: pipeline.recovered, say)
 
 if __name__ == "__main__":
     main()

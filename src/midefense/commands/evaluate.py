@@ -4,15 +4,16 @@ midefense evaluate dataset=digits architecture=cnn defense=random_erasing attack
 midefense evaluate recovered=<reference>
 """
 
-from midefense.pipeline.verbs import verb
-from midefense.report import Row, table
+from midefense.commands.entry import entry
 
 
 def say(artefact) -> str:
+    from midefense.report import Row, table
+
     return table([Row.parse(artefact.metrics)])
 
 
-main = verb("evaluate", lambda pipeline: pipeline.result, say)
+main = entry("evaluate", lambda pipeline: pipeline.result, say)
 
 if __name__ == "__main__":
     main()

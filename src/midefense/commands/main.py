@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import importlib
 import runpy
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from midefense import __version__
+from midefense.tracking.preemption import ending_when_asked
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ COMMANDS = {
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (2: no such command)."""
+    """Run one command; returns the exit code (2: no such command). Ctrl-C and SIGTERM end it in one sentence."""
     words = list(sys.argv[1:] if words is None else words)
     if not words or words[0] in ("-h", "--help"):
         print(_help())
@@ -46,9 +48,13 @@ def main(words: Sequence[str] | None = None) -> int:
     if command is None:
         print(f"midefense: expected a command, got {words[0]!r}\n\n{_help()}", file=sys.stderr)
         return 2
-    if command.verb:
-        return _run_verb(command, words[1:])
-    return importlib.import_module(f"midefense.commands.{command.module}").run(words[1:])
+    with ending_when_asked(shlex.join(["midefense", *words])):
+        if command.verb:
+            return _run_verb(command, words[1:])
+        module = importlib.import_module(f"midefense.commands.{command.module}")
+        from midefense.commands.parsing import refusing
+
+        return refusing(lambda: module.run(words[1:]))
 
 
 def _run_verb(command: Command, words: Sequence[str]) -> int:

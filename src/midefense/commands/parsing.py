@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from midefense.tracking.endings import FULL, tell
 from midefense.types import Refused
 
 
@@ -23,9 +24,11 @@ def is_override(word: str) -> bool:
 
 
 def refusing(act: Callable[[], int]) -> int:
-    """The exit code of `act`; 1 with a sentence where it refuses, or the disk does."""
+    """The exit code of `act`; 1 with a sentence where it refuses, or a file does; else as `tracking.endings` says."""
     try:
         return act()
-    except (Refused, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, Refused | OSError) or getattr(error, "errno", None) in FULL:
+            return tell(error)
         print(f"refused: {error}", file=sys.stderr)
         return 1

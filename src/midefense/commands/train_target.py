@@ -3,7 +3,7 @@
 midefense train dataset=digits architecture=cnn defense=random_erasing
 """
 
-from midefense.pipeline.verbs import verb
+from midefense.commands.entry import entry
 
 
 def say(artefact) -> str:
@@ -11,7 +11,7 @@ def say(artefact) -> str:
     return f"test accuracy {metrics['test_accuracy_top1']:.4f} ({metrics['classes']} classes)"
 
 
-main = verb("train_target", lambda pipeline: pipeline.target.artefact, say)
+main = entry("train_target", lambda pipeline: pipeline.target.artefact, say)
 
 if __name__ == "__main__":
     main()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from midefense.store.claims import claim
+from midefense.store.space import reserve
 from midefense.types import Refused
 
 HASH_BYTES = 32  # of SHA-256
@@ -64,7 +65,8 @@ def _make(folder: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], Non
     temporary = folder.with_name(f".writing-{folder.name}-{socket.gethostname()}-{os.getpid()}")
     temporary.mkdir()
     try:
-        pixels = np.memmap(temporary / "pixels", dtype=np.uint8, mode="w+", shape=shape)
+        reserve(temporary / "pixels", int(np.prod(shape)))
+        pixels = np.memmap(temporary / "pixels", dtype=np.uint8, mode="r+", shape=shape)
         fill(pixels)
         pixels.flush()
         (temporary / "hashes").write_bytes(picture_hashes(torch.from_numpy(pixels)).numpy().tobytes())

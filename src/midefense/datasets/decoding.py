@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -12,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from midefense.datasets.cache import HASH_BYTES, cached_pixels, picture_hashes
 from midefense.datasets.files import Files, stamp
+from midefense.terminal import Stage
 from midefense.types import Images, Refused, refuse_unknown
 
 FRAMINGS = ("centre_crop", "squash")
@@ -140,11 +139,15 @@ def _images(parts: Sequence[Files], pixels: Tensor, hashes: Tensor) -> list[Imag
 
 
 def _each(read: Callable[[int], None], count: int, what: str) -> None:
-    """`read` every row, on all cores."""
-    with ThreadPoolExecutor() as pool:
+    """`read` every row, on all cores. After an error, or Ctrl-C, no further row is begun."""
+    pool = ThreadPoolExecutor()
+    try:
         rows = pool.map(read, range(count))
-        for _ in tqdm(rows, total=count, desc=what, disable=not sys.stderr.isatty(), dynamic_ncols=True):
-            pass
+        with Stage(f"{what} pictures", count, announced=False) as stage:
+            for row, _ in enumerate(rows, start=1):
+                stage.at(row)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _read_image(path: Path, box: Sequence[float] | None, decoding: Decoding) -> np.ndarray:

@@ -175,7 +175,7 @@ def _train(session: Session, job: TrainingJob, work: Work, ranks: bool) -> Artef
         fabric.barrier()  # nobody saves before everybody has read
         progress = fit(model, defense, job.images, recipe, job.plan.seed, fabric, state, job.test)
         save = (lambda step, state: work.save("state", state())) if fabric.is_global_zero else None
-        consume(progress, run, total=recipe.epochs, description=job.draft.name, namespace="train", save=save)
+        consume(progress, run, total=recipe.epochs, namespace="train", save=save)
         deployed = defense.seal(model, None)
         if not fabric.is_global_zero:
             return None

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -31,6 +30,7 @@ from midefense.pipeline.classifiers import (
 from midefense.pipeline.recovery import Recovery, StoredPrior
 from midefense.pipeline.release import release
 from midefense.pipeline.session import Session
+from midefense.pipeline.telling import numbers_of
 from midefense.plan.bind import Node, bind_recipe
 from midefense.plan.read import Plan, name_of, read_setting, setup_of
 from midefense.priors.base import Prior
@@ -53,6 +53,7 @@ class Pipeline:
     def __init__(self, plan: Plan):
         self.plan, self.session = plan, Session(plan)
         self.store, self.device = self.session.store, self.session.device
+        self._images_checked = False
 
     @functools.cached_property
     def target(self) -> StoredTarget:
@@ -107,6 +108,9 @@ class Pipeline:
 
     def check_images(self) -> None:
         """Look at all images that will be needed, so that wrong ones are refused before anything is trained."""
+        if self._images_checked:
+            return
+        self._images_checked = True
         self.plan.attack.build().check(self.setting)
         if self.plan.stored_prior is None:
             self.plan.prior.target.require_files(self.plan.prior.arguments, self.plan.attack.build().needs)
@@ -120,30 +124,38 @@ class Pipeline:
         """The prior of the plan: trained on public images, or found, or in no need of training."""
         if self.plan.stored_prior is not None:
             return self._named_prior(self.plan.stored_prior)
-        target, seed = self.target, self.plan.seeds["prior"]
-        dataset = target.plan.dataset.build()
-        node = self.plan.prior.given(channels=dataset.channels, size=dataset.size, classes=self.splits.classes)
-        with seeds.isolated(seed, "prior", "init"):
-            prior = node.build()
-        recipe, parents = {"kind": "prior", "prior": node.recipe()}, {}
-        if prior.learns:
-            recipe |= {"public": digest(self.public), "seed": seed}
-        if prior.asks is not None:
-            recipe |= {"target": target.artefact.id, "access": prior.asks.value}
-            parents = {"target": target.artefact.reference}
+        (_, prior), draft = self.blank_prior, self.prior_draft(self.target.artefact)
         if not prior.learns:
-            return StoredPrior(_frozen(prior, self.device), None, recipe)
-        draft = Draft(
+            return StoredPrior(_frozen(prior, self.device), None, draft.recipe)
+        artefact = self.store.get_or_make(draft, functools.partial(self._fit, draft, prior), self.plan.missing)
+        return StoredPrior(_load_prior(prior, artefact, self.device), artefact, draft.recipe)
+
+    @functools.cached_property
+    def blank_prior(self) -> tuple[Node, Prior]:
+        """The prior of the plan as it is before it learns, and what it was built from."""
+        dataset = self.plan.target.dataset.build()
+        node = self.plan.prior.given(channels=dataset.channels, size=dataset.size, classes=self.splits.classes)
+        with seeds.isolated(self.plan.seeds["prior"], "prior", "init"):
+            return node, node.build()
+
+    def prior_draft(self, target: Artefact | Draft) -> Draft:
+        """The prior of the plan; one that learns nothing is never stored."""
+        node, prior = self.blank_prior
+        recipe, parents, names = {"kind": "prior", "prior": node.recipe()}, {}, self.names_with(target)
+        if prior.learns:
+            recipe |= {"public": digest(self.public), "seed": self.plan.seeds["prior"]}
+        if prior.asks is not None:
+            recipe |= {"target": target.id, "access": prior.asks.value}
+            parents = {"target": target.reference}
+        return Draft(
             kind="prior",
-            name=name_of(self._names, "dataset", "public", "prior"),
+            name=name_of(names, "dataset", "public", "prior"),
             recipe=recipe,
             names={k: v for k, v in self.plan.names.items() if k in ("public", "prior")},
             parents=parents,
             places=node.places(),
-            command=self.session.command("attack", self._names),
+            command=self.session.command("attack", names),
         )
-        artefact = self.store.get_or_make(draft, functools.partial(self._fit, draft, prior), self.plan.missing)
-        return StoredPrior(_load_prior(prior, artefact, self.device), artefact, recipe)
 
     @functools.cached_property
     def recovered(self) -> Artefact:
@@ -152,30 +164,65 @@ class Pipeline:
             return self.plan.recovered
         self.check_images()
         plan, target, prior = self.plan, self.target, self.prior
-        node, seed = self._attack, plan.seeds["attack"]
+        node = self.attack_node(target.artefact.metrics["classes"])
         attack, source = node.build(), plan.evidence.build()
         question = self.question if attack.asks_question else None
-        recovery = Recovery(self.session, attack, target, prior, self.evidence, seed, question, source.cut)
-        parents = {"target": target.artefact.reference, **prior.parents}
-        common = {"target": target.artefact.id, "prior": prior.recipe, "seed": seed}
+        recovery = Recovery(
+            self.session, attack, target, prior, self.evidence, plan.seeds["attack"], question, source.cut
+        )
+        made_of = target.artefact, prior.recipe, prior.artefact
         if attack.prepares:
-            preparation = {"preparation": attack.preparation(node.recipe()), "access": attack.access.value}
-            public = {"public": digest(self.public)}
-            asked = {"question": question.plain()} if question else {}
-            draft = self._attack_draft("prepared", {**preparation, **public, **asked, **common}, parents)
-            parents["prepared"] = recovery.prepare(draft, self.public).reference
-        evidence = {"evidence": plan.evidence.recipe(), "labels": self.evidence.labels.tolist()}
+            recovery.prepare(self.prepared_draft(node, *made_of), self.public)
+        return recovery.recover(self.recovered_draft(node, *made_of, recovery.prepared))
+
+    def attack_node(self, classes: int) -> Node:
+        """The attack of the plan; networks of its own are told the classes the target knows, and its images' shape."""
+        dataset = self.plan.target.dataset.build()
+        return self.plan.attack.given(channels=dataset.channels, size=dataset.size, classes=classes)
+
+    def prepared_draft(
+        self, node: Node, target: Artefact | Draft, prior: Mapping[str, object], stored_prior: Artefact | Draft | None
+    ) -> Draft:
+        """What an attack (`node`) does once for all targets. `prior` is the prior's recipe."""
+        attack = node.build()
+        recipe = {"preparation": attack.preparation(node.recipe()), "access": attack.access.value}
+        recipe |= {"public": digest(self.public)}
+        recipe |= {"question": self.question.plain()} if attack.asks_question else {}
+        return self._attack_draft("prepared", recipe, target, prior, {"prior": stored_prior})
+
+    def recovered_draft(
+        self,
+        node: Node,
+        target: Artefact | Draft,
+        prior: Mapping[str, object],
+        stored_prior: Artefact | Draft | None,
+        prepared: Artefact | Draft | None,
+    ) -> Draft:
+        """What an attack (`node`) recovers. `prior` is the prior's recipe."""
+        evidence = {"evidence": self.plan.evidence.recipe(), "labels": self.collected.labels.tolist()}
         # what is observed follows from the target, the evidence and the ids: its own hash would differ by device
-        evidence |= {"ids": self.evidence.ids.tolist()} if source.points_at == "image" else {}
-        prepared = {"prepared": recovery.prepared.id if recovery.prepared else None}
-        recipe = {"attack": node.recipe(), **evidence, **common, **prepared}
-        return recovery.recover(self._attack_draft("recovered", recipe, parents))
+        by_image = self.plan.evidence.build().points_at == "image"
+        evidence |= {"ids": self.collected.ids.tolist()} if by_image else {}
+        recipe = {"attack": node.recipe(), **evidence, "prepared": prepared.id if prepared else None}
+        return self._attack_draft("recovered", recipe, target, prior, {"prior": stored_prior, "prepared": prepared})
 
     @functools.cached_property
     def result(self) -> Artefact:
         """The row of numbers of one recovered artefact: got or made."""
         recovered, target = self.recovered, self.target
         evaluators = {name: get_classifier(self.session, plan) for name, plan in self.plan.evaluators.items()}
+        draft = self.result_draft(recovered, target.artefact, evaluators)
+        known = under_sweep_agent() and self.store.find(draft)
+        if known:  # an agent waits for a run of its own, also where the store has the row already
+            with self._judging(draft, evaluators) as run:
+                self._tell(run, known.metrics, evaluators)
+        make = functools.partial(self._judge, draft, evaluators, content_id(draft.recipe["protocol"]))
+        return self.store.get_or_make(draft, make, self.plan.missing)
+
+    def result_draft(
+        self, recovered: Artefact | Draft, target: Artefact | Draft, evaluators: Mapping[str, Artefact | Draft]
+    ) -> Draft:
+        """The row of numbers of one recovered artefact."""
         protocol = {
             "evidence": recovered.recipe["evidence"],
             "labels": recovered.recipe["labels"],
@@ -185,47 +232,46 @@ class Pipeline:
             "metrics": {name: node.recipe() for name, node in self.plan.metrics.items()},
         }
         parents = {f"evaluator.{name}": artefact.reference for name, artefact in evaluators.items()}
-        draft = Draft(
+        names = _names_of(recovered)
+        return Draft(
             kind="result",
             name=recovered.name,
             recipe={"kind": "result", "recovered": recovered.id, "protocol": protocol},
-            names=recovered.provenance["names"],
-            parents={"recovered": recovered.reference, "target": target.artefact.reference, **parents},
-            command=self.session.command("evaluate", recovered.provenance["names"]),
+            names=names,
+            parents={"recovered": recovered.reference, "target": target.reference, **parents},
+            command=self.session.command("evaluate", names),
         )
-        known = under_sweep_agent() and self.store.find(draft)
-        if known:  # an agent waits for a run of its own, also where the store has the row already
-            with self.session.run(draft, "evaluate") as run:
-                _log_row(run, {name: number["value"] for name, number in known.metrics["metrics"].items()})
-        make = functools.partial(self._judge, draft, evaluators, content_id(protocol))
-        return self.store.get_or_make(draft, make, self.plan.missing)
 
-    @property
-    def _attack(self) -> Node:
-        """The attack of the plan; networks of its own are told the classes the target knows, and its images' shape."""
-        dataset = self.target.plan.dataset.build()
-        classes = self.target.artefact.metrics["classes"]
-        return self.plan.attack.given(channels=dataset.channels, size=dataset.size, classes=classes)
+    def names_with(self, target: Artefact | Draft) -> dict[str, str]:
+        """What people call the parts of the plan and of its target."""
+        return {**_names_of(target), **self.plan.names}
 
-    @property
-    def _names(self) -> dict[str, str]:
-        return {**self.target.plan.names, **self.plan.names}
-
-    def _attack_draft(self, kind: str, recipe: dict, parents: Mapping[str, str]) -> Draft:
+    def _attack_draft(
+        self,
+        kind: str,
+        recipe: Mapping[str, object],
+        target: Artefact | Draft,
+        prior: Mapping[str, object],
+        parents: Mapping[str, Artefact | Draft | None],
+    ) -> Draft:
+        names = self.names_with(target)
+        known = {"target": target, **parents}
+        common = {"target": target.id, "prior": prior, "seed": self.plan.seeds["attack"]}
         return Draft(
             kind=kind,
-            name=name_of(self._names, *RECOVERED_NAME),
-            recipe={"kind": kind, **recipe},
-            names=self._names,
-            parents=dict(parents),
+            name=name_of(names, *RECOVERED_NAME),
+            recipe={"kind": kind, **recipe, **common},
+            names=names,
+            parents={role: artefact.reference for role, artefact in known.items() if artefact is not None},
             places=self.plan.prior.places(),
-            command=self.session.command("attack", self._names),
+            command=self.session.command("attack", names),
         )
 
     def _fit(self, draft: Draft, prior: Prior, work: Work) -> Artefact:
         oracle = None if prior.asks is None else Oracle(self.target.model, prior.asks)
         seed = self.plan.seeds["prior"]
-        with self.session.run(draft, "train_prior") as run:
+        parents = {} if prior.asks is None else {"target": self.target.artefact}
+        with self.session.run(draft, "train_prior", parents) as run:
             prior.to(self.device)
             progress = prior.fit(self.public, seed=seed, oracle=oracle, state=work.load("state"))
             total = prior.fit_steps(self.public)
@@ -237,7 +283,7 @@ class Pipeline:
                     previews.difference_update(due)
                     self._show_samples(run, prior, f"samples_at_{step}")
 
-            consume(progress, run, total=total, description=draft.name, namespace="prior", save=save)
+            consume(progress, run, total=total, namespace="prior", save=save)
             self._show_samples(run, prior.eval(), "samples")
             bill = {"shared_queries": oracle.shared_bill if oracle else 0}
             return self.session.finish(run, work, prior.state_dict(), {}, bill=bill)
@@ -251,7 +297,7 @@ class Pipeline:
 
     def _judge(self, draft: Draft, evaluators: dict[str, Artefact], protocol: str, work: Work) -> Artefact:
         recovered, target = self.recovered, self.target
-        with self.session.run(draft, "evaluate") as run:
+        with self._judging(draft, evaluators) as run:
             by_content = {name: (artefact.id, self.splits.references_hash) for name, artefact in evaluators.items()}
             known = {name: KNOWN[content] for name, content in by_content.items() if content in KNOWN}
             judgement = judge.judge(
@@ -276,9 +322,25 @@ class Pipeline:
                 "device": str(self.device),
                 "command": draft.command,
             }
-            _log_row(run, judgement.flat())
+            self._tell(run, judgement.report(), evaluators)
             run.pictures("recovered", judgement.picture_rows(self.splits.class_names), judge.PICTURE_COLUMNS)
             return self.session.finish(run, work, judgement.tensors, {"row": row, **judgement.report()})
+
+    def _judging(self, draft: Draft, evaluators: Mapping[str, Artefact]) -> Run:
+        """The run that judges, or says again what was judged."""
+        judges = {f"evaluator.{name}": artefact for name, artefact in evaluators.items()}
+        return self.session.run(
+            draft, "evaluate", {"recovered": self.recovered, "target": self.target.artefact, **judges}
+        )
+
+    def _tell(self, run: Run, report: Mapping, evaluators: Mapping[str, Artefact]) -> None:
+        """The numbers of a result, with the target's, the attack's and the evaluators' own."""
+        bill = self.recovered.provenance["bill"]
+        further = {f"cost/{name}": value for name, value in bill.items() if isinstance(value, int | float)}
+        further["utility/test_accuracy_top1"] = self.target.artefact.metrics["test_accuracy_top1"]
+        for name, artefact in evaluators.items():
+            further[f"evaluator_test_accuracy_top1/{name}"] = artefact.metrics["test_accuracy_top1"]
+        run.result(*numbers_of(report, further))
 
     def _named_prior(self, artefact: Artefact) -> StoredPrior:
         """The prior of the store that the plan names; it must make the target's images and belong to no other."""
@@ -325,6 +387,10 @@ class Pipeline:
         return _load_prior(prior, artefact, self.device) if artefact else _frozen(prior, self.device)
 
 
+def _names_of(artefact: Artefact | Draft) -> dict[str, str]:
+    return artefact.names if isinstance(artefact, Draft) else artefact.provenance["names"]
+
+
 def _load_prior(prior: Prior, artefact: Artefact, device: torch.device) -> Prior:
     prior.load_state_dict(artefact.tensors())
     return _frozen(prior, device)
@@ -332,10 +398,3 @@ def _load_prior(prior: Prior, artefact: Artefact, device: torch.device) -> Prior
 
 def _frozen(prior: Prior, device: torch.device) -> Prior:
     return prior.to(device).eval().requires_grad_(False)
-
-
-def _log_row(run: Run, numbers: Mapping[str, object]) -> None:
-    """Numbers of a result: as a step, and as the summary that sweeps optimise. NaN stays in the artefact."""
-    finite = {name: value for name, value in numbers.items() if math.isfinite(float(value))}
-    run.log(finite, 0, "evaluate")
-    run.summary(finite)

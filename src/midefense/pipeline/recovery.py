@@ -26,7 +26,8 @@ from midefense.tracking.run import Run
 from midefense.types import Evidence, Found, Images, Progress, Question
 
 STAGE_FIELDS = ("latents", "loss", "evidence", "scores", "pixels")
-LOG_EVERY = 50  # steps of a search between two looks at the loss: looking makes the device wait
+CURVE_POINTS = 64  # of a search's curves, at least 50 in any search of 50 steps or more
+LOOK_EVERY = 50  # steps of a search between two looks at its curves: looking makes the device wait
 
 
 @dataclass
@@ -60,11 +61,16 @@ class Recovery:
     prepared: Artefact | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def steps(self) -> int | None:
+        """What the search of all groups takes; None if it cannot tell."""
+        return None if self.attack.steps is None else self.attack.steps * -(-len(self.evidence) // self.attack.group)
+
     def prepare(self, draft: Draft, public: Images) -> Artefact:
         """What the attack does once for all targets: its state, with the queries it cost."""
 
         def make(work: Work) -> Artefact:
-            with self.session.run(draft, "prepare") as run:
+            with self.session.run(draft, "prepare", {"target": self.target.artefact}) as run:
                 return self._prepare(draft, public, work, run)
 
         self.prepared = self.session.store.get_or_make(draft, make, self.session.plan.missing)
@@ -81,7 +87,8 @@ class Recovery:
         groups = {
             _group_name(i): rows for i, rows in enumerate(torch.arange(len(self.evidence)).split(self.attack.group))
         }
-        with work.seat() as seat, self.session.run(draft, "attack", rank=seat) as run:
+        parents = {"target": self.target.artefact}
+        with work.seat() as seat, self.session.run(draft, "attack", parents, rank=seat) as run:
             while (artefact := store.find(draft)) is None:
                 advanced = False
                 for index, (name, rows) in enumerate(groups.items()):
@@ -109,7 +116,7 @@ class Recovery:
         rng = seeds.generator(self.seed, "attack", "prepare")
         asked = {"question": self.question} if self.question else {}
         progress = self.attack.prepare(self.prior.prior, oracle, public, rng, saved, **asked)
-        last = consume(progress, run, total=None, description=draft.name, namespace="prepare", save=save)
+        last = consume(progress, run, total=None, namespace="prepare", save=save)
         bill = {"shared_queries": already + oracle.shared_bill}
         return self.session.finish(run, work, last() if last else saved, {}, bill=bill)
 
@@ -118,10 +125,8 @@ class Recovery:
         started = time.monotonic()
         evidence = self.evidence.take(rows)
         oracle = Oracle(self.target.model, self.attack.access, self.attack.budget, self.cut, evidence.ids.tolist())
-        group = _Group(self, oracle, evidence, index)
-        steps = self.attack.steps
-        total = None if steps is None else steps * (index + 1)
-        consume(group.steps(), run, total=total, description=f"{work.draft.name} group {index}", namespace="attack")
+        group = _Group(self, oracle, evidence, index, run)
+        consume(group.steps(), run, total=self.steps, namespace="attack")
         tensors = {}
         for stage, found in group.stages.items():
             fields = {name: getattr(found, name) for name in STAGE_FIELDS}
@@ -166,13 +171,14 @@ class Recovery:
 class _Group:
     """Keeps the last of each stage of one group, and why it ended early ("" if it did not)."""
 
-    def __init__(self, recovery: Recovery, oracle: Oracle, evidence: Evidence, index: int):
+    def __init__(self, recovery: Recovery, oracle: Oracle, evidence: Evidence, index: int, run: Run):
         self.recovery, self.oracle, self.evidence, self.index = recovery, oracle, evidence, index
+        self.curve = _Curve(run, recovery.attack)
         self.stages: dict[str, Found] = {}
         self.stopped = ""
 
     def steps(self) -> Iterator[Progress]:
-        """The attack on this group as progress to look at; numbers come now and then."""
+        """The attack on this group as progress to look at; the newest of its numbers come now and then."""
         r = self.recovery
         rng = seeds.generator(r.seed, "attack", "recover", self.index)
         first = self.index * (r.attack.steps or 0)
@@ -181,7 +187,49 @@ class _Group:
             if self.stopped:  # what was found is kept, unselected
                 found = replace(found, stage="selected", scores=torch.full((len(found),), torch.nan))
             self.stages[found.stage] = found
-            yield first + step, {"loss": float(found.loss.mean())} if step % LOG_EVERY == 0 else {}, dict
+            yield first + step, self.curve.add(step, first + step, found), dict
+        self.curve.end()
+
+
+class _Curve:
+    """What a search sees on its way, as curves of a run: `loss`, and the confidence of who is asked, the target or a
+    surrogate. Points wait on the device, so that it is looked at only now and then, all of them in one look."""
+
+    def __init__(self, run: Run, attack: Attack):
+        self._run = run
+        self._asked = "target" if getattr(attack, "surrogate", None) is None else "surrogate"
+        self._every = max(1, (attack.steps or 0) // CURVE_POINTS)
+        self._points: list[tuple[int, dict[str, Tensor]]] = []
+
+    def add(self, step: int, at: int, found: Found) -> dict[str, float]:
+        """Keep what was seen at a `step` of the group, a point `at` that step of the run; the newest numbers, where it
+        was time to look, {} elsewhere."""
+        if found.stage != "optimised" or step % self._every:
+            return {}
+        seen = found.seen or {"loss": found.loss.detach().mean()}
+        names = {"confidence": f"{self._asked}_confidence"}
+        self._points.append((at, {names.get(name, name): value for name, value in seen.items()}))
+        if len(self._points) * self._every < LOOK_EVERY:
+            return {}
+        *earlier, (_, newest) = self._look()
+        self._log(earlier)
+        return newest
+
+    def end(self) -> None:
+        """Log what is left."""
+        self._log(self._look())
+
+    def _look(self) -> list[tuple[int, dict[str, float]]]:
+        """All points that wait, as numbers, brought from the device together."""
+        values = [value.float() for _, told in self._points for value in told.values()]
+        numbers = iter(torch.stack(values).tolist() if values else [])
+        known = [(at, {name: next(numbers) for name in told}) for at, told in self._points]
+        self._points = []
+        return known
+
+    def _log(self, points: list[tuple[int, dict[str, float]]]) -> None:
+        for at, numbers in points:
+            self._run.log(numbers, at, "attack")
 
 
 def _group_name(index: int) -> str:

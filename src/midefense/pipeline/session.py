@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from midefense.datasets.splits import Splits
+from midefense.pipeline.agenda import Agenda
+from midefense.pipeline.telling import told
 from midefense.plan.bind import Node
 from midefense.plan.overrides import parsed
 from midefense.plan.read import KEYS, Plan
@@ -15,10 +17,10 @@ from midefense.plan.references import TARGET_NODES
 from midefense.store.artefacts import Artefact, Draft, content_id
 from midefense.store.command import command_of
 from midefense.store.store import Work
+from midefense.tracking.endings import tell
 from midefense.tracking.run import Run
 
 OWN_KIND = {"train_target": "target", "attack": "recovered", "evaluate": "result"}
-LONGEST_TAG = 64  # of W&B
 ELSEWHERE = ("store", "missing", "tracking", "compute")  # options of a call that change nothing it makes
 
 
@@ -34,6 +36,8 @@ class Session:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # `seeds.isolated` covers the current device
         self.cache = self.store.root / "cache"  # of decoded pixels
+        self.agenda: Agenda | None = None  # what is ahead, once somebody looked
+        self.latest: Run | None = None  # the run that was opened last
         self._splits: dict[str, Splits] = {}
 
     def splits(self, dataset: Node) -> Splits:
@@ -43,19 +47,43 @@ class Session:
             self._splits[key] = dataset.build().load(self.cache)
         return self._splits[key]
 
-    def run(self, draft: Draft, job_type: str, rank: int = 0) -> Run:
-        """The tracked run that makes a draft. The verb's own is the outermost; runs upstream close before it opens."""
-        return Run(
+    def run(self, draft: Draft, job_type: str, parents: Mapping[str, Artefact] | None = None, rank: int = 0) -> Run:
+        """The tracked run that makes a draft. The verb's own is the outermost; runs upstream close before it opens.
+
+        Args:
+            parents: what it is made from, by role, to be told of: target, recovered, evaluators.
+        """
+        target = self.plan.target
+        known = told(draft, parents or {}, target.names.get("dataset", "own"), target.dataset.build().size)
+        self.latest = Run(
             self.plan.tracking,
             job_type=job_type,
             name=draft.name,
             id=draft.id,
-            config={**draft.recipe, "names": draft.names},
+            config=known.config,
             inputs=[{"role": role, "artefact": reference} for role, reference in draft.parents.items()],
-            tags=[name.split("(")[0][:LONGEST_TAG] for name in draft.names.values()],
+            tags=known.tags,
+            title=known.title,
+            group=known.group,
             outermost=draft.kind == OWN_KIND[self.plan.verb],
             rank=rank,
+            stage=self._title(draft, job_type, rank),
         )
+        return self.latest
+
+    def _title(self, draft: Draft, job_type: str, rank: int) -> str:
+        """What a person is told is going on; ranks that train with the first one say nothing."""
+        if self.agenda is None or (rank and job_type != "attack"):
+            return ""
+        title = self.agenda.title(draft)
+        return f"{title} (process {rank + 1})" if rank and title else title
+
+    def tell(self, error: Exception) -> int:
+        """Say on stderr how the call ends at an error, with the work it happened in; returns the exit code."""
+        run = self.latest
+        if run is None or run.error is not error:  # between two runs
+            return tell(error)
+        return tell(error, run.record.job_type, run.folder)
 
     def finish(
         self, run: Run, work: Work, tensors: Mapping[str, Tensor], metrics: Mapping, bill: Mapping | None = None
@@ -66,8 +94,13 @@ class Session:
         return artefact
 
     def announce(self, run: Run, artefact: Artefact) -> None:
-        """Record an artefact with its inputs, its bill and its plain numbers."""
-        run.summary({k: v for k, v in artefact.metrics.items() if isinstance(v, int | float)})
+        """Record an artefact with its inputs, its plain numbers, and what it cost (a result says that by itself)."""
+        if self.agenda is not None and run.rank == 0:
+            self.agenda.keep_pace(artefact, run.stage)
+        told, made = dict(artefact.metrics), artefact.provenance
+        if artefact.kind != "result":
+            told = {"seconds": made["seconds"], **made["bill"], **told}
+        run.summary({name: value for name, value in told.items() if isinstance(value, int | float)})
         run.artefact(
             artefact.path,
             kind=artefact.kind,

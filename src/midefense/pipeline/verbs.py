@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from midefense.compute import local_rank
+from midefense.pipeline.ahead import look_ahead
 from midefense.pipeline.pipeline import Pipeline
 from midefense.plan.compose import (
+    COMPLAINTS,
     CONF,
-    NO_OPTION,
-    NULL_OPTION,
     plain_config,
     refuse_hidden,
     sentence,
@@ -23,52 +23,46 @@ from midefense.plan.compose import (
 )
 from midefense.plan.read import read_plan
 from midefense.store.artefacts import Artefact
-from midefense.store.command import command_given
-from midefense.tracking.preemption import Preempted, install_signal_handlers
+from midefense.tracking.endings import tell
+from midefense.tracking.preemption import ending_when_asked
 from midefense.types import Refused
-
-PREEMPTED = 143  # what a shell reports of a process that SIGTERM ended
-REFUSED = 2
 
 
 def verb(name: str, work: Callable[[Pipeline], Artefact], say: Callable[[Artefact], str]) -> Callable[[], None]:
-    """An entry point: `work` gives the artefact the verb is for, `say` what to print of it."""
+    """An entry point: `work` gives the artefact the verb is for, `say` what to print of it. It exits as
+    `tracking.endings` says; a sweep goes through all its points, and exits as the first one that failed."""
 
-    refused: list[int] = []
+    failed: list[int] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
     def run(config: DictConfig) -> None:
-        chosen = HydraConfig.get()
+        chosen, tell_of = HydraConfig.get(), tell
         try:
             refuse_hidden(chosen.runtime.config_sources)
             values = plain_config(with_prior_options(config, chosen))
             plan = read_plan(name, values, dict(chosen.runtime.choices), list(chosen.overrides.task))
-            artefact = work(Pipeline(plan))
-        except Refused as refusal:  # here, before Hydra adds lines of its own; the rest of a sweep goes on
-            refused.append(_complain(str(refusal)))
+            pipeline = Pipeline(plan)
+            tell_of = pipeline.session.tell
+            agenda = look_ahead(pipeline)
+            if plan.missing == "plan":
+                print("\n".join(agenda.lines()), flush=True)
+                return
+            if plan.missing == "make" and agenda.missing and local_rank() == 0:
+                print("\n".join(agenda.lines()), file=sys.stderr, flush=True)
+            artefact = work(pipeline)
+        except Exception as error:  # here, before Hydra adds lines of its own; the rest of a sweep goes on
+            failed.append(tell_of(error))
             return
         print(f"{say(artefact)}\n{artefact.reference}\n{artefact.path}", flush=True)
 
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's printer
-        install_signal_handlers()
-        try:
-            run()
-        except HydraException as error:
-            sys.exit(_complain(sentence(error)))
-        except ValueError as error:
-            if not str(error).startswith(NO_OPTION):
-                raise
-            sys.exit(_complain(NULL_OPTION))
-        except Preempted:
-            print(f"preempted; continue with: {command_given()}", file=sys.stderr)
-            sys.exit(PREEMPTED)
-        if refused:
-            sys.exit(REFUSED)
+        with ending_when_asked():
+            try:
+                run()
+            except COMPLAINTS as error:
+                failed.append(tell(Refused(sentence(error))))
+        if failed:
+            sys.exit(failed[0])
 
     return main
-
-
-def _complain(text: str) -> int:
-    print(f"refused: {text}", file=sys.stderr)
-    return REFUSED

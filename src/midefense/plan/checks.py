@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from midefense.store.plain import looks_secret
+from midefense.store.plain import environment_secrets, looks_secret
+from midefense.store.store import MISSING
 from midefense.types import Refused, refuse_unknown
 
 SEEDS = ("target", "prior", "attack")
 EVALUATOR_KEYS = ("architecture", "recipe", "train_on", "seed", "artefact")
-CHOICES = {"missing": ("make", "fail"), "train_on": ("private", "all")}
+TOLD = ("tracking", "compute", "store")  # parts that no recipe holds; what is told of them is masked
+CHOICES = {"missing": MISSING, "train_on": ("private", "all")}
 
 
 def check_shape(verb: str, config: Mapping, keys: Iterable[str]) -> None:
@@ -22,7 +24,13 @@ def check_shape(verb: str, config: Mapping, keys: Iterable[str]) -> None:
         ]
     )
     refuse_all(
-        [*_secrets(config), *_plain_values(config), *_evaluators(config.get("evaluators", {})), *_metrics(config)]
+        [
+            *_secrets(config),
+            *_environment_values(config),
+            *_plain_values(config),
+            *_evaluators(config.get("evaluators", {})),
+            *_metrics(config),
+        ]
     )
 
 
@@ -43,14 +51,32 @@ def refuse_together(steps: Iterable[Callable[[], object]]) -> None:
     refuse_all(problems)
 
 
-def _secrets(node: object, path: str = "") -> Iterator[str]:
+def _secrets(node: object) -> Iterator[str]:
     """A configuration is written to files, so it may hold no secret."""
+    for here, _ in _texts(node):
+        if looks_secret(here.rsplit(".", 1)[-1]):
+            yield f"{here}: expected no secret in what is written to files; try an environment variable (WANDB_API_KEY)"
+
+
+def _environment_values(config: Mapping) -> Iterator[str]:
+    """What decides an artefact stands in its recipe, unmasked: no value that the environment keeps may be there."""
+    hidden = environment_secrets()
+    for path, text in _texts({name: value for name, value in config.items() if name not in TOLD}):
+        if any(secret in text for secret in hidden):
+            yield (
+                f"{path}: expected a value that may be written to files, got one of an environment variable, which is "
+                "kept out of them unless it is a folder or file that is there; try writing it out"
+            )
+
+
+def _texts(node: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """All texts at any depth, with their paths."""
     inside = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for name, value in inside:
         here = f"{path}.{name}".lstrip(".")
-        if isinstance(value, str) and looks_secret(str(name)):
-            yield f"{here}: expected no secret in what is written to files; try an environment variable (WANDB_API_KEY)"
-        yield from _secrets(value, here)
+        if isinstance(value, str):
+            yield here, value
+        yield from _texts(value, here)
 
 
 def _plain_values(config: Mapping) -> Iterator[str]:

@@ -11,17 +11,31 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf.resolvers import oc
+from yaml import YAMLError
 
 from midefense.plan.overrides import chosen_of, parsed
 from midefense.plan.prior_options import KEY, lay_over, options_for, require_known
+from midefense.store.plain import mask_variable
 from midefense.types import Refused, refuse_unknown
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # Inside the installed package, or beside `src/` in a checkout.
 CONF = next((path for path in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if path.is_dir()), PACKAGE / "conf")
 NO_OPTION = "Config group override must be"  # what Hydra says of GROUP=null, as a plain ValueError
+# What Hydra and its readers raise where a word of the command line or a file of configuration is not what it must be.
+COMPLAINTS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 NULL_OPTION = "GROUP=null: expected the name of an option, got null; choices: --help; try ~GROUP"
+
+
+def _environment(name: str, *default: object) -> object:
+    """`${oc.env:NAME,DEFAULT}`; what it gives is masked wherever it would be written."""
+    mask_variable(name)
+    return oc.env(name, *default)
+
+
+OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
 
 
 def compose(verb: str, overrides: Sequence[str] = ()) -> tuple[dict, dict[str, str]]:
@@ -36,12 +50,8 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> tuple[dict, dict[str, s
             with open_dict(config):
                 del config["hydra"]
             config = with_prior_options(config, hydra)
-    except HydraException as error:
+    except COMPLAINTS as error:
         raise Refused(sentence(error)) from error
-    except ValueError as error:
-        if not str(error).startswith(NO_OPTION):
-            raise
-        raise Refused(NULL_OPTION) from error
     return plain_config(config), dict(hydra.runtime.choices)
 
 
@@ -85,13 +95,29 @@ def _prior_alone(name: str, hydra: DictConfig) -> dict:
 
 def plain_config(config: DictConfig) -> dict:
     """A configuration as plain dicts and lists, interpolations resolved; every missing value (???) is named."""
-    if missing := sorted(OmegaConf.missing_keys(config)):
+    try:
+        missing, values = sorted(OmegaConf.missing_keys(config)), OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise Refused(sentence(error)) from error
+    if missing:
         raise Refused(f"these options need a value: {', '.join(missing)}; give them on the command line")
-    return OmegaConf.to_container(config, resolve=True)
+    return values
 
 
-def sentence(error: HydraException) -> str:
-    """Hydra's complaint about the command line, with the choices it leaves out."""
+def sentence(error: Exception) -> str:
+    """A complaint (`COMPLAINTS`) about the command line or a file of configuration, with the choices that are left out.
+    What it cannot be is raised again."""
+    if isinstance(error, OmegaConfBaseException):
+        said = str(error).split("\n")[0]
+        return f"{error.full_key or 'a value'}: {said}; expected a value, or ${{KEY}} of an option that has one"
+    if isinstance(error, YAMLError):
+        return _yaml_sentence(error)
+    if isinstance(error, UnicodeDecodeError):
+        return f"a file of configuration: expected YAML in UTF-8, got other bytes ({error}); is it another file's name?"
+    if isinstance(error, ValueError):
+        if not str(error).startswith(NO_OPTION):
+            raise error
+        return NULL_OPTION
     if isinstance(error, MissingConfigException) and error.options:
         chosen = str(error.missing_cfg_file).split("/")[-1]
         return str(refuse_unknown(f"{error.missing_cfg_file}: no such option", chosen, error.options))
@@ -99,6 +125,8 @@ def sentence(error: HydraException) -> str:
     if isinstance(error, OverrideParseException):
         return f"expected KEY=VALUE, +KEY=VALUE or ~KEY, got {error.override!r}; try quoting the value ({text})"
     cause = error.__cause__
+    if isinstance(cause, GrammarParseError):
+        return sentence(cause)
     if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None and cause.key is not None:
         if "/" in str(cause.key):
             return str(refuse_unknown("no such config group", cause.key, sorted(groups()), "See --help."))
@@ -110,6 +138,14 @@ def sentence(error: HydraException) -> str:
     if "Could not delete" in text:
         return f"{text} Expected ~KEY of an option that is there; try --cfg job to see them all"
     return text
+
+
+def _yaml_sentence(error: YAMLError) -> str:
+    """Where a file of configuration stops being YAML, and why."""
+    mark, said = getattr(error, "problem_mark", None), " ".join(str(error).split())
+    if mark is None:
+        return f"a file of configuration: expected YAML, got {said}"
+    return f"{mark.name}, line {mark.line + 1}: expected YAML, got what is none ({error.problem})"
 
 
 def groups() -> list[str]:

@@ -271,10 +271,10 @@ def name_of(names: Mapping[str, str], *parts: str) -> str:
 
 def setup_of(target: Mapping, recovered: Mapping) -> str:
     """The id of a setup whatever its seeds: rows that share it are repetitions of one experiment."""
-    recipes = {"target": target, "recovered": {**recovered, "prior": _without_seeds(recovered["prior"])}}
-    return content_id({name: _without_seeds(recipe) for name, recipe in recipes.items()})
+    recipes = {"target": target, "recovered": {**recovered, "prior": without_seeds(recovered["prior"])}}
+    return content_id({name: without_seeds(recipe) for name, recipe in recipes.items()})
 
 
-def _without_seeds(recipe: Mapping) -> dict:
+def without_seeds(recipe: Mapping) -> dict:
     """A recipe without its seed and the ids of artefacts that hold one."""
     return {name: value for name, value in recipe.items() if name not in ("seed", "target", "prepared")}

@@ -137,11 +137,17 @@ class Artefact:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all, also after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # the system names none where it refuses to write
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)  # a half of it would fill a disk that is full
 
 
 def savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

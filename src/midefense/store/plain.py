@@ -9,13 +9,21 @@ from collections.abc import Mapping, Sequence
 
 _SECRET_NAME = re.compile(r"(^|[^a-z])(api_?)?(key|token|password|passwd|secret|credentials?)$", re.IGNORECASE)
 _SHORTEST_SECRET = 8  # shorter environment values ("1", "true") are no secrets and would mask ordinary text
+_taken: set[str] = set()  # environment variables that the configuration has read, in this process
 
 
 def plain(value: object) -> object:
     """`value` in JSON's own types, without secrets: containers become dicts and lists, numbers of any library
-    Python numbers, non-finite floats their names, everything else its text. Values under secret-looking names,
-    and the values of secret-looking environment variables wherever they stand in a text, become "***"."""
-    return _plain(value, _environment_secrets())
+    Python numbers, non-finite floats their names, everything else its text. Values under secret-looking names, and
+    wherever they stand in a text the values of environment variables that look like secrets or that a configuration
+    took (`mask_variable`), become "***"."""
+    return _plain(value, environment_secrets())
+
+
+def mask_variable(name: str) -> None:
+    """Mask the value of the environment variable `name` from now on, as one whose name looks secret: a configuration
+    took it from there, so its author did not want it written. Places stay readable (`_is_place`)."""
+    _taken.add(name)
 
 
 def looks_secret(name: str) -> bool:
@@ -43,7 +51,12 @@ def _plain(value: object, secrets: Sequence[str]) -> object:
     return text
 
 
-def _environment_secrets() -> list[str]:
-    """Values of environment variables named like secrets, longest first: none may reach a file."""
-    values = {v for name, v in os.environ.items() if looks_secret(name) and len(v) >= _SHORTEST_SECRET}
-    return sorted(values, key=len, reverse=True)
+def environment_secrets() -> list[str]:
+    """Values of environment variables that may reach no file, longest first."""
+    hidden = (v for n, v in os.environ.items() if looks_secret(n) or (n in _taken and not _is_place(n, v)))
+    return sorted({value for value in hidden if len(value) >= _SHORTEST_SECRET}, key=len, reverse=True)
+
+
+def _is_place(name: str, value: str) -> bool:
+    """Whether a variable tells where files are: artefacts are opened again by such a place, so it is written."""
+    return name == "MIDEFENSE_STORE" or os.path.exists(os.path.expanduser(value))

@@ -38,6 +38,7 @@ from midefense.store.plain import plain
 from midefense.types import Refused, refuse_unknown
 
 POLL_SECONDS = 0.2
+MISSING = ("make", "fail", "plan")  # what is done about what is missing
 TRIES = 3  # to save into a folder that another process clears
 
 
@@ -107,10 +108,10 @@ class Store:
         return artefact
 
     def require_may_make(self, draft: Draft, missing: str) -> None:
-        """Refuse to make what is missing under `missing=fail`, and say what would make it."""
-        if missing not in ("make", "fail"):
-            raise refuse_unknown("missing", missing, ["make", "fail"])
-        if missing == "fail":
+        """Refuse to make what is missing unless `missing=make`, and say what would make it."""
+        if missing not in MISSING:
+            raise refuse_unknown("missing", missing, MISSING)
+        if missing != "make":
             raise Refused(f"{draft.reference} is not in {self.root}; make it with: {draft.command} store={self.root}")
 
     def work(self, draft: Draft) -> Work:
@@ -251,24 +252,25 @@ class Work:
         final = self.store.root / draft.kind / f"{draft.name}@{draft.id}"
         temporary = final.with_name(f".writing-{final.name}-{socket.gethostname()}-{os.getpid()}")
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
         contents = {
             "tensors.safetensors": safetensors.torch.save(savable(tensors)),
             "config.yaml": yaml.safe_dump(json.loads(canonical(draft.recipe)), sort_keys=False).encode(),
             "metrics.json": json.dumps(plain(metrics), indent=1).encode(),
         }
-        for name, content in contents.items():
-            write_whole(temporary / name, content)
         provenance = provenance_of(draft, time.time() - self.started, bill or {}, device)
         provenance["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         provenance["digest"] = content_digest(provenance)
-        write_whole(temporary / "provenance.json", json.dumps(provenance, indent=1).encode())
+        contents["provenance.json"] = json.dumps(provenance, indent=1).encode()
         try:
+            temporary.mkdir(parents=True)
+            for name, content in contents.items():
+                write_whole(temporary / name, content)
             temporary.rename(final)
         except OSError:
-            if not final.is_dir():
+            if not final.is_dir():  # another process may have finished the same work first
                 raise
-            shutil.rmtree(temporary)  # another process finished the same work first
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # a half of it would fill a disk that is full
         shutil.rmtree(self.folder, ignore_errors=True)
         return self.store._open(final)
 

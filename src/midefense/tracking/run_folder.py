@@ -22,7 +22,10 @@ import torch
 from torch import Tensor
 
 from midefense.store.plain import plain
+from midefense.store.space import reserve
 from midefense.types import Refused
+
+ROOM, ROOM_BYTES = ".room", 1 << 16  # kept for the final status, which must be written on a full disk too
 
 
 class RunFolder:
@@ -37,6 +40,7 @@ class RunFolder:
         self._started = time.time()
         self._summary: dict[str, object] = {}
         self._write_whole("config.json", config)
+        reserve(folder / ROOM, ROOM_BYTES)
         # Line buffering: what was logged before a SIGKILL is on disk.
         self._metrics = open(folder / "metrics.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
         self._events = open(folder / "events.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
@@ -97,14 +101,20 @@ class RunFolder:
 
     def close(self, state: str, error: BaseException | None = None) -> None:
         """Write the final status and close the files."""
-        self.status(state, error)
-        self._metrics.close()
-        self._events.close()
+        (self.path / ROOM).unlink(missing_ok=True)
+        try:
+            self.status(state, error)
+        finally:
+            self._metrics.close()
+            self._events.close()
 
     def _write_whole(self, name: str, value: object) -> None:
         temporary = self.path / f".{name}.{os.getpid()}"
-        temporary.write_text(_json(value) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path / name)
+        try:
+            temporary.write_text(_json(value) + "\n", encoding="utf-8")
+            os.replace(temporary, self.path / name)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _json(value: object) -> str:

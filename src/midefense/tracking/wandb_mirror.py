@@ -6,6 +6,7 @@ import contextlib
 import logging
 import netrc
 import os
+import shlex
 import threading
 import urllib.error
 import urllib.parse
@@ -23,10 +24,11 @@ from torch import Tensor
 
 from midefense.store.plain import plain
 from midefense.tracking.run_folder import image_array
-from midefense.tracking.settings import Settings
+from midefense.tracking.settings import LONGEST_GROUP, Settings
 
 PROBE_SECONDS = 5  # an unreachable server must cost seconds, not the minutes of W&B's own retries
 START_SECONDS = 15
+LONGEST_WARNING = 400
 _AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID")
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ class Record:
     id: str
     config: Mapping[str, object]
     tags: Sequence[str]
+    title: str
+    group: str | None
     outermost: bool
 
 
@@ -55,16 +59,26 @@ def under_sweep_agent() -> bool:
 class Mirror:
     """The W&B side of one run. Its methods may raise any of `failures()`; the run then goes on without it."""
 
-    def __init__(self, wandb: ModuleType, run: object, finish_seconds: float):
-        self._wandb, self._run, self._finish_seconds = wandb, run, finish_seconds
+    def __init__(self, wandb: ModuleType, run: object, record: Record):
+        self._wandb, self._run, self._record = wandb, run, record
         self._namespaces: set[str] = set()
 
     @classmethod
     def start(cls, run: Record) -> Mirror | None:
-        """Open the mirror of `run`, offline where W&B cannot be reached; None if it is disabled or broken."""
+        """Open the mirror of `run`, offline where W&B cannot be reached; None if it is disabled or broken: whatever W&B
+        and what it stands on raise while it starts (its variables alone are some hundred) is said once, and the run
+        goes on."""
         mode = os.environ.get("WANDB_MODE", run.settings.wandb).replace("dryrun", "offline")
         if mode == "disabled":
             return None
+        try:
+            return cls._start(run, mode)
+        except Exception as error:  # of W&B, pydantic, the import: a courtesy stops nothing
+            warn_once(error)
+            return None
+
+    @classmethod
+    def _start(cls, run: Record, mode: str) -> Mirror | None:
         root = run.settings.folder.resolve()
         # Before the import: wandb reads these once, and would stage uploads in the home directory.
         for variable in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
@@ -81,8 +95,16 @@ class Mirror:
                 return None
             with contextlib.suppress(TimeoutError):
                 _bounded(wandb.teardown, START_SECONDS)  # W&B holds the failed run's id until then
-            return cls.start(run)  # offline now, because of the outage noted
-        return cls(wandb, opened, run.settings.finish_seconds)
+            return cls._start(run, mode)  # offline now, because of the outage noted
+        return cls(wandb, opened, run)
+
+    def where(self) -> str:
+        """Where the run is to be seen, for the person who waits for it; "" where another line says so."""
+        if not self._run.offline:
+            return f"W&B: {self._record.title} ({self._record.job_type}): {self._run.url}"
+        if not self._record.outermost:
+            return ""
+        return f"W&B: an offline log; upload it with: wandb sync {shlex.quote(str(Path(self._run.dir).parent))}"
 
     def log(self, values: Mapping[str, float], step: int, namespace: str) -> None:
         counter = f"{namespace}/step"
@@ -110,11 +132,15 @@ class Mirror:
             artifact.add_file(str(path), name=path.relative_to(folder).as_posix(), policy="immutable")
         self._run.log_artifact(artifact, aliases=["latest", id])
 
+    def result(self, values: Mapping[str, float], about: Mapping[str, float]) -> None:
+        self._run.log(dict(values))  # W&B draws what was logged, and keeps its last value in the summary
+        self._run.summary.update(dict(about))
+
     def summary(self, values: Mapping[str, object]) -> None:
         self._run.summary.update(values)
 
     def finish(self, exit_code: int) -> None:
-        _bounded(lambda: self._run.finish(exit_code=exit_code), self._finish_seconds)
+        _bounded(lambda: self._run.finish(exit_code=exit_code), self._record.settings.finish_seconds)
 
     def _use(self, inputs: Sequence[str]) -> None:
         for reference in inputs:
@@ -132,16 +158,15 @@ def _open(wandb: ModuleType, run: Record, mode: str) -> object:
         finish_timeout=run.settings.finish_seconds,
         console="off",
         silent=True,
-        x_disable_stats=True,
     )
     with _agent_environment(wandb, visible=run.outermost) as agent_run_id:
         return wandb.init(
             mode=mode,
             project=run.settings.project,
             entity=run.settings.entity,
-            group=run.settings.group,
+            group=_group(run),
             job_type=run.job_type,
-            name=run.name,
+            name=run.title,
             id=agent_run_id or f"{run.job_type}-{run.id}",
             config=run.config,
             tags=run.tags,
@@ -150,6 +175,12 @@ def _open(wandb: ModuleType, run: Record, mode: str) -> object:
             reinit="finish_previous",
             settings=settings,
         )
+
+
+def _group(run: Record) -> str | None:
+    """The group that the user named, in the settings or to W&B, else the run's own."""
+    named = run.settings.group or os.environ.get("WANDB_RUN_GROUP") or run.group
+    return plain(named)[:LONGEST_GROUP] if named else None
 
 
 @contextlib.contextmanager
@@ -235,4 +266,5 @@ def warn_once(error: BaseException) -> None:
     if not _outage.is_set():
         _outage.set()
         text = "Weights & Biases is not available (%s: %s); everything is kept in the local run folders"
-        logger.warning(text, type(error).__name__, plain(str(error)))
+        said = " ".join(plain(str(error)).split())  # pydantic's lines as one
+        logger.warning(text, type(error).__name__, said[:LONGEST_WARNING])

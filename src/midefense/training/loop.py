@@ -17,7 +17,7 @@ from midefense import seeds
 from midefense.defenses.base import Defense, cross_entropy
 from midefense.training.inference import evaluate, features_of
 from midefense.training.recipe import Recipe
-from midefense.types import Batch, Images, Origin, Progress, Refused, Trace
+from midefense.types import Batch, Diverged, Images, Origin, Progress, Refused, Trace
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -162,7 +162,7 @@ def fit(
     Raises:
         Refused: labels beyond the network's classes, too few images for a batch or a validation set, or no test images
             where the recipe selects by them.
-        RuntimeError: the loss of an epoch was not finite.
+        Diverged: the loss of an epoch was not finite.
     """
     fabric = _alone() if fabric is None else fabric
     _require_labels(images, model)
@@ -230,9 +230,7 @@ def _epoch(trainer: Trainer, images: Images, epoch: int, seed: int) -> dict[str,
     means = fabric.all_reduce(torch.stack(list(totals.values())) / len(batches), reduce_op="mean")
     logs = dict(zip(totals, means.tolist(), strict=True))
     if not torch.isfinite(means).all():
-        raise RuntimeError(
-            f"training diverged in epoch {epoch}: {logs}; try a lower learning rate or recipe.clip_norm=1"
-        )
+        raise Diverged(f"training diverged in epoch {epoch}: {logs}; try a lower learning rate or recipe.clip_norm=1")
     return {**logs, **own_logs}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from midefense.attacks.base import Part, Problem
+from midefense.attacks.base import Part, Problem, seen
 from midefense.attacks.schedules import Schedule, paced
 from midefense.types import Found, Refused, refuse_unknown
 
@@ -89,13 +89,13 @@ class Gradient(Part):
         for step in range(self.steps):
             pace(step)
             awake = rest.awake if rest else None
-            loss = self._descend(problem, latents, owners, rng, loss, awake)
+            loss, sure = self._descend(problem, latents, owners, rng, loss, awake)
             if best:
                 best.update(latents, loss)
             held = rest.resting(loss) if rest else None
             self._move(latents, optimizer, held)
             kept = best or _Last(latents, loss)
-            yield Found(kept.latents.detach(), kept.loss, owners, stage="optimised")
+            yield Found(kept.latents.detach(), kept.loss, owners, stage="optimised", seen=seen(loss, sure))
             if rest and rest.all_rest(step):
                 return
 
@@ -107,14 +107,15 @@ class Gradient(Part):
         rng: torch.Generator,
         before: Tensor,
         awake: Tensor | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, list[Tensor | None]]:
         """Loss per candidate [M], that of the step `before` where a candidate is not `awake` (rows on the CPU; None is
-        all); leaves the gradient on `latents`. Who rests is not asked about, and not charged."""
+        all), and the confidences in those asked about, in pieces; leaves the gradient on `latents`. Who rests is not
+        asked about, and not charged."""
         latents.grad = None
         draws = None
         if problem.views is not None:
             draws = problem.views.draw(len(latents), rng).to(latents.device, non_blocking=True)
-        loss = before.clone()
+        loss, sure = before.clone(), []
         pieces = problem.chunks(len(latents) if awake is None else len(awake))
         for rows in pieces if awake is None else [awake[piece] for piece in pieces]:
             shown = None if draws is None else draws[rows]
@@ -122,7 +123,8 @@ class Gradient(Part):
             each = problem.objective(look)
             (each.sum() / self.reference_batch).backward()
             loss[rows] = each.detach().to(loss.dtype)
-        return loss
+            sure.append(look.confidence())
+        return loss, sure
 
     def _move(self, latents: Tensor, optimizer: torch.optim.Optimizer, held: Tensor | None) -> None:
         before = latents.detach().clone() if held is not None else None

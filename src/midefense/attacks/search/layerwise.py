@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from midefense.attacks.base import Look, Part, Problem
+from midefense.attacks.base import Look, Part, Problem, seen
 from midefense.types import Found, Refused, to_pixels
 
 
@@ -72,7 +72,7 @@ class Layerwise(Part):
         inner = _Inner(found.latents.detach().clone())
         for stage in range(len(self.stages)):
             for moving in self._descend(problem, inner, found.evidence, stage, rng, pictured=chosen is None):
-                yield moving if chosen is None else chosen
+                yield moving if chosen is None else replace(chosen, seen=moving.seen)
             ended, confidence = self._look_back(problem, inner, found.evidence, stage)
             yield ended
             chosen, sure = (ended, confidence) if chosen is None else surer((ended, confidence), (chosen, sure))
@@ -95,7 +95,7 @@ class Layerwise(Part):
             draws = None
             if problem.views is not None:
                 draws = problem.views.draw(len(owners), rng).to(problem.device, non_blocking=True)
-            losses, pictures = [], []
+            losses, pictures, sure = [], [], []
             for rows in problem.chunks(len(owners)):
                 shown = None if draws is None else draws[rows]
                 latents, features, images = inner.take(rows)
@@ -104,6 +104,7 @@ class Layerwise(Part):
                 loss = problem.objective(look)
                 (loss.sum() / self.reference_batch).backward()
                 losses.append(loss.detach())
+                sure.append(look.confidence())
                 if pictured:
                     pictures.append(to_pixels(look.images))
             optimizer.step()
@@ -112,7 +113,8 @@ class Layerwise(Part):
                     if radius > 0:
                         tensor.copy_(start + project_l1(tensor - start, radius))
             pixels = torch.cat(pictures) if pictured else None
-            yield Found(inner.latents.detach(), torch.cat(losses), owners, "optimised", pixels=pixels)
+            loss = torch.cat(losses)
+            yield Found(inner.latents.detach(), loss, owners, "optimised", pixels=pixels, seen=seen(loss, sure))
 
     @torch.no_grad()
     def _look_back(self, problem: Problem, inner: _Inner, owners: Tensor, stage: int) -> tuple[Found, Tensor]:

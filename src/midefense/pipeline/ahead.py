@@ -1,0 +1,91 @@
+"""Looking ahead: the way of the pipeline, with drafts where the store has nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from midefense.pipeline.agenda import Agenda, Item
+from midefense.pipeline.classifiers import job_of
+from midefense.pipeline.pipeline import Pipeline
+from midefense.plan.read import TargetPlan
+from midefense.store.artefacts import Artefact, Draft
+
+
+def look_ahead(pipeline: Pipeline) -> Agenda:
+    """What `pipeline` will find and make; the runs that make it are told as its stages.
+
+    Reads the images that recipes are made of, and refuses what is wrong with them. Makes nothing.
+    """
+    if pipeline.plan.verb != "train_target" and pipeline.plan.recovered is None:
+        pipeline.check_images()
+    pipeline.session.agenda = Agenda(tuple(_Looking(pipeline).items()), pipeline.store, pipeline.device)
+    return pipeline.session.agenda
+
+
+class _Looking:
+    """Goes the way of `Pipeline`, with drafts where the store has nothing."""
+
+    def __init__(self, pipeline: Pipeline):
+        self._pipeline, self._plan, self._store = pipeline, pipeline.plan, pipeline.store
+
+    def items(self) -> Iterator[Item]:
+        """One item for each artefact, upstream first."""
+        plan = self._plan
+        if plan.recovered is not None:
+            recovered = self._item("attacking", plan.recovered)
+            parent = self._store.open(plan.recovered.provenance["parents"]["target"], "target")
+            target = self._item("training the target", parent)
+            yield from (target, recovered)
+        else:
+            target, classes = self._classifier("training the target", plan.target)
+            yield target
+            if plan.verb == "train_target":
+                return
+            *before, recovered = self._attack(target, classes)
+            yield from (*before, recovered)
+        if plan.verb == "evaluate":
+            yield from self._result(target, recovered)
+
+    def _attack(self, target: Item, classes: int) -> Iterator[Item]:
+        pipeline = self._pipeline
+        node = pipeline.attack_node(classes)
+        attack = node.build()
+        on = target.artefact.recipe
+        if self._plan.stored_prior is not None:
+            stored = prior = self._plan.stored_prior
+            yield self._item("training the prior", prior, on=on)
+        else:
+            prior, stored = pipeline.prior_draft(target.artefact), None
+            if pipeline.blank_prior[1].learns:
+                steps = pipeline.blank_prior[1].fit_steps(pipeline.public)
+                item = self._item("training the prior", prior, steps, on if pipeline.blank_prior[1].asks else None)
+                stored = item.artefact
+                yield item
+        made_of = node, target.artefact, prior.recipe, stored
+        prepared = None
+        if attack.prepares:
+            item = self._item("preparing the attack", pipeline.prepared_draft(*made_of), on=on)
+            prepared = item.artefact
+            yield item
+        groups = -(-len(pipeline.collected) // attack.group)
+        steps = 1 if attack.steps is None else attack.steps * groups
+        yield self._item("attacking", pipeline.recovered_draft(*made_of, prepared), steps, on)
+
+    def _result(self, target: Item, recovered: Item) -> Iterator[Item]:
+        judges = {}
+        for name, plan in self._plan.evaluators.items():
+            item, _ = self._classifier(f"training the evaluator {name}", plan)
+            judges[name] = item.artefact
+            yield item
+        draft = self._pipeline.result_draft(recovered.artefact, target.artefact, judges)
+        yield self._item("judging", draft, on=target.artefact.recipe)
+
+    def _classifier(self, what: str, plan: TargetPlan) -> tuple[Item, int]:
+        """A classifier, and the classes it knows."""
+        job = job_of(self._pipeline.session, plan)
+        item = self._item(what, job.draft, plan.recipe.arguments.get("epochs", 1))
+        return item, item.artefact.metrics["classes"] if item.found else len(job.images.names)
+
+    def _item(self, what: str, draft: Artefact | Draft, units: int = 1, on: Mapping[str, object] | None = None) -> Item:
+        found = draft if isinstance(draft, Artefact) else self._store.find(draft)
+        return Item(what, found or draft, units, on, found is not None)

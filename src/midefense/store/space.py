@@ -1,0 +1,39 @@
+"""Room on the disk that is taken before it is written."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+BLOCK = 1 << 20
+
+
+def reserve(path: Path, size: int) -> None:
+    """Write a file of `size` zero bytes whose room on the disk is its own.
+
+    A file that is only made as long has none: whoever maps it and writes when the disk is full dies of SIGBUS. Raises
+    `OSError` (ENOSPC, EDQUOT, EFBIG) where there is no room; nothing is left then.
+    """
+    try:
+        with open(path, "wb") as file:
+            if not _allocate(file.fileno(), size):
+                for start in range(0, size, BLOCK):
+                    file.write(bytes(min(BLOCK, size - start)))
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
+
+
+def _allocate(file: int, size: int) -> bool:
+    """Whether the system gave an open file its room; not all systems and file systems can."""
+    if not hasattr(os, "posix_fallocate") or size == 0:
+        return False
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            return False
+        raise
+    return True

@@ -1,0 +1,202 @@
+"""What a person is told: before work starts what will be done, and while it goes on where it is."""
+
+import io
+import re
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from conftest import plan_for
+
+from midefense import terminal
+from midefense.pipeline.ahead import look_ahead
+from midefense.pipeline.pipeline import Pipeline
+from midefense.store.store import Store
+from midefense.terminal import Stage, duration
+
+TOY = ("dataset=toy", "architecture=mlp", "architecture.widths=[16]", "recipe.epochs=1", "compute.threads=1")
+JUDGE = ("evaluators.main.architecture.widths=[8,16]", "evaluators.main.recipe.epochs=1")
+GAN = ("prior=gmi_gan", "prior.width=8", "prior.steps=4", "prior.unit=2", "prior.batch_size=8")
+SEARCH = ("attack.search.steps=3",)
+POOL = ("attack=pool", "attack.init.size=40", "attack.init.batch_size=16", "attack.init.candidates=4", "attack.group=3")
+POOL += ("attack.select.repeats=2", "attack.select.keep=2")
+REFERENCE = re.compile(r"\w+/[\w.-]+@h\w{11}")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def quick_pulse(monkeypatch):
+    monkeypatch.setattr(terminal, "PULSE_SECONDS", 0.05)
+
+
+def references(text):
+    return REFERENCE.findall(text)
+
+
+# One stage
+
+
+def test_without_a_terminal_a_line_begins_some_go_on_and_one_ends(capsys, quick_pulse):
+    with Stage("2/5 training the prior gan", total=1000) as stage:
+        for step in range(1, 12):
+            stage.at(step * 10, {"loss": 1 / step, "accuracy": 0.5, "rate": 1.0, "fourth": 4.0} if step == 3 else None)
+            time.sleep(0.02)
+    first, *between, last = capsys.readouterr().err.splitlines()
+    assert first == "2/5 training the prior gan: begun"
+    assert last == "2/5 training the prior gan: done after 0 s"
+    assert 2 <= len(between) <= 5
+    number = r"[\d.e+]+"
+    expected = (
+        rf"2/5 training the prior gan: step \d+0 of 1000, {number} steps/s, \d+ s left, "
+        r"loss 0\.3333, accuracy 0\.5, rate 1"
+    )
+    assert re.fullmatch(expected, between[-1]), between[-1]
+
+
+def test_what_counts_no_steps_says_that_it_works(capsys, quick_pulse):
+    with Stage("5/5 judging"):
+        time.sleep(0.12)
+    assert "5/5 judging: working for 0 s" in capsys.readouterr().err.splitlines()
+
+
+def test_an_error_ends_a_stage_early(capsys):
+    with pytest.raises(ValueError), Stage("1/2 training"):
+        raise ValueError
+    assert capsys.readouterr().err.splitlines()[-1] == "1/2 training: ended early after 0 s"
+
+
+def test_what_is_not_announced_is_told_only_when_it_takes_long(capsys, quick_pulse):
+    with Stage("decoding pictures", 5, announced=False) as stage:
+        stage.at(5)
+    assert capsys.readouterr().err == ""
+    with Stage("decoding pictures", 5, announced=False) as stage:
+        stage.at(2)
+        time.sleep(0.12)
+    assert capsys.readouterr().err.startswith("decoding pictures: step 2 of 5")
+
+
+def test_a_stage_without_a_title_is_silent(capsys, quick_pulse, monkeypatch):
+    for stream in (io.StringIO(), Terminal()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Stage("", 3) as stage:
+            stage.at(1)
+            time.sleep(0.1)
+        assert stream.getvalue() == ""
+
+
+def test_a_bar_in_a_terminal_names_the_stage_and_there_are_no_lines(monkeypatch, quick_pulse):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Stage("2/5 training the prior gan") as stage:
+        stage.total = 20
+        for step in (5, 20):
+            stage.at(step)
+            time.sleep(0.12)
+    shown = sys.stderr.getvalue()
+    assert "2/5 training the prior gan: 100%" in shown and "20/20" in shown
+    assert "begun" not in shown and "done" not in shown and "left" not in shown
+
+
+def test_the_rate_counts_from_where_work_went_on():
+    with Stage("", 100) as stage:
+        assert stage.rate is None
+        stage.at(90)
+        assert stage.rate is stage.pace is None, "how long the first 90 took is not known: they may be of a run before"
+        time.sleep(0.05)
+        stage.at(91)
+        assert 5 < stage.rate < 20 and stage.pace == pytest.approx(1 / stage.rate, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (99, "99 s"), (100, "2 min"), (5400, "90 min"), (12000, "3 h 20 min")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+# What is ahead
+
+
+def test_what_will_be_made_is_said_first_then_each_stage_and_nothing_where_all_is_found(call, store):
+    words = (*TOY, *GAN, *SEARCH, *JUDGE, f"store={store}")
+    code, out, said = call("evaluate", *words)
+    assert code == 0 and "1/5" not in out
+    lines = said.splitlines()
+    what = ["training the target", "training the prior", "attacking", "training the evaluator main", "judging"]
+    for number, doing in enumerate(what, start=1):
+        ahead = lines[number - 1]
+        assert ahead.startswith(f"{number}/5  {doing}: ") and ahead.endswith("(unknown until measured)")
+        begun, done = lines[5 + 2 * (number - 1) : 7 + 2 * (number - 1)]
+        assert begun.startswith(f"{number}/5 {doing} ") and begun.endswith(": begun")
+        assert done.startswith(f"{number}/5 {doing} ") and ": done after" in done
+    assert len(lines) == 15
+    assert {artefact.reference for artefact in Store(store).list()} == set(references("\n".join(lines[:5])))
+    assert call("evaluate", *words)[::2] == (0, "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (*TOY, *GAN, *SEARCH, *JUDGE),
+        (*TOY, "prior=toy", *SEARCH, *JUDGE),
+        (*TOY, "prior=toy", *POOL, "attack.search.steps=2", *JUDGE),
+    ],
+    ids=["a prior that learns", "one that does not", "an attack that prepares"],
+)
+def test_a_plan_names_what_will_be_made_and_makes_nothing(call, store, words):
+    words = (*words, f"store={store}")
+    code, planned, said = call("evaluate", *words, "missing=plan")
+    assert (code, said) == (0, "")
+    assert Store(store).list() == [] and not (store / "runs").exists() and not (store / "work").exists()
+    assert call("evaluate", *words)[0] == 0
+    made = [artefact.reference for artefact in Store(store).list()]
+    assert sorted(references(planned)) == sorted(made)
+    _, planned, _ = call("evaluate", *words, "missing=plan")
+    assert sorted(planned.splitlines()) == sorted(f"found  {reference}" for reference in made)
+    _, planned, _ = call("evaluate", *words, "missing=plan", "seed=1")
+    ahead = [line for line in planned.splitlines() if not line.startswith("found")]
+    assert len(ahead) == 3 + ("attack=pool" in words), "target, (preparation,) attack and row: the rest is shared"
+    assert all("(about " in line for line in ahead), "measured with another seed"
+
+
+def test_a_plan_from_named_artefacts(call, run_verb, store):
+    target = run_verb("train_target", *TOY)
+    _, planned, _ = call("attack", f"target={target.id}", *GAN, *SEARCH, f"store={store}", "missing=plan")
+    assert planned.splitlines()[0] == f"found  {target.reference}" and len(references(planned)) == 3
+    recovered = run_verb("attack", f"target={target.id}", *GAN, *SEARCH)
+    assert recovered.reference in references(planned)
+    _, planned, _ = call("evaluate", f"recovered={recovered.id}", *JUDGE, f"store={store}", "missing=plan")
+    assert planned.splitlines()[:2] == [f"found  {target.reference}", f"found  {recovered.reference}"]
+    assert [line.split(":")[0] for line in planned.splitlines()[2:]] == [
+        "1/2  training the evaluator main",
+        "2/2  judging",
+    ]
+    prior = Store(store).list("prior")[0]
+    words = (f"target={target.id}", f"prior_artefact={prior.id}", *SEARCH, "seeds.attack=1")
+    _, planned, _ = call("attack", *words, f"store={store}", "missing=plan")
+    assert f"found  {prior.reference}" in planned.splitlines()
+    assert run_verb("attack", *words).reference in references(planned)
+
+
+def test_images_are_refused_before_anything_is_said(call, store, tmp_path):
+    words = ("dataset=image_folder", f"dataset.private_root={tmp_path / 'nowhere'}", f"store={store}")
+    code, out, said = call("evaluate", *words, f"dataset.public_root={tmp_path}", "missing=plan")
+    assert code == 2 and out == "" and said.startswith("refused: ")
+
+
+def test_ranks_that_train_with_the_first_one_are_silent(store):
+    pipeline = Pipeline(plan_for("train_target", *TOY, store=store))
+    (item,) = look_ahead(pipeline).missing
+    titles = [
+        pipeline.session.run(item.artefact, job, rank=rank).stage.title
+        for job in ("train_target", "attack")
+        for rank in (0, 1)
+    ]
+    title = "1/1 training the target toy-mlp-none"
+    assert titles == [title, "", title, f"{title} (process 2)"]
+    other = replace(item.artefact, recipe={**item.artefact.recipe, "seed": 9})
+    assert pipeline.session.run(other, "train_target").stage.title == "", "not ahead"
