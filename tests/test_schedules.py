@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from midefense.attacks.base import Look
 from midefense.attacks.schedules import Cosine, Milestones, Schedule, paced
 from midefense.attacks.search.gradient import Gradient
 from midefense.plan.bind import bind, bind_recipe
 from midefense.plan.compose import compose
-from midefense.types import Evidence, Found, Refused
+from midefense.types import Answer, Evidence, Found, Refused
 
 SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.7}
 SEARCH = {"_target_": "midefense.attacks.search.gradient.Gradient", "optimizer": SGD, "steps": 4}
@@ -69,10 +70,10 @@ class Slope(nn.Module):
         return [slice(0, count)]
 
     def look(self, latents, *_):
-        return latents
+        return Look(latents, *[None] * 3, Answer(), None, None)
 
-    def objective(self, latents):
-        return -latents[:, 0]
+    def objective(self, look):
+        return -look.latents[:, 0]
 
 
 class Doubling(Schedule):
