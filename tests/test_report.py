@@ -15,74 +15,17 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import torch
+from report_rows import document, put
 
 from midefense.commands.report import run
 from midefense.report import Row, build, read_rows, table, write_csv
+from midefense.report.columns import columns
 from midefense.report.gallery import png
 from midefense.report.markup import Markup, tag, void
-from midefense.report.rows import columns, setups, show, show_spread, summarise
+from midefense.report.numbers import show, show_spread
+from midefense.report.rows import setups, summarise
 from midefense.report.tradeoff import trade_offs
-from midefense.store.artefacts import Draft, content_digest
-from midefense.store.store import Store
-
-
-def document(seed=0, accuracy=0.9, **names):
-    """The content of a result's metrics.json."""
-    about = {
-        "dataset": "digits",
-        "public": "own",
-        "architecture": "cnn",
-        "defense": "none",
-        "prior": "gmi_gan",
-        "attack": "gmi",
-        "access": "whitebox",
-        "protocol": "ab12cd34",
-        "setup": f"h{names.get('defense', 'none')}",
-        "classes": 5,
-        "candidates": 2,
-        "date": "2026-01-02",
-        "device": "cpu",
-        **names,
-    }
-    about["seeds"] = {"target": seed, "prior": 0, "attack": seed}
-    about.setdefault(
-        "command", f"python evaluate.py defense={about['defense']} seeds.target={seed} seeds.attack={seed}"
-    )
-    about["ids"] = {"target": "t1", "evaluators": {"main": "e1"}}
-    metrics = {
-        "utility/test_accuracy_top1": {"value": 0.97, "n": 1, "kind": "utility"},
-        "attack_accuracy_top1/main": {
-            "value": accuracy,
-            "low": accuracy - 0.1,
-            "high": accuracy + 0.05,
-            "n": 10,
-            "per_class": {"0": 1.0, "1": accuracy},
-            "higher_leaks": True,
-            "kind": "privacy",
-        },
-        "attack_accuracy_top1/other": {"value": 0.1, "n": 10, "higher_leaks": True, "kind": "privacy"},
-        "knn_distance/main": {"value": 14.25, "n": 10, "higher_leaks": False, "kind": "privacy"},
-        "fid/main": {"value": None, "n": 10, "reason": "10 images for 64 features", "higher_leaks": False},
-        "cost/queries_per_target_mean": {"value": 1500.0, "n": 1, "kind": "cost"},
-        "cost/seconds": {"value": 12.345, "n": 1, "kind": "cost"},
-    }
-    anchors = {
-        "real": {"attack_accuracy_top1/main": 0.99},
-        "prior": {"attack_accuracy_top1/main": 0.22},
-        "chance": {"attack_accuracy_top1/main": 0.1},
-    }
-    return {"row": about, "metrics": metrics, "anchors": anchors}
-
-
-def put(store, content, name, **changes):
-    """Write a result as the pipeline does and return its folder. `changes` replace tensors, None leaves one out."""
-    images = torch.randint(256, (10, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    numbers = torch.linspace(0, 1, 10)
-    tensors = {"reconstructions": images, "nearest": images, "labels": torch.arange(10) // 2}
-    tensors |= {"distance": numbers, "confidence": numbers, **changes}
-    draft = Draft(kind="result", name=name, recipe={"kind": "result", "of": name, "note": "<b>&amp;"})
-    present = {part: value for part, value in tensors.items() if value is not None}
-    return Store(store).work(draft).finish(present, content).path
+from midefense.store.artefacts import content_digest
 
 
 def spoil(folder, name, content):
@@ -121,7 +64,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, name, attributes):
         self.elements.append((name, dict(attributes)))
-        if name not in ("meta", "img", "wbr"):
+        if name not in ("meta", "img", "wbr", "input"):
             self.open.append(name)
 
     def handle_endtag(self, name):
@@ -129,6 +72,16 @@ class Page(HTMLParser):
 
     def all(self, name):
         return [attributes for found, attributes in self.elements if found == name]
+
+
+def data_of(text):
+    """What the page's script reads."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def pairs_of(data, places):
+    """Keys and values of a flat list of places of texts."""
+    return {data["texts"][key]: data["texts"][value] for key, value in zip(places[::2], places[1::2], strict=True)}
 
 
 def test_seeds_of_one_setup_are_one_line_and_undefended_comes_first(store):
@@ -214,7 +167,8 @@ def test_the_page_is_well_formed_self_contained_and_sortable(store, tmp_path):
     assert "default-src 'none'" in page.all("meta")[2]["content"]
     assert not re.search(r"url\(|@import|https?://", text)
     sortable = [one for one in page.all("th") if "aria-sort" in one]
-    assert len(sortable) == 6 + len(columns(rows))
+    assert len(sortable) == 8 + len(columns(rows))
+    assert [one["data-key"] for one in sortable if "hidden" not in one][:3] == ["defense", "attack", "seeds"]
     assert len(page.all("img")) == 2 * 2 * 10 and all(one["alt"] for one in page.all("img"))
     assert 'title="10 images for 64 features"' in text
     assert "Samples of gmi_gan, no attack (floor)" in text and "±10.0" in text
@@ -223,8 +177,10 @@ def test_the_page_is_well_formed_self_contained_and_sortable(store, tmp_path):
 def test_links_lead_to_the_files(store, tmp_path):
     rows, _ = read_rows(store)
     out = build(rows, tmp_path / "deep" / "er" / "report.html")
-    links = [one["href"] for one in Page(out.read_text()).all("a")]
-    assert links and all((out.parent / unquote(link)).exists() for link in links)
+    data = data_of(out.read_text())
+    seeds = [seed for setup in data["setups"] for seed in setup["seeds"]]
+    links = [f"{seed['base']}/{data['texts'][place]}" for seed in seeds for place in seed["files"]]
+    assert len(links) == 4 * 4 and all((out.parent / unquote(link)).exists() for link in links)
 
 
 def test_everything_is_escaped(tmp_path):
@@ -235,8 +191,11 @@ def test_everything_is_escaped(tmp_path):
     rows, broken = read_rows(tmp_path / "store")
     text = build(rows, tmp_path / "report.html", broken).read_text()
     assert evil not in text and "&lt;script&gt;" in text
-    assert "note: &lt;b&gt;&amp;amp;" in text
-    assert len(Page(text).all("script")) == 1
+    assert len(Page(text).all("script")) == 2
+    data = data_of(text)
+    (setup,) = data["setups"]
+    assert pairs_of(data, setup["facts"])["defense"] == evil and setup["seeds"][0]["command"] == evil
+    assert pairs_of(data, setup["configuration"])["note"] == "<b>&amp;"
 
 
 def test_a_row_that_cannot_be_read_is_named_and_left_out(store, tmp_path, capsys):
