@@ -140,7 +140,7 @@ def test_no_column_is_cut_at_1400_pixels(tab, page):
     box = "document.querySelector('.protocol .scroll')"
     assert tab.run(f"{box}.scrollWidth <= {box}.clientWidth"), tab.run(f"[{box}.scrollWidth, {box}.clientWidth]")
     heads = tab.run("[...document.querySelectorAll('.results th:not([hidden]) button')].map(b => b.innerText)")
-    assert {"Target accuracy", "Attack accuracy", "KID, relative", "Seconds"} <= {head.strip() for head in heads}
+    assert {"Target accuracy", "Attack accuracy", "KID, relative", "Time"} <= {head.strip() for head in heads}
     wide = "[...document.querySelectorAll('.results td')].filter(c => c.scrollWidth > c.clientWidth + 1).length"
     assert tab.run(wide) == 0
 
@@ -163,7 +163,7 @@ def test_on_a_phone_the_first_column_tells_setups_apart_and_numbers_are_beside_i
     assert all(word in first for word in ("none", "gmi", "network_inversion_cnn", "gmi_gan"))
     seen = "[...document.querySelectorAll('.results thead th:not([hidden])')]"
     seen += f".filter(h => h.getBoundingClientRect().right <= {NARROW}).map(h => h.dataset.key)"
-    assert "utility/test_accuracy_top1" in tab.run(seen)
+    assert tab.run(seen) == ["defense", "utility/test_accuracy_top1", "attack_accuracy_top1/main"]
     aligned = "(t => [t.tBodies[0].rows[0].cells, t.tFoot.rows[0].cells].map(c => "
     aligned += "Math.round([...c].at(-1).getBoundingClientRect().right)))(document.querySelector('.results'))"
     body, foot = tab.run(aligned)
@@ -182,6 +182,10 @@ def test_text_of_the_plot_is_readable(tab, page, width):
     assert len(turned) > 8 and min(turned) >= 10
     inside = f"(s => [...s.querySelectorAll('text')].every(t => (b => b.left >= -1 && b.right <= {width} + 1)"
     assert tab.run(f"{inside}(t.getBoundingClientRect())))({svg})")
+    boxes = f"[...({svg}).querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect().toJSON()])"
+    for (one, a), (other, b) in itertools.combinations(tab.run(boxes), 2):
+        apart = min(a["right"], b["right"]) < max(a["left"], b["left"]) + 1
+        assert apart or min(a["bottom"], b["bottom"]) < max(a["top"], b["top"]) + 2, f"{one} covers {other}"
 
 
 def test_search_takes_words_and_every_key(tab, page):
@@ -206,7 +210,9 @@ def test_facets_of_names_and_of_any_other_key(tab, page):
     tab.open(page, WIDE)
     offered = tab.run("[...document.querySelectorAll('.facet')].map(f => f.dataset.key)")
     assert offered == ["defense", "attack", "architecture", "prior"], "what all share is no choice"
-    box = "[...document.querySelectorAll('.facet[data-key={key}] label')].find(l => l.textContent.startsWith('{value}'))"
+    box = (
+        "[...document.querySelectorAll('.facet[data-key={key}] label')].find(l => l.textContent.startsWith('{value}'))"
+    )
     tick = box + ".querySelector('input').click()"
     tab.run("document.querySelectorAll('.facet').forEach(f => f.open = true)")
     tab.run(tick.format(key="defense", value="tl_dmi"))
@@ -217,6 +223,11 @@ def test_facets_of_names_and_of_any_other_key(tab, page):
     tab.run("document.getElementById('reset').click()")
     more = tab.run("[...document.getElementById('more').options].map(o => o.value)")
     assert "attack.budget" not in more and "dataset" not in more, "keys without a choice"
+    assert "attack.search.steps" in more, "a key of the configuration"
+    choose = "(s => { s.value = 'attack.search.steps'; s.dispatchEvent(new Event('change')); })"
+    tab.run(choose + "(document.getElementById('more'))")
+    tab.run("document.querySelector('.facet[data-key=\"attack.search.steps\"] input').click()")
+    assert tab.run(f"{SHOWN_LINES}.length") == 1
 
 
 def test_heads_sort_and_a_select_does_the_same(tab, page):

@@ -10,7 +10,17 @@ from midefense.report.columns import columns
 from midefense.report.files import refuse_odd_places, save
 from midefense.report.numbers import show, show_spread
 from midefense.report.page import render
-from midefense.report.rows import Broken, Row, anchor_lines, by_protocol, read_rows, setups, spread, summarise
+from midefense.report.rows import (
+    Broken,
+    Row,
+    anchor_lines,
+    by_protocol,
+    read_rows,
+    setups,
+    spread,
+    summarise,
+    told_apart,
+)
 from midefense.report.spreadsheet import wide_beside, write_csv
 from midefense.report.tradeoff import trade_offs
 
@@ -53,7 +63,7 @@ def _protocol_text(protocol: str, rows: Sequence[Row]) -> str:
         numbers = [_cell(*spread(values.get(column.metric, [])), column.unit, "") for column in shown]
         lines.append([name, *[""] * len(HEADS), *numbers])
     traded = [
-        f"trade-off Δ of {one.setup['defense']} · {one.setup['attack']} on {one.setup['architecture']}: {one.text}"
+        f"trade-off Δ of {one.setup['defense']} · {one.setup.described(told_apart(found))}: {one.text}"
         for one in trade_offs(found)
     ]
     return "\n".join([f"protocol {protocol}", *_aligned(lines, results), *traded])

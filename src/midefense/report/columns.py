@@ -42,7 +42,7 @@ LEADING = (
     ("FID", ("fid/inception", "fid_relative/", "fid/")),
     ("KID", ("kid/inception", "kid_relative/", "kid/")),
     ("Queries", ("cost/queries_per_target_mean",)),
-    ("Seconds", ("cost/seconds",)),
+    ("Time", ("cost/seconds",)),
 )
 # Stem: unit and meaning. The first stem that a metric's name begins with counts.
 KNOWN = {

@@ -11,7 +11,7 @@ import numpy as np
 
 from midefense.report.markup import Markup, join, tag, void
 from midefense.report.numbers import show
-from midefense.report.rows import Row, Setup
+from midefense.report.rows import Row, Setup, told_apart
 
 MOST_CLASSES = 10
 MOST_COLUMNS = 15  # image columns over all classes of a strip; they share them evenly
@@ -25,20 +25,23 @@ def gallery(found: Sequence[Setup], numbered: Sequence[int]) -> Markup | None:
     """One strip per setup: the first seed that has pictures, classes side by side; None without any pictures.
     `numbered`: the number of each setup on the page."""
     most = min(MOST_COLUMNS, max(FEWEST_COLUMNS, MOST_PAIRS // max(1, len(found))))
-    drawn = (_strip(setup, number, most) for setup, number in zip(found, numbered, strict=True))
+    varied = told_apart(found)
+    drawn = (_strip(setup, number, most, varied) for setup, number in zip(found, numbered, strict=True))
     strips = [strip for strip in drawn if strip is not None]
     return tag("div", *strips, class_="gallery") if strips else None
 
 
-def _strip(setup: Setup, number: int, most: int) -> Markup | None:
+def _strip(setup: Setup, number: int, most: int, varied: Sequence[str]) -> Markup | None:
     for row in setup.rows:
         pictures = row.pictures()
         if pictures is not None and len(pictures["labels"]):
-            return _draw(setup, row, pictures, number, most)
+            return _draw(setup, row, pictures, number, most, varied)
     return None
 
 
-def _draw(setup: Setup, row: Row, pictures: dict[str, np.ndarray], number: int, most: int) -> Markup:
+def _draw(
+    setup: Setup, row: Row, pictures: dict[str, np.ndarray], number: int, most: int, varied: Sequence[str]
+) -> Markup:
     labels = np.unique(pictures["labels"])
     shown = labels[: min(MOST_CLASSES, most)]
     candidates = max(1, min(MOST_CANDIDATES, most // len(shown)))
@@ -49,7 +52,7 @@ def _draw(setup: Setup, row: Row, pictures: dict[str, np.ndarray], number: int, 
         heading = tag("h5", row.class_name(label) or f"class {label}", title=f"class {label}")
         columns = f"--columns:{len(places)}"
         classes.append(tag("div", heading, tag("div", *pairs, class_="pairs"), class_="class", style=columns))
-    name = tag("h4", tag("b", setup["defense"]), f" · {setup['attack']} on {setup['architecture']}")
+    name = tag("h4", tag("b", setup["defense"]), f" · {setup.described(varied)}")
     more = f", {len(shown)} of {len(labels)} classes" if len(labels) > len(shown) else ""
     note = f"{row.seed_text}{more}" + (f" · {setup.note}" if setup.note else "")
     key = tag("div", tag("span", "recovered"), tag("span", "nearest private"), class_="key", aria_hidden="true")

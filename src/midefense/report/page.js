@@ -5,7 +5,7 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const NARROW = matchMedia("(max-width: 720px)");
 const NOT_MEASURED = "not measured in this row"; // rows.py says so of a metric that a result does not have
-const MOST_CHOICES = 30; // values of a key that can be offered as a filter
+const FEW = 8; // setups: above a longer table nothing is explained until it is asked for
 const at = place => DATA.texts[place];
 
 /** An element with attributes and children; texts are placed as texts. */
@@ -95,7 +95,7 @@ function addFacet(key, open = false) {
 
 function setUpFilters() {
   const keys = [...new Set(SETUPS.flatMap(setup => [...setup.keys.keys()]))];
-  const varying = keys.filter(key => { const n = valuesOf(key).size; return n > 1 && n <= MOST_CHOICES; });
+  const varying = keys.filter(key => valuesOf(key).size > 1);
   const first = ["defense", "attack", "architecture", "dataset", "prior"].filter(key => varying.includes(key));
   for (const key of first) addFacet(key);
   const rest = varying.filter(key => !first.includes(key)).sort();
@@ -171,8 +171,8 @@ function offerSorts() {
 const NAMES = ["defense", "attack", "architecture", "dataset", "prior", "public", "access"];
 const chosen = new Set(TABLES.flatMap(headsOf).filter(head => !head.hidden).map(head => head.dataset.key));
 
-/** On a narrow screen the first column speaks for all names. */
-const visible = key => key === "defense" || (chosen.has(key) && !(NARROW.matches && NAMES.includes(key)));
+/** On a narrow screen the first column speaks for all names, and numbers come right after it. */
+const visible = key => key === "defense" || (chosen.has(key) && !(NARROW.matches && [...NAMES, "seeds"].includes(key)));
 
 function layOut() {
   for (const table of TABLES) {
@@ -361,5 +361,5 @@ if (SETUPS.length) {
   document.addEventListener("click", event => { // a menu closes when one clicks elsewhere
     for (const menu of document.querySelectorAll(".menu[open]")) if (!menu.contains(event.target)) menu.open = false;
   });
-  if (!NARROW.matches) document.querySelector(".read").open = true;
+  document.querySelector(".read").open = !NARROW.matches && SETUPS.length <= FEW;
 }

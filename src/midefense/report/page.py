@@ -18,11 +18,10 @@ from midefense.report.markup import Markup, join, tag, void
 from midefense.report.numbers import show, show_spread
 from midefense.report.plot import scatter
 from midefense.report.projection import projections
-from midefense.report.rows import Broken, Row, Setup, anchor_lines, by_protocol, setups, spread
+from midefense.report.rows import Broken, Row, Setup, anchor_lines, by_protocol, setups, spread, told_apart
 from midefense.report.tradeoff import trade_offs
 
 HEADS = ("defense", "attack", "architecture", "dataset", "prior", "public", "access")
-ALWAYS = ("defense", "attack")  # shown even where all setups have the same
 BARRED = ("percent",)  # units whose cells carry a bar
 LONG_NAME = 10  # characters
 EMPTY = "No results yet. python evaluate.py dataset=digits architecture=cnn attack=gmi makes one."
@@ -97,14 +96,9 @@ def _part(title: str, content: Markup | None, lead: Markup | None = None) -> Mar
     return tag("section", tag("h3", title), lead, content, class_="part") if content else None
 
 
-def _varied(found: Sequence[Setup]) -> list[str]:
-    """The names that tell a protocol's setups apart, and those that are always shown."""
-    return [name for name in HEADS if name in ALWAYS or len({setup[name] for setup in found}) > 1]
-
-
 def _alike(found: Sequence[Setup]) -> Markup | None:
     """What all setups share, which would fill columns with one word."""
-    varied = _varied(found)
+    varied = told_apart(found)
     said = [(name, found[0][name]) for name in HEADS if name not in varied and found[0][name]]
     words = [join(" · " if number else "", name, " ", tag("b", value)) for number, (name, value) in enumerate(said)]
     return tag("p", "All setups below: ", *words, class_="lead alike") if said else None
@@ -113,7 +107,7 @@ def _alike(found: Sequence[Setup]) -> Markup | None:
 def _table(
     found: Sequence[Setup], numbered: Sequence[int], shown: Sequence[Column], rows: Sequence[Row], protocol: str
 ) -> Markup:
-    varied = _varied(found)
+    varied = told_apart(found)
     heads = [_head(name, key=name, hidden=name not in varied) for name in HEADS]
     heads.append(_head("seeds", key="seeds", number=True))
     heads += [_head(column.title, column=column, key=column.metric, number=True) for column in shown]
@@ -204,11 +198,11 @@ def _cell(setup: Setup, column: Column) -> Markup:
 def _trade_offs(found: Sequence[Setup], numbered: Sequence[int]) -> Markup | None:
     """What each defense takes from the attack and from the target, and the quotient; None if none has a baseline."""
     number = {id(setup): one for setup, one in zip(found, numbered, strict=True)}
-    lines = []
+    varied, lines = told_apart(found), []
     for one in trade_offs(found):
-        who = [one.setup["defense"], one.setup["attack"], one.setup["architecture"], one.setup.note]
-        words = f" · {' · '.join(word for word in who[1:] if word)}: {one.text}"
-        lines.append(tag("li", tag("b", who[0]), words, data_setup=number[id(one.setup)]))
+        note = f" · {one.setup.note}" if one.setup.note else ""
+        words = f" · {one.setup.described(varied)}{note}: {one.text}"
+        lines.append(tag("li", tag("b", one.setup["defense"]), words, data_setup=number[id(one.setup)]))
     if not lines:
         return None
     lead = "Δ: points of attack accuracy taken per point of target accuracy paid, against the undefended target."

@@ -45,7 +45,7 @@ class Frame:
 
 WIDE = Frame("wide-only", 900, 480, left=62, right=200, top=20, bottom=52, longest=28)
 # As wide as a phone leaves it, so that text keeps its size there.
-NARROW = Frame("narrow-only", 330, 400, left=48, right=10, top=16, bottom=48, longest=34, ticks=4, inside=True)
+NARROW = Frame("narrow-only", 330, 400, left=62, right=10, top=16, bottom=48, longest=34, ticks=4, inside=True)
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,12 @@ def _picture(frame: Frame, found: Sequence[Setup], drawn: Sequence[Point], utili
         _point(point, across, up, _colour(defenses.index(point.setup["defense"])), _shape(point.setup, attacks))
         for point in drawn
     ]
+    levels = _levels(frame, found, attack, up)
     return tag(
         "svg",
         _lines(frame, across, up, utility.title, attack.title),
-        _levels(frame, found, attack, up),
-        *marks,
+        # names within the frame are written over the marks, those beside it leave the marks whole
+        *((*marks, levels) if frame.inside else (levels, *marks)),
         viewBox=f"0 0 {frame.width} {frame.height}",
         role="img",
         class_=frame.name,
@@ -190,7 +191,8 @@ def _point(point: Point, across: Axis, up: Axis, colour: str, shape: str) -> Mar
     if math.isfinite(x.std):
         ends = across(x.mean - x.std), across(x.mean + x.std)
         bars.append(tag("line", x1=ends[0], x2=ends[1], y1=centre[1], y2=centre[1], class_="bar"))
-    words = " · ".join(word for word in (setup["defense"], setup["attack"], setup["architecture"], setup.note) if word)
+    names = ("defense", "attack", "architecture", "dataset", "prior")
+    words = " · ".join(word for word in (*map(setup.__getitem__, names), setup.note) if word)
     title = (
         f"{words}\ntarget accuracy {show(x.mean, 'percent')} {show_spread(x.std, 'percent')}\n"
         f"attack accuracy {show(y.mean, 'percent')} {show_spread(y.std, 'percent')}\nseeds: {len(setup.rows)}"

@@ -8,7 +8,7 @@ import numpy as np
 
 from midefense.metrics.hull import convex_hull
 from midefense.report.markup import Markup, join, tag
-from midefense.report.rows import Row, Setup
+from midefense.report.rows import Row, Setup, told_apart
 
 SIDE, MARGIN = 220, 14
 SETS = ("private", "erased", "recovered")  # in the order of their numbers and of COLOURS
@@ -22,21 +22,22 @@ CAPTION = (
 def projections(found: Sequence[Setup], numbered: Sequence[int]) -> Markup | None:
     """One figure per setup whose rows hold projections (of its first seed that does); None without any.
     `numbered`: the number of each setup on the page."""
-    drawn = (_figure(setup, number) for setup, number in zip(found, numbered, strict=True))
+    varied = told_apart(found)
+    drawn = (_figure(setup, number, varied) for setup, number in zip(found, numbered, strict=True))
     figures = [figure for figure in drawn if figure is not None]
     return join(*figures) if figures else None
 
 
-def _figure(setup: Setup, number: int) -> Markup | None:
+def _figure(setup: Setup, number: int, varied: Sequence[str]) -> Markup | None:
     for row in setup.rows:
         planes = row.projections()
         if planes is not None:
-            return _draw(setup, row, planes, number)
+            return _draw(setup, row, planes, number, varied)
     return None
 
 
-def _draw(setup: Setup, row: Row, planes: dict[str, np.ndarray], number: int) -> Markup:
-    name = tag("h4", tag("b", setup["defense"]), f" · {setup['attack']} on {setup['architecture']}")
+def _draw(setup: Setup, row: Row, planes: dict[str, np.ndarray], number: int, varied: Sequence[str]) -> Markup:
+    name = tag("h4", tag("b", setup["defense"]), f" · {setup.described(varied)}")
     note = tag("p", row.seed_text + (f" · {setup.note}" if setup.note else ""))
     classes = [_plane(int(label), row.class_name(label), planes) for label in np.unique(planes["labels"])]
     keys = [

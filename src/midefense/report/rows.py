@@ -17,6 +17,7 @@ from midefense.store.artefacts import Artefact, read_provenance
 from midefense.types import Refused
 
 NAMES = ("dataset", "public", "architecture", "defense", "prior", "attack", "access")
+ALWAYS = ("defense", "attack")
 SEEDS = ("target", "prior", "attack")
 LEGACY = "selected on the test set (legacy)"  # a target whose test accuracy is too high
 PICTURES = ("reconstructions", "nearest", "labels", "distance", "confidence")
@@ -170,6 +171,11 @@ class Setup:
     def __getitem__(self, name: str) -> str:
         return self.rows[0][name]
 
+    def described(self, varied: Sequence[str]) -> str:
+        """`gmi on cnn`, and what else of the names `varied` tells it from others of its defense."""
+        rest = [self[name] for name in varied if name not in (*ALWAYS, "architecture")]
+        return " · ".join([f"{self['attack']} on {self['architecture']}", *filter(None, rest)])
+
     @property
     def stopped(self) -> str:
         """Why attacks ended early, each reason once; "" if none did."""
@@ -179,6 +185,11 @@ class Setup:
     def legacy(self) -> str:
         """What makes the target's accuracy incomparable, "" if nothing does."""
         return LEGACY if any(row.selection == LEGACY for row in self.rows) else ""
+
+
+def told_apart(found: Sequence[Setup]) -> list[str]:
+    """The names that tell setups of one table apart; defense and attack are always said."""
+    return [name for name in NAMES if name in ALWAYS or len({setup[name] for setup in found}) > 1]
 
 
 def by_protocol(rows: Iterable[Row]) -> dict[str, list[Row]]:
