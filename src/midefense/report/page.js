@@ -169,6 +169,8 @@ function offerSorts() {
 // Columns
 
 const NAMES = ["defense", "attack", "architecture", "dataset", "prior", "public", "access"];
+/** What else results say of themselves: it can be shown as a column too. */
+const FACTS = [...new Set(SETUPS.flatMap(setup => [...setup.facts.keys()]))].filter(key => !NAMES.includes(key)).sort();
 const chosen = new Set(TABLES.flatMap(headsOf).filter(head => !head.hidden).map(head => head.dataset.key));
 
 /** On a narrow screen the first column speaks for all names, and numbers come right after it. */
@@ -189,24 +191,33 @@ function layOut() {
   offerSorts();
 }
 
-/** Cells of chosen columns that the table does not have yet, like those of page.py. */
+/** Cells of chosen columns that the table does not have yet, like those of page.py: further metrics with their
+    anchors, and facts, which have none. */
 function addColumns(table) {
   const { columns, anchors } = DATA.protocols[table.closest(".protocol").dataset.protocol];
   const there = new Set(headsOf(table).map(head => head.dataset.key));
+  const missing = key => chosen.has(key) && !there.has(key);
   columns.forEach(([key, name, leaks, meaning], place) => {
-    if (!chosen.has(key) || there.has(key)) return;
-    const hint = meaning ? `${key}: ${meaning}` : key;
-    const button = make("button", { type: "button", title: hint }, name, make("span", { class: "arrow" }));
-    const small = leaks ? make("small", {}, leaks) : null;
-    table.tHead.rows[0].append(
-      make("th", { scope: "col", class: "number", "aria-sort": "none", "data-key": key }, button, small));
-    for (const row of table.tBodies[0].rows) row.append(numberCell(SETUPS[row.dataset.setup].numbers[place]));
-    [...(table.tFoot?.rows ?? [])].forEach((row, line) => {
-      const [text, spread] = anchors[line][1][place];
-      row.append(make("td", { class: "number" }, text, spread ? make("span", { class: "std" }, ` ${spread}`) : null));
-    });
+    if (missing(key)) addColumn(table, key, name, leaks, meaning,
+      setup => numberCell(setup.numbers[place]), line => anchors[line][1][place]);
+  });
+  for (const key of FACTS.filter(missing))
+    addColumn(table, key, key, "", "", setup => factCell(setup.facts.get(key) ?? ""), () => ["", ""]);
+}
+
+function addColumn(table, key, name, leaks, meaning, cellOf, anchorOf) {
+  const hint = meaning ? `${key}: ${meaning}` : key, style = "number";
+  const button = make("button", { type: "button", title: hint }, name, make("span", { class: "arrow" }));
+  const small = leaks ? make("small", {}, leaks) : null;
+  table.tHead.rows[0].append(make("th", { scope: "col", class: style, "aria-sort": "none", "data-key": key }, button, small));
+  for (const row of table.tBodies[0].rows) row.append(cellOf(SETUPS[row.dataset.setup]));
+  [...(table.tFoot?.rows ?? [])].forEach((row, line) => {
+    const [text, spread] = anchorOf(line);
+    row.append(make("td", { class: style }, text, spread ? make("span", { class: "std" }, ` ${spread}`) : null));
   });
 }
+
+const factCell = value => make("td", { class: "number fact", "data-value": value }, value);
 
 function numberCell([text, spread, bounds, remark, value]) {
   const hint = at(remark) || undefined;
@@ -221,6 +232,7 @@ const numberParts = (text, spread, bounds) => [
 function setUpColumns() {
   const titles = new Map(TABLES.flatMap(headsOf).map(head => [head.dataset.key, headTitle(head)]));
   for (const { columns } of Object.values(DATA.protocols)) for (const [key, name] of columns) titles.set(key, titles.get(key) ?? name);
+  for (const key of FACTS) titles.set(key, key);
   titles.delete("defense");
   const boxes = [...titles].map(([key, name]) => {
     const box = make("input", { type: "checkbox", value: key });
