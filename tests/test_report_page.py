@@ -76,7 +76,7 @@ def rows(tmp_path_factory):
     of the first setup one of each seed."""
     folder = tmp_path_factory.mktemp("study") / "store"
     store = Store(folder)
-    colour = torch.randint(256, (10, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    colour = torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     pictures = {"reconstructions": colour, "nearest": colour.flip(0)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)  # nobody will miss these files after a crash
@@ -131,8 +131,15 @@ def test_a_page_asks_for_nothing_and_its_script_runs(tab, page):
 
 @pytest.mark.parametrize("width", [WIDE, NARROW])
 def test_the_page_is_as_wide_as_the_screen(tab, page, width):
+    """Also with everything open, and every column chosen: tables scroll within their boxes."""
     tab.open(page, width)
     assert tab.run("document.documentElement.scrollWidth") <= width
+    tab.run("document.querySelectorAll('.setup, .read').forEach(d => d.open = true)")
+    tab.run("new Promise(requestAnimationFrame)")
+    tab.run("document.querySelectorAll('article details').forEach(d => d.open = true)")
+    tab.run("document.querySelectorAll('#columns input:not(:checked)').forEach(b => b.click())")
+    assert tab.run("document.querySelectorAll('.setup article').length") == SETUPS * (SEEDS + 1)
+    assert tab.run("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
 
 
 def test_no_column_is_cut_at_1400_pixels(tab, page):
@@ -164,6 +171,10 @@ def test_on_a_phone_the_first_column_tells_setups_apart_and_numbers_are_beside_i
     seen = "[...document.querySelectorAll('.results thead th:not([hidden])')]"
     seen += f".filter(h => h.getBoundingClientRect().right <= {NARROW}).map(h => h.dataset.key)"
     assert tab.run(seen) == ["defense", "utility/test_accuracy_top1", "attack_accuracy_top1/main"]
+    cut = (
+        "[...document.querySelectorAll('.results th:not([hidden]) button')].filter(b => b.scrollWidth > b.clientWidth)"
+    )
+    assert tab.run(f"{cut}.map(b => b.innerText)") == []
     aligned = "(t => [t.tBodies[0].rows[0].cells, t.tFoot.rows[0].cells].map(c => "
     aligned += "Math.round([...c].at(-1).getBoundingClientRect().right)))(document.querySelector('.results'))"
     body, foot = tab.run(aligned)

@@ -278,7 +278,7 @@ function metricTable(setup) {
 function seedArticle(seed) {
   const own = pairs(seed.own);
   const links = seed.files.map(place => make("a", { href: `${seed.base}/${encodeURIComponent(at(place))}` }, at(place)));
-  const files = links.length ? make("p", { class: "files" }, "Files: ", ...links) : null;
+  const files = links.length ? make("p", { class: "files" }, "Files:", ...links.flatMap(link => [" ", link])) : null;
   const again = seed.command ? make("p", {}, "Run it again: ", make("code", { class: "command" }, seed.command)) : null;
   const differs = own.size ? [make("h5", {}, "Differs from the configuration above"), list(own)] : [];
   const missing = seed.missing.map(reason => make("p", { class: "absent" }, reason));

@@ -155,7 +155,7 @@ def _name_cell(setup: Setup, name: str, varied: Sequence[str], number: int) -> M
     if name != "defense":
         return tag("td", tag("span", _breakable(value)), *below, data_value=value, hidden=name not in varied)
     # The first column stays in sight while numbers scroll; on a narrow screen it speaks for the other names too.
-    others = " · ".join(setup[one] for one in varied if one != "defense" and setup[one])
+    others = " · ".join(setup[one] for one in HEADS[1:] if one in varied and setup[one])
     early = tag("b", " · stopped early") if setup.stopped else None
     narrow = tag(
         "small", " · ".join(word for word in (others, setup.note, setup.legacy) if word), early, class_="narrow"
