@@ -54,6 +54,9 @@ def run(words, folder, **environment) -> subprocess.CompletedProcess:
 def test_the_wheel_holds_the_configurations_and_runs_in_an_empty_folder(installed, tmp_path, bytecode):
     configurations = {path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent.name != "local"}
     assert configurations <= {path.relative_to(installed / "midefense/conf") for path in installed.rglob("*.yaml")}
+    package = ROOT / "src" / "midefense"
+    pages = {path.relative_to(package) for path in package.rglob("*") if path.suffix in (".html", ".css", ".js")}
+    assert len(pages) >= 3 and all((installed / "midefense" / page).is_file() for page in pages)
     environment = process_environment(bytecode, PYTHONPATH=str(installed))
     place = run([sys.executable, "-c", "import midefense; print(midefense.__file__)"], tmp_path, **environment)
     assert Path(place.stdout.strip()).is_relative_to(installed)

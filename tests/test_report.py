@@ -15,74 +15,19 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import torch
+from report_rows import document, put
 
 from midefense.commands.report import run
 from midefense.report import Row, build, read_rows, table, write_csv
-from midefense.report.gallery import png
+from midefense.report.columns import columns
+from midefense.report.configuration import Configurations
+from midefense.report.gallery import gallery, png
 from midefense.report.markup import Markup, tag, void
-from midefense.report.rows import columns, setups, show, show_spread, summarise
+from midefense.report.numbers import show, show_spread
+from midefense.report.rows import Setup, setups, summarise
 from midefense.report.tradeoff import trade_offs
 from midefense.store.artefacts import Draft, content_digest
 from midefense.store.store import Store
-
-
-def document(seed=0, accuracy=0.9, **names):
-    """The content of a result's metrics.json."""
-    about = {
-        "dataset": "digits",
-        "public": "own",
-        "architecture": "cnn",
-        "defense": "none",
-        "prior": "gmi_gan",
-        "attack": "gmi",
-        "access": "whitebox",
-        "protocol": "ab12cd34",
-        "setup": f"h{names.get('defense', 'none')}",
-        "classes": 5,
-        "candidates": 2,
-        "date": "2026-01-02",
-        "device": "cpu",
-        **names,
-    }
-    about["seeds"] = {"target": seed, "prior": 0, "attack": seed}
-    about.setdefault(
-        "command", f"python evaluate.py defense={about['defense']} seeds.target={seed} seeds.attack={seed}"
-    )
-    about["ids"] = {"target": "t1", "evaluators": {"main": "e1"}}
-    metrics = {
-        "utility/test_accuracy_top1": {"value": 0.97, "n": 1, "kind": "utility"},
-        "attack_accuracy_top1/main": {
-            "value": accuracy,
-            "low": accuracy - 0.1,
-            "high": accuracy + 0.05,
-            "n": 10,
-            "per_class": {"0": 1.0, "1": accuracy},
-            "higher_leaks": True,
-            "kind": "privacy",
-        },
-        "attack_accuracy_top1/other": {"value": 0.1, "n": 10, "higher_leaks": True, "kind": "privacy"},
-        "knn_distance/main": {"value": 14.25, "n": 10, "higher_leaks": False, "kind": "privacy"},
-        "fid/main": {"value": None, "n": 10, "reason": "10 images for 64 features", "higher_leaks": False},
-        "cost/queries_per_target_mean": {"value": 1500.0, "n": 1, "kind": "cost"},
-        "cost/seconds": {"value": 12.345, "n": 1, "kind": "cost"},
-    }
-    anchors = {
-        "real": {"attack_accuracy_top1/main": 0.99},
-        "prior": {"attack_accuracy_top1/main": 0.22},
-        "chance": {"attack_accuracy_top1/main": 0.1},
-    }
-    return {"row": about, "metrics": metrics, "anchors": anchors}
-
-
-def put(store, content, name, **changes):
-    """Write a result as the pipeline does and return its folder. `changes` replace tensors, None leaves one out."""
-    images = torch.randint(256, (10, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    numbers = torch.linspace(0, 1, 10)
-    tensors = {"reconstructions": images, "nearest": images, "labels": torch.arange(10) // 2}
-    tensors |= {"distance": numbers, "confidence": numbers, **changes}
-    draft = Draft(kind="result", name=name, recipe={"kind": "result", "of": name, "note": "<b>&amp;"})
-    present = {part: value for part, value in tensors.items() if value is not None}
-    return Store(store).work(draft).finish(present, content).path
 
 
 def spoil(folder, name, content):
@@ -121,7 +66,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, name, attributes):
         self.elements.append((name, dict(attributes)))
-        if name not in ("meta", "img", "wbr"):
+        if name not in ("meta", "img", "wbr", "input"):
             self.open.append(name)
 
     def handle_endtag(self, name):
@@ -129,6 +74,16 @@ class Page(HTMLParser):
 
     def all(self, name):
         return [attributes for found, attributes in self.elements if found == name]
+
+
+def data_of(text):
+    """What the page's script reads."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def pairs_of(data, places):
+    """Keys and values of a flat list of places of texts."""
+    return {data["texts"][key]: data["texts"][value] for key, value in zip(places[::2], places[1::2], strict=True)}
 
 
 def test_seeds_of_one_setup_are_one_line_and_undefended_comes_first(store):
@@ -183,6 +138,127 @@ def test_the_main_evaluator_speaks_and_units_are_readable(store):
     assert [show_spread(std, "number") for std in spreads] == list(spreads.values())
 
 
+def test_durations_and_large_counts_read_in_units_of_their_size():
+    durations = {12.34: "12.3 s", 599.0: "599 s", 600.0: "10.0 min", 7199.0: "120 min", 41_234.5: "11.5 h"}
+    assert [show(seconds, "seconds") for seconds in durations] == list(durations.values())
+    assert show_spread(1800, "seconds", 41_234.5) == "±0.5" and show_spread(6.3, "seconds", 34) == "±6.3"
+    assert [show(count, "count") for count in (999_999, 1_250_000, 2e9)] == ["999,999", "1.25M", "2,000M"]
+    assert show_spread(40_000, "count", 1_250_000) == "±40k"
+
+
+def with_distances(kid, real=-2380.0, prior=161_197.0, name="kid/main"):
+    content = document(0)
+    content["metrics"][name] = {"value": kid, "low": kid, "high": kid, "higher_leaks": False, "kind": "privacy"}
+    for kind, level in (("real", real), ("prior", prior)):
+        if level is not None:
+            content["anchors"][kind][name] = level
+    return Row.parse(content)
+
+
+def test_distances_without_a_scale_read_as_the_way_from_real_images_to_unattacked_samples(tmp_path):
+    rows = [with_distances(-2380.0 + share * 163_577) for share in (0.25, 0.75)]
+    (column,) = [column for column in columns(rows) if column.title.startswith("KID")]
+    assert (column.title, column.metric, column.unit) == ("KID, relative", "kid_relative/main", "relative")
+    assert summarise(rows, column.metric).mean == pytest.approx(0.5)
+    assert summarise(rows, column.metric).low == pytest.approx(0.25)
+    lines = table(rows).splitlines()
+    assert "0.50 ±0.35" in lines[3] and "0.00" in lines[5] and "1.00" in lines[6] and "k" not in lines[3].split()[-4:]
+    text = build(rows, tmp_path / "report.html").read_text()
+    assert "0 is where real private images are" in text
+    flat, _ = write_csv(rows, tmp_path / "rows.csv")
+    assert "relative" not in flat.read_text() and "38514.25" in flat.read_text(), "data frames get what was measured"
+
+
+@pytest.mark.parametrize(
+    ("rows", "metric"),
+    [
+        ([with_distances(0.012, name="kid/inception")], "kid/inception"),
+        ([with_distances(70_000.0, real=None)], "kid/main"),
+        ([with_distances(70_000.0, prior=-9e9)], "kid/main"),
+        ([with_distances(70_000.0), with_distances(70_000.0, real=None)], "kid/main"),
+        ([with_distances(None)], "kid/main"),
+        ([with_distances(70_000.0), with_distances(None, real=None)], "kid_relative/main"),
+    ],
+)
+def test_a_distance_with_a_scale_or_without_anchors_stays_as_it_is(rows, metric):
+    assert [column.metric for column in columns(rows) if column.title.startswith("KID")] == [metric]
+
+
+def test_classes_have_their_names(tmp_path):
+    names = {str(label): f"Ann <{label}>" for label in range(3)}
+    put(tmp_path / "store", document(class_names=names), "none")
+    rows, _ = read_rows(tmp_path / "store")
+    text = build(rows, tmp_path / "report.html").read_text()
+    headings = re.findall(r"<h5[^>]*>([^<]*)</h5>", text)
+    assert headings == ["Ann &lt;0&gt;", "Ann &lt;1&gt;", "Ann &lt;2&gt;", "class 3", "class 4"]
+    assert "reconstruction of class 1 (Ann &lt;1&gt;)" in text and "Ann <" not in text
+    assert "Ann \\u003c0>\\nAnn" in text, "numbers by class, too"
+
+
+def test_configurations_come_from_the_parents_and_say_what_is_missing(tmp_path):
+    store = Store(tmp_path / "store")
+    search = {"_target_": "midefense.attacks.search.gradient.Gradient", "revision": 1, "steps": 7, "box": None}
+    nested = {"kind": "prior", "seed": 4, "prior": {"_target_": "midefense.priors.gmi.GmiGan", "revision": 2}}
+    recipe = {"kind": "recovered", "attack": {"search": search}, "prior": nested, "seed": 5, "labels": list(range(99))}
+    recovered = store.work(Draft(kind="recovered", name="r", recipe=recipe)).finish({"x": torch.zeros(1)}, {})
+    parents = {"recovered": recovered.reference, "target": "target/gone@h0", "evaluator.main": "target/other@h1"}
+    put(tmp_path / "store", document(), "none", parents)
+    ((row,), _) = read_rows(tmp_path / "store")
+    found, missing = Configurations().of(row)
+    assert (
+        found.items()
+        >= {
+            "attack.search.class": "attacks.search.gradient.Gradient",
+            "attack.search.steps": "7",
+            "attack.search.box": "null",
+            "prior.class": "priors.gmi.GmiGan",
+            "prior.revision": "2",
+            "seeds.attack": "5",
+            "seeds.prior": "4",
+        }.items()
+    )
+    assert "attack.search.revision" not in found and "kind" not in found and len(found["evidence.labels"]) == 120
+    assert missing == ["the configuration of target/gone@h0 is not in this store"]
+    (recovered.path / "config.yaml").write_text("attack: {search: {steps: 8}}\n")
+    found, missing = Configurations().of(row)
+    assert "attack.search.steps" not in found and "was changed since it was written" in missing[0]
+    (recovered.path / "config.yaml").write_text("attack: {search")
+    assert "cannot be read (ParserError)" in Configurations().of(row)[1][0]
+
+
+def test_a_parent_can_lie_nowhere_but_in_the_store(tmp_path):
+    outside = put(tmp_path / "other", document(), "secret")
+    reference = f"../other/result/{outside.name}"
+    put(tmp_path / "store", document(), "none", {"target": reference})
+    ((row,), _) = read_rows(tmp_path / "store")
+    found, missing = Configurations().of(row)
+    assert found["of"] == "none" and len(missing) == 1
+
+
+def test_setups_that_differ_in_their_prior_alone_are_told_apart_everywhere(tmp_path):
+    for prior in ("gmi_gan", "pixels"):
+        put(tmp_path / "store", document(prior=prior, baseline=prior), f"none-{prior}")
+        defended = document(defense="vib", prior=prior, baseline=prior, setup=f"v{prior}")
+        defended["metrics"]["utility/test_accuracy_top1"]["value"] = 0.9
+        put(tmp_path / "store", defended, f"vib-{prior}")
+    rows, _ = read_rows(tmp_path / "store")
+    said = [line for line in table(rows).splitlines() if line.startswith("trade-off")]
+    assert [line.split(":")[0] for line in said] == [
+        f"trade-off Δ of vib · gmi on cnn · {p}" for p in ("gmi_gan", "pixels")
+    ]
+    text = build(rows, tmp_path / "report.html").read_text()
+    for prior in ("gmi_gan", "pixels"):
+        assert text.count(f"<b>vib</b> · gmi on cnn · {prior}") == 2, "trade-off and pictures"
+
+
+def test_a_page_of_many_setups_shows_fewer_pictures_of_each(tmp_path):
+    put(tmp_path / "store", document(), "none")
+    ((row,), _) = read_rows(tmp_path / "store")
+    for count, pairs in ((1, 10), (48, 10), (60, 5), (200, 5)):
+        found = [Setup([row])] * count
+        assert gallery(found, range(count)).count("<figure") == pairs * count
+
+
 def test_terminal_table():
     text = table([Row.parse(document(seed, accuracy)) for seed, accuracy in ((0, 0.9), (1, 0.7))])
     lines = text.splitlines()
@@ -214,7 +290,8 @@ def test_the_page_is_well_formed_self_contained_and_sortable(store, tmp_path):
     assert "default-src 'none'" in page.all("meta")[2]["content"]
     assert not re.search(r"url\(|@import|https?://", text)
     sortable = [one for one in page.all("th") if "aria-sort" in one]
-    assert len(sortable) == 6 + len(columns(rows))
+    assert len(sortable) == 8 + len(columns(rows))
+    assert [one["data-key"] for one in sortable if "hidden" not in one][:3] == ["defense", "attack", "seeds"]
     assert len(page.all("img")) == 2 * 2 * 10 and all(one["alt"] for one in page.all("img"))
     assert 'title="10 images for 64 features"' in text
     assert "Samples of gmi_gan, no attack (floor)" in text and "±10.0" in text
@@ -223,8 +300,10 @@ def test_the_page_is_well_formed_self_contained_and_sortable(store, tmp_path):
 def test_links_lead_to_the_files(store, tmp_path):
     rows, _ = read_rows(store)
     out = build(rows, tmp_path / "deep" / "er" / "report.html")
-    links = [one["href"] for one in Page(out.read_text()).all("a")]
-    assert links and all((out.parent / unquote(link)).exists() for link in links)
+    data = data_of(out.read_text())
+    seeds = [seed for setup in data["setups"] for seed in setup["seeds"]]
+    links = [f"{seed['base']}/{data['texts'][place]}" for seed in seeds for place in seed["files"]]
+    assert len(links) == 4 * 4 and all((out.parent / unquote(link)).exists() for link in links)
 
 
 def test_everything_is_escaped(tmp_path):
@@ -235,8 +314,11 @@ def test_everything_is_escaped(tmp_path):
     rows, broken = read_rows(tmp_path / "store")
     text = build(rows, tmp_path / "report.html", broken).read_text()
     assert evil not in text and "&lt;script&gt;" in text
-    assert "note: &lt;b&gt;&amp;amp;" in text
-    assert len(Page(text).all("script")) == 1
+    assert len(Page(text).all("script")) == 2
+    data = data_of(text)
+    (setup,) = data["setups"]
+    assert pairs_of(data, setup["facts"])["defense"] == evil and setup["seeds"][0]["command"] == evil
+    assert pairs_of(data, setup["configuration"])["note"] == "<b>&amp;"
 
 
 def test_a_row_that_cannot_be_read_is_named_and_left_out(store, tmp_path, capsys):

@@ -2,75 +2,47 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from midefense.report.columns import columns
+from midefense.report.files import refuse_odd_places, save
+from midefense.report.numbers import show, show_spread
 from midefense.report.page import render
 from midefense.report.rows import (
-    NAMES,
-    SEEDS,
     Broken,
     Row,
     anchor_lines,
     by_protocol,
-    columns,
     read_rows,
     setups,
-    show,
-    show_spread,
     spread,
     summarise,
+    told_apart,
 )
+from midefense.report.spreadsheet import wide_beside, write_csv
 from midefense.report.tradeoff import trade_offs
 
-__all__ = ["Broken", "Row", "build", "read_rows", "table", "write_csv"]
+__all__ = ["Broken", "Row", "build", "read_rows", "refuse_odd_places", "table", "wide_beside", "write_csv"]
 
-ANCHORS = ("real", "prior", "chance")
 HEADS = ("dataset", "architecture", "defense", "prior", "attack")
 
 
 def build(rows: Sequence[Row], out: Path, broken: Sequence[Broken] = ()) -> Path:
-    """Write the self-contained HTML page `out`; results in `broken` are named on it. Returns `out`."""
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(render(rows, broken, out.parent.resolve()), encoding="utf-8")
-    return out
+    """Write the self-contained HTML page `out`, whole or not at all, and return `out`. Results in `broken` are named on
+    it.
+
+    Raises:
+        Refused: `out` is no place for a file.
+        OSError: the disk is full or may not be written.
+    """
+    return save(Path(out), render(rows, broken, Path(out).parent.resolve()))
 
 
 def table(rows: Sequence[Row]) -> str:
     """The leading numbers for a terminal, one table per protocol: mean ± standard deviation over seeds."""
     return "\n\n".join(_protocol_text(name, group) for name, group in by_protocol(rows).items()) or "no results"
-
-
-def write_csv(rows: Sequence[Row], out: Path) -> tuple[Path, Path]:
-    """Write `out` with one line per row and metric, and beside it `<stem>.wide.csv` with one line per row.
-    Returns both paths. Values that could not be computed stay `nan`, with their reason in the flat file."""
-    out = Path(out)
-    wide = out.with_suffix(".wide.csv")
-    about = (*NAMES, "protocol", "classes", "candidates", "date", "device")
-    setup = [*about, "selection", "stopped", *(f"seed_{name}" for name in SEEDS), "result"]
-    names = sorted({name for row in rows for name in row.metrics})
-    flat_lines, wide_lines = [], []
-    for row in rows:
-        known = [row[name] for name in about] + [row.selection, row.stopped]
-        known += [row.seeds.get(name, "") for name in SEEDS]
-        known.append(row.folder.name if row.folder else "")
-        wide_lines.append(known + [row.metrics[name].value if name in row.metrics else "" for name in names])
-        for name, value in sorted(row.metrics.items()):
-            measured = [name, value.kind, value.value, value.low, value.high, value.n, value.higher_leaks, value.reason]
-            flat_lines.append(known + measured + [row.anchors.get(kind, {}).get(name, "") for kind in ANCHORS])
-    measured = ["metric", "kind", "value", "low", "high", "n", "higher_leaks", "reason"]
-    _write_lines(out, [*setup, *measured, *(f"anchor_{kind}" for kind in ANCHORS)], flat_lines)
-    _write_lines(wide, [*setup, *names], wide_lines)
-    return out, wide
-
-
-def _write_lines(path: Path, heads: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([heads, *lines])
 
 
 def _protocol_text(protocol: str, rows: Sequence[Row]) -> str:
@@ -91,7 +63,7 @@ def _protocol_text(protocol: str, rows: Sequence[Row]) -> str:
         numbers = [_cell(*spread(values.get(column.metric, [])), column.unit, "") for column in shown]
         lines.append([name, *[""] * len(HEADS), *numbers])
     traded = [
-        f"trade-off Δ of {one.setup['defense']} · {one.setup['attack']} on {one.setup['architecture']}: {one.text}"
+        f"trade-off Δ of {one.setup['defense']} · {one.setup.described(told_apart(found))}: {one.text}"
         for one in trade_offs(found)
     ]
     return "\n".join([f"protocol {protocol}", *_aligned(lines, results), *traded])
@@ -100,7 +72,7 @@ def _protocol_text(protocol: str, rows: Sequence[Row]) -> str:
 def _cell(mean: float, std: float, unit: str, absent: str = "n/a") -> str:
     if math.isnan(mean):
         return absent
-    return f"{show(mean, unit)} {show_spread(std, unit)}".strip()
+    return f"{show(mean, unit)} {show_spread(std, unit, mean)}".strip()
 
 
 def _aligned(lines: Sequence[Sequence[str]], results: int) -> list[str]:

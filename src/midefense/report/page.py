@@ -1,57 +1,56 @@
-"""The report as one self-contained HTML page: nothing in it is fetched from anywhere."""
+"""The report as one self-contained HTML page: nothing in it is fetched from anywhere.
+
+Table, plot and pictures are HTML; page.js filters, sorts and compares them, and shows what script_data holds.
+"""
 
 from __future__ import annotations
 
 import math
-import os
 import string
-import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from midefense.report.columns import Column, columns
+from midefense.report.data import numbers, script_data
 from midefense.report.gallery import gallery
-from midefense.report.markup import Markup, join, tag
+from midefense.report.markup import Markup, join, tag, void
+from midefense.report.numbers import show, show_spread
 from midefense.report.plot import scatter
 from midefense.report.projection import projections
-from midefense.report.rows import (
-    NAMES,
-    Broken,
-    Column,
-    Row,
-    Setup,
-    anchor_lines,
-    by_protocol,
-    columns,
-    setups,
-    show,
-    show_spread,
-    spread,
-    summarise,
-)
+from midefense.report.rows import Broken, Row, Setup, anchor_lines, by_protocol, setups, spread, told_apart
 from midefense.report.tradeoff import trade_offs
 
-HEADS = ("dataset", "architecture", "defense", "prior", "attack")
+HEADS = ("defense", "attack", "architecture", "dataset", "prior", "public", "access")
 BARRED = ("percent",)  # units whose cells carry a bar
-LONG_NAME = 16  # characters
+LONG_NAME = 10  # characters
 EMPTY = "No results yet. python evaluate.py dataset=digits architecture=cnn attack=gmi makes one."
+APART = "The results below follow different protocols (evidence, references, evaluators, metrics). "
 
 
 def render(rows: Sequence[Row], broken: Sequence[Broken], place: Path) -> str:
     """The page as text; links to results are relative to the folder `place`."""
-    groups = by_protocol(rows)
-    sections = [_protocol(name, group, place, number) for number, (name, group) in enumerate(groups.items(), 1)]
-    template = string.Template(resources.files("midefense.report").joinpath("page.html").read_text(encoding="utf-8"))
-    counts = f"{_count(len(setups(rows)), 'setup')} · {_count(len(rows), 'result')} · {_count(len(groups), 'protocol')}"
-    apart = None
-    if len(groups) > 1:
-        text = "The results below follow different protocols (evidence, references, evaluators, metrics). "
-        apart = tag("p", text, tag("b", "They are not ranked together."), class_="notice")
-    return template.substitute(
-        counts=counts,
+    groups = {name: (own, setups(own)) for name, own in by_protocol(rows).items()}
+    everyone = [setup for _, found in groups.values() for setup in found]
+    numbered = {id(setup): number for number, setup in enumerate(everyone)}
+    sections = [
+        _protocol(name, own, found, [numbered[id(setup)] for setup in found], number)
+        for number, (name, (own, found)) in enumerate(groups.items(), 1)
+    ]
+    counts = [(len(everyone), "setup"), (len(rows), "result"), (len(groups), "protocol")]
+    apart = tag("p", APART, tag("b", "They are not ranked together."), class_="notice") if len(groups) > 1 else None
+    return string.Template(_source("page.html")).substitute(
+        style=_source("page.css"),
+        script=_source("page.js"),
+        counts=" · ".join(_count(*count) for count in counts),
         notices=join(_skipped(broken), apart),
         sections=join(*sections) if sections else tag("p", EMPTY, class_="notice"),
+        data=script_data(groups, place),
     )
+
+
+def _source(name: str) -> str:
+    return resources.files("midefense.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _count(number: int, noun: str) -> str:
@@ -69,36 +68,53 @@ def _skipped(broken: Sequence[Broken]) -> Markup | None:
     return tag("div", head, tag("ul", *items), class_="notice warning", role="alert")
 
 
-def _protocol(name: str, rows: Sequence[Row], place: Path, number: int) -> Markup:
-    found, shown = setups(rows), columns(rows)
+def _protocol(name: str, rows: Sequence[Row], found: Sequence[Setup], numbered: Sequence[int], number: int) -> Markup:
+    """One protocol's section. `numbered`: the numbers of its setups on the page, by which the script knows them."""
+    shown = columns(rows)
     datasets = ", ".join(dict.fromkeys(row["dataset"] for row in rows))
     heading = tag("h2", datasets, " ", tag("small", "protocol ", tag("code", name)), id=f"protocol-{number}")
-    parts = [_table(found, shown, rows, name)]
+    parts = [_alike(found), _table(found, numbered, shown, rows, name)]
     by_title = {column.title: column for column in shown}
     if "Target accuracy" in by_title and "Attack accuracy" in by_title:
-        figure = scatter(found, by_title["Target accuracy"], by_title["Attack accuracy"])
-        parts.append(join(tag("h3", "Privacy against utility"), figure) if figure else None)
-    parts.append(_trade_offs(found))
-    images = gallery(found)
-    if images:
-        lead = (
-            "Above: recovered by the attack. Below: the private image nearest to it. Shown in stored order, not picked."
-        )
-        parts.append(join(tag("h3", "Reconstructions"), tag("p", lead, class_="lead"), images))
-    planes = projections(found)
-    parts.append(join(tag("h3", "Feature space"), planes) if planes else None)
-    details = [_details(setup, place) for setup in found]
-    parts.append(join(tag("h3", "Configuration and provenance"), *details))
-    return tag("section", heading, *parts, class_="protocol", aria_labelledby=f"protocol-{number}")
+        figure = scatter(found, numbered, by_title["Target accuracy"], by_title["Attack accuracy"])
+        parts.append(_part("Privacy against utility", figure))
+    parts.append(_part("Trade-off", _trade_offs(found, numbered)))
+    lead = tag(
+        "p",
+        "Above: recovered by the attack. Below: the private image nearest to it. Shown in stored order, not picked.",
+        class_="lead",
+    )
+    parts.append(_part("Reconstructions", gallery(found, numbered), lead))
+    parts.append(_part("Feature space", projections(found, numbered)))
+    details = [_details(setup, one) for setup, one in zip(found, numbered, strict=True)]
+    parts.append(_part("Configuration and provenance", join(*details)))
+    return tag("section", heading, *parts, class_="protocol", aria_labelledby=f"protocol-{number}", data_protocol=name)
 
 
-def _table(found: Sequence[Setup], shown: Sequence[Column], rows: Sequence[Row], protocol: str) -> Markup:
-    heads = [_head(name) for name in HEADS]
-    heads.append(_head("seeds", number=True))
-    heads += [_head(column.title, column, number=True) for column in shown]
-    body = [_setup_line(setup, shown) for setup in found]
+def _part(title: str, content: Markup | None, lead: Markup | None = None) -> Markup | None:
+    """A titled part of a protocol, which goes when nothing in it is left to show; None without content."""
+    return tag("section", tag("h3", title), lead, content, class_="part") if content else None
+
+
+def _alike(found: Sequence[Setup]) -> Markup | None:
+    """What all setups share, which would fill columns with one word."""
+    varied = told_apart(found)
+    said = [(name, found[0][name]) for name in HEADS if name not in varied and found[0][name]]
+    words = [join(" · " if number else "", name, " ", tag("b", value)) for number, (name, value) in enumerate(said)]
+    return tag("p", "All setups below: ", *words, class_="lead alike") if said else None
+
+
+def _table(
+    found: Sequence[Setup], numbered: Sequence[int], shown: Sequence[Column], rows: Sequence[Row], protocol: str
+) -> Markup:
+    varied = told_apart(found)
+    heads = [_head(name, key=name, hidden=name not in varied) for name in HEADS]
+    heads.append(_head("seeds", key="seeds", number=True))
+    heads += [_head(column.title, column=column, key=column.metric, number=True) for column in shown]
+    body = [_setup_line(setup, number, shown, varied) for setup, number in zip(found, numbered, strict=True)]
+    span = len(varied) + 1
     foot = [
-        tag("tr", tag("th", name, scope="row", colspan=len(HEADS) + 1), *[_anchor(values, column) for column in shown])
+        tag("tr", tag("th", name, scope="row", colspan=span), *[_anchor(values, column) for column in shown])
         for name, values in anchor_lines(rows)
     ]
     caption = tag("caption", f"Results of protocol {protocol}: mean ± standard deviation over seeds", class_="unseen")
@@ -113,32 +129,45 @@ def _table(found: Sequence[Setup], shown: Sequence[Column], rows: Sequence[Row],
     return tag("div", table, class_="scroll", tabindex=0, role="region", aria_label="Results table")
 
 
-def _head(title: str, column: Column | None = None, number: bool = False) -> Markup:
-    hint = leaks = None
-    if column is not None:
-        hint = column.metric
-        words = {True: "higher leaks", False: "lower leaks", None: ""}[column.higher_leaks]
-        leaks = tag("small", words) if words else None
+def _head(title: str, *, key: str, column: Column | None = None, number: bool = False, hidden: bool = False) -> Markup:
+    """A head that sorts. `key`: by which the script and the reader's choice of columns know it."""
+    hint = f"{column.metric}: {column.meaning}".removesuffix(": ") if column else None
+    leaks = tag("small", column.leaks) if column and column.leaks else None
     button = tag("button", title, tag("span", class_="arrow", aria_hidden="true"), type="button", title=hint)
-    return tag("th", button, leaks, scope="col", aria_sort="none", class_="number" if number else None)
+    style = "number" if number else None
+    return tag("th", button, leaks, scope="col", aria_sort="none", class_=style, data_key=key, hidden=hidden)
 
 
-def _setup_line(setup: Setup, shown: Sequence[Column]) -> Markup:
-    cells = []
-    for name in HEADS:
-        below = None
-        if name == "attack":
-            early = tag("b", " · stopped early", title=setup.stopped) if setup.stopped else None
-            below = tag("small", setup.note or setup["access"], early)
-        elif name == "architecture" and setup.legacy:
-            below = tag("small", tag("b", setup.legacy))
-        elif name == "dataset" and setup["public"] not in ("", "own"):
-            below = tag("small", f"public: {setup['public']}")
-        text = tag("b" if name == "defense" else "span", _breakable(setup[name]))
-        cells.append(tag("td", text, below, data_value=setup[name]))
+def _setup_line(setup: Setup, number: int, shown: Sequence[Column], varied: Sequence[str]) -> Markup:
+    cells = [_name_cell(setup, name, varied, number) for name in HEADS]
     seeds = "\n".join(row.seed_text for row in setup.rows)
     cells.append(tag("td", len(setup.rows), class_="number", data_value=len(setup.rows), title=seeds))
-    return tag("tr", *cells, *[_cell(setup, column) for column in shown])
+    return tag("tr", *cells, *[_cell(setup, column) for column in shown], data_setup=number)
+
+
+def _name_cell(setup: Setup, name: str, varied: Sequence[str], number: int) -> Markup:
+    value, below = setup[name], []
+    if name == "attack":
+        early = tag("b", " · stopped early", title=setup.stopped) if setup.stopped else None
+        below.append(tag("small", setup.note, early) if setup.note or early else None)
+    if name == "architecture" and setup.legacy:
+        below.append(tag("small", tag("b", setup.legacy)))
+    if name != "defense":
+        return tag("td", tag("span", _breakable(value)), *below, data_value=value, hidden=name not in varied)
+    # The first column stays in sight while numbers scroll; on a narrow screen it speaks for the other names too.
+    others = " · ".join(setup[one] for one in HEADS[1:] if one in varied and setup[one])
+    early = tag("b", " · stopped early") if setup.stopped else None
+    narrow = tag(
+        "small", " · ".join(word for word in (others, setup.note, setup.legacy) if word), early, class_="narrow"
+    )
+    box = void("input", type="checkbox", class_="pick", aria_label=f"Compare {_title(setup)}", value=number)
+    who = tag("label", box, tag("b", _breakable(value)))
+    return tag("td", who, narrow, data_value=value)
+
+
+def _title(setup: Setup) -> str:
+    words = (setup["defense"], setup["attack"], setup["architecture"], setup["dataset"], setup["prior"], setup.note)
+    return " · ".join(word for word in words if word)
 
 
 def _breakable(name: str) -> Markup:
@@ -148,117 +177,48 @@ def _breakable(name: str) -> Markup:
 
 
 def _cell(setup: Setup, column: Column) -> Markup:
-    found = summarise(setup.rows, column.metric)
-    if not found.seen:
-        return tag(
-            "td", tag("span", "n/a", class_="absent", tabindex=0, title=found.reason), class_="number", data_value=""
-        )
-    deviation = show_spread(found.std, column.unit)
-    parts: list[object] = [
-        show(found.mean, column.unit),
-        tag("span", f" {deviation}", class_="std") if deviation else None,
-    ]
-    if found.seen < found.total:
-        parts.append(tag("span", f" {found.seen}/{found.total}", class_="absent", title=found.reason))
-    if math.isfinite(found.low):
-        bounds = f"{show(found.low, column.unit)} to {show(found.high, column.unit)}"
-        hint = "95% interval over classes" + ("; outermost bounds of the seeds" if found.seen > 1 else "")
-        parts.append(tag("small", bounds, title=hint))
-    bar = f"--share:{min(max(found.mean, 0), 1):.3f}" if column.unit in BARRED else None
-    reason = found.reason or None
+    """A number with its spread, its interval and its remark. page.js builds the cells of further columns alike."""
+    text, deviation, bounds, remark, value = numbers(setup, column)
+    if value is None:
+        absent = tag("span", text, class_="absent", tabindex=0, title=remark)
+        return tag("td", absent, class_="number", data_value="")
+    barred = column.unit in BARRED
     return tag(
-        "td", *parts, class_="number bar" if bar else "number", style=bar, data_value=repr(found.mean), title=reason
+        "td",
+        text,
+        tag("span", f" {deviation}", class_="std") if deviation else None,
+        tag("small", bounds) if bounds else None,
+        class_="number bar" if barred else "number",
+        style=f"--share:{min(max(value, 0), 1):.3f}" if barred else None,
+        data_value=value,
+        title=remark or None,
     )
 
 
-def _trade_offs(found: Sequence[Setup]) -> Markup | None:
+def _trade_offs(found: Sequence[Setup], numbered: Sequence[int]) -> Markup | None:
     """What each defense takes from the attack and from the target, and the quotient; None if none has a baseline."""
-    lines = []
+    number = {id(setup): one for setup, one in zip(found, numbered, strict=True)}
+    varied, lines = told_apart(found), []
     for one in trade_offs(found):
-        who = [one.setup["defense"], one.setup["attack"], one.setup["architecture"], one.setup.note]
-        lines.append(tag("li", tag("b", who[0]), f" · {' · '.join(word for word in who[1:] if word)}: {one.text}"))
+        note = f" · {one.setup.note}" if one.setup.note else ""
+        words = f" · {one.setup.described(varied)}{note}: {one.text}"
+        lines.append(tag("li", tag("b", one.setup["defense"]), words, data_setup=number[id(one.setup)]))
     if not lines:
         return None
     lead = "Δ: points of attack accuracy taken per point of target accuracy paid, against the undefended target."
-    return join(tag("h3", "Trade-off"), tag("p", lead, class_="lead"), tag("ul", *lines, class_="trade-offs"))
+    return join(tag("p", lead, class_="lead"), tag("ul", *lines, class_="trade-offs"))
 
 
 def _anchor(values: dict[str, list[float]], column: Column) -> Markup:
     mean, std = spread(values.get(column.metric, []))
     if math.isnan(mean):
         return tag("td", "–", class_="number")
-    deviation = show_spread(std, column.unit)
-    return tag(
-        "td",
-        show(mean, column.unit),
-        tag("span", f" {deviation}", class_="std") if deviation else None,
-        class_="number",
-    )
+    deviation = show_spread(std, column.unit, mean)
+    shown = tag("span", f" {deviation}", class_="std") if deviation else None
+    return tag("td", show(mean, column.unit), shown, class_="number")
 
 
-def _details(setup: Setup, place: Path) -> Markup:
-    name = " · ".join(setup[part] for part in (*HEADS[2:], *HEADS[:2]))
-    summary = tag("summary", tag("b", name), " ", tag("small", setup.note or _count(len(setup.rows), "seed")))
-    return tag("details", summary, *[_row(row, place) for row in setup.rows])
-
-
-def _row(row: Row, place: Path) -> Markup:
-    facts = [(name, row[name]) for name in (*NAMES, "protocol", "classes", "candidates", "date", "device") if row[name]]
-    facts += [("selection", row.selection)] if row.selection else []
-    facts += [("stopped", row.stopped)] if row.stopped else []
-    facts += [(f"id of {role}", one) for role, one in _flat(row.about.get("ids") or {})]
-    listed = tag("dl", *[tag("div", tag("dt", name), tag("dd", tag("code", value))) for name, value in facts])
-    again = tag("p", "Run it again: ", tag("code", row["command"], class_="command")) if row["command"] else None
-    parts = [tag("h4", row.seed_text or "result"), again, _links(row, place), listed, _metrics(row)]
-    return tag("article", *parts, *[_file(row, name) for name in ("config.yaml", "provenance.json")])
-
-
-def _flat(ids: Mapping[str, object]) -> list[tuple[str, str]]:
-    """Identifiers by role; those of several evaluators get a role each."""
-    found = []
-    for role, value in ids.items():
-        if isinstance(value, Mapping):
-            found += [(f"{role} {name}", one) for name, one in _flat(value)]
-        else:
-            found.append((role, str(value)))
-    return found
-
-
-def _links(row: Row, place: Path) -> Markup | None:
-    if row.folder is None:
-        return None
-    names = sorted(path.name for path in row.folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    base = Path(os.path.relpath(row.folder, place)).as_posix()
-    links = [tag("a", name, href=urllib.parse.quote(f"{base}/{name}")) for name in names]
-    return tag(
-        "p", "Files: ", *[join(" " if number else "", link) for number, link in enumerate(links)], class_="files"
-    )
-
-
-def _metrics(row: Row) -> Markup:
-    lines = []
-    for name, value in sorted(row.metrics.items()):
-        bounds = f"{value.low:.4g} to {value.high:.4g}" if math.isfinite(value.low) else ""
-        classes = "; ".join(f"{label}: {one:.4g}" for label, one in value.per_class.items())
-        number = f"{value.value:.6g}" if math.isfinite(value.value) else "n/a"
-        cells = [
-            (number, "number"),
-            (bounds, "number"),
-            (value.n or "", "number"),
-            (classes, "long"),
-            (value.reason, "long"),
-        ]
-        lines.append(tag("tr", tag("th", name, scope="row"), *[tag("td", text, class_=kind) for text, kind in cells]))
-    titles = ("metric", "value", "95% interval", "n", "per class", "remark")
-    heads = [tag("th", text, scope="col", class_="number" if text in titles[1:4] else None) for text in titles]
-    return tag(
-        "div", tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *lines)), class_="scroll metrics", tabindex=0
-    )
-
-
-def _file(row: Row, name: str) -> Markup | None:
-    path = row.folder / name if row.folder else None
-    if path is None or not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return tag("details", tag("summary", name), tag("pre", text, tabindex=0), class_="file")
+def _details(setup: Setup, number: int) -> Markup:
+    """A closed box that the script fills when it is opened."""
+    seeds = tag("small", _count(len(setup.rows), "seed"))
+    return tag("details", tag("summary", tag("b", _title(setup)), " ", seeds), class_="setup", data_setup=number)

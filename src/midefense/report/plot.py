@@ -6,15 +6,46 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from midefense.report.columns import Column
 from midefense.report.markup import Markup, join, tag
-from midefense.report.rows import Column, Setup, Summary, anchor_lines, show, show_spread, summarise
+from midefense.report.numbers import show, show_spread
+from midefense.report.rows import Setup, Summary, anchor_lines, summarise
 
-WIDTH, HEIGHT = 900, 480
-LEFT, RIGHT, TOP, BOTTOM = 62, 200, 20, 52  # names of the anchors stand at the right, where no point can cover them
 LINE = 15  # height of a line of text
-LONGEST = 28  # characters of an anchor's name
 COLOURS = 8  # --series-1 ... of the style sheet; the next eight defenses get hollow marks
-SHAPES = ("circle", "square", "diamond", "triangle")
+SHAPES = ("circle", "square", "diamond", "triangle", "wedge", "bow", "plus", "hexagon")
+CORNERS = {
+    "diamond": ((0, -8), (8, 0), (0, 8), (-8, 0)),
+    "triangle": ((0, -8), (7.5, 6), (-7.5, 6)),
+    "wedge": ((0, 8), (7.5, -6), (-7.5, -6)),
+    "bow": ((-7.5, -6.5), (7.5, 6.5), (7.5, -6.5), (-7.5, 6.5)),
+    "plus": ((-2.5, -8), (2.5, -8), (2.5, -2.5), (8, -2.5), (8, 2.5), (2.5, 2.5), (2.5, 8), (-2.5, 8), (-2.5, 2.5))
+    + ((-8, 2.5), (-8, -2.5), (-2.5, -2.5)),
+    "hexagon": ((-4, -7), (4, -7), (8, 0), (4, 7), (-4, 7), (-8, 0)),
+}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A drawing's size and margins in its own pixels. `name`: the style that says on which screens it is shown;
+    `longest`: characters of an anchor's name; `ticks`: most ticks along x. The names of the anchors stand at the right,
+    where no point can cover them, or, where that is too narrow, within the frame above their lines."""
+
+    name: str
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+    longest: int
+    ticks: int = 7
+    inside: bool = False
+
+
+WIDE = Frame("wide-only", 900, 480, left=62, right=200, top=20, bottom=52, longest=28)
+# As wide as a phone leaves it, so that text keeps its size there.
+NARROW = Frame("narrow-only", 330, 400, left=62, right=10, top=16, bottom=48, longest=34, ticks=4, inside=True)
 
 
 @dataclass(frozen=True)
@@ -30,42 +61,68 @@ class Axis:
         clipped = min(max(value, self.low), self.high)
         return round(self.start + (clipped - self.low) / (self.high - self.low) * (self.end - self.start), 1)
 
-    def ticks(self) -> list[float]:
-        step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2) if (self.high - self.low) / step <= 7 or step == 0.2)
+    def ticks(self, most: int = 7) -> list[float]:
+        steps = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+        step = next(step for step in steps if (self.high - self.low) / step <= most or step == steps[-1])
         first = math.ceil(self.low / step - 1e-9)
         return [n * step for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def scatter(found: Sequence[Setup], utility: Column, attack: Column) -> Markup | None:
-    """A figure with target accuracy along x and attack accuracy along y; None if no setup has both."""
-    points = [(setup, summarise(setup.rows, utility.metric), summarise(setup.rows, attack.metric)) for setup in found]
-    drawn = [point for point in points if math.isfinite(point[1].mean) and math.isfinite(point[2].mean)]
+def scatter(found: Sequence[Setup], numbered: Sequence[int], utility: Column, attack: Column) -> Markup | None:
+    """A figure with target accuracy along x and attack accuracy along y, drawn for wide and for narrow screens; None if
+    no setup has both. `numbered`: the number of each setup on the page."""
+    points = [
+        Point(setup, number, summarise(setup.rows, utility.metric), summarise(setup.rows, attack.metric))
+        for setup, number in zip(found, numbered, strict=True)
+    ]
+    drawn = [point for point in points if math.isfinite(point.x.mean) and math.isfinite(point.y.mean)]
     if not drawn:
         return None
-    across = _axis([point[1] for point in drawn], LEFT, WIDTH - RIGHT)
-    up = Axis(0, 1, HEIGHT - BOTTOM, TOP)
-    defenses = list(dict.fromkeys(setup["defense"] for setup, _, _ in drawn))
-    attacks = list(dict.fromkeys(setup["attack"] for setup, _, _ in drawn))
+    pictures = [_picture(frame, found, drawn, utility, attack) for frame in (WIDE, NARROW)]
+    defenses, attacks = _names(drawn)
+    cut = _axis(drawn, 0, 1).low > 0
+    return tag("figure", *pictures, _legend(defenses, attacks), _caption(cut, len(points) - len(drawn)), class_="plot")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A setup, its number on the page, and its two accuracies."""
+
+    setup: Setup
+    number: int
+    x: Summary
+    y: Summary
+
+
+def _names(drawn: Sequence[Point]) -> tuple[list[str], list[str]]:
+    """Defenses and attacks in the order in which they get colours and shapes."""
+    return tuple(list(dict.fromkeys(point.setup[name] for point in drawn)) for name in ("defense", "attack"))
+
+
+def _picture(frame: Frame, found: Sequence[Setup], drawn: Sequence[Point], utility: Column, attack: Column) -> Markup:
+    across = _axis(drawn, frame.left, frame.width - frame.right)
+    up = Axis(0, 1, frame.height - frame.bottom, frame.top)
+    defenses, attacks = _names(drawn)
     marks = [
-        _point(setup, x, y, across, up, _colour(defenses.index(setup["defense"])), _shape(setup, attacks))
-        for setup, x, y in drawn
+        _point(point, across, up, _colour(defenses.index(point.setup["defense"])), _shape(point.setup, attacks))
+        for point in drawn
     ]
-    picture = tag(
+    levels = _levels(frame, found, attack, up)
+    return tag(
         "svg",
-        _frame(across, up, utility.title, attack.title),
-        _levels(found, attack, up),
-        *marks,
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        _lines(frame, across, up, utility.title, attack.title),
+        # names within the frame are written over the marks, those beside it leave the marks whole
+        *((*marks, levels) if frame.inside else (levels, *marks)),
+        viewBox=f"0 0 {frame.width} {frame.height}",
         role="img",
+        class_=frame.name,
         aria_label=f"{attack.title} against {utility.title}, one point per setup; the numbers are in the table",
     )
-    return tag(
-        "figure", picture, _legend(defenses, attacks), _caption(across.low > 0, len(points) - len(drawn)), class_="plot"
-    )
 
 
-def _axis(values: Sequence[Summary], start: float, end: float) -> Axis:
+def _axis(drawn: Sequence[Point], start: float, end: float) -> Axis:
     """Utilities lie close together: the axis shows their range with a margin, in whole ticks, not 0 to 1."""
+    values = [point.x for point in drawn]
     reach = [0 if math.isnan(value.std) else value.std for value in values]
     low = min(value.mean - r for value, r in zip(values, reach, strict=True))
     high = max(value.mean + r for value, r in zip(values, reach, strict=True))
@@ -83,26 +140,26 @@ def _shape(setup: Setup, attacks: Sequence[str]) -> str:
     return SHAPES[attacks.index(setup["attack"]) % len(SHAPES)]
 
 
-def _frame(across: Axis, up: Axis, across_title: str, up_title: str) -> Markup:
+def _lines(frame: Frame, across: Axis, up: Axis, across_title: str, up_title: str) -> Markup:
     parts = []
     for value in up.ticks():
         y = up(value)
         parts.append(tag("line", x1=across.start, x2=across.end, y1=y, y2=y, class_="grid"))
         parts.append(tag("text", f"{100 * value:.0f}%", x=across.start - 10, y=y + 4, class_="tick end"))
-    for value in across.ticks():
+    for value in across.ticks(frame.ticks):
         if value <= 1:
             x = across(value)
             parts.append(tag("line", x1=x, x2=x, y1=up.start, y2=up.start + 5, class_="axis"))
             parts.append(tag("text", f"{100 * value:.0f}%", x=x, y=up.start + 20, class_="tick middle"))
     parts.append(tag("line", x1=across.start, x2=across.end, y1=up.start, y2=up.start, class_="axis"))
     middle = (across.start + across.end) / 2
-    parts.append(tag("text", f"{across_title} (useful →)", x=middle, y=HEIGHT - 10, class_="title middle"))
+    parts.append(tag("text", f"{across_title} (useful →)", x=middle, y=frame.height - 10, class_="title middle"))
     turned = f"translate(14 {(up.start + up.end) / 2}) rotate(-90)"
     parts.append(tag("text", f"{up_title} (leaks →)", transform=turned, class_="title middle"))
     return join(*parts)
 
 
-def _levels(found: Sequence[Setup], attack: Column, up: Axis) -> Markup:
+def _levels(frame: Frame, found: Sequence[Setup], attack: Column, up: Axis) -> Markup:
     """Horizontal lines at the anchors: what an unattacked prior and a guess reach. Their names stand at the right;
     those of near lines move up until each has a line of text, and a stroke leads to it."""
     named: dict[str, float] = {}
@@ -110,18 +167,22 @@ def _levels(found: Sequence[Setup], attack: Column, up: Axis) -> Markup:
         numbers = values.get(attack.metric)
         if numbers and not name.startswith("Real"):
             named[name.removesuffix(", no attack (floor)")] = up(sum(numbers) / len(numbers))
-    parts, end, free = [], WIDTH - RIGHT, math.inf
+    parts, end, free = [], frame.width - frame.right, math.inf
     for name, y in sorted(named.items(), key=lambda item: -item[1]):
         place = min(y, free)
         free = place - LINE
-        parts.append(tag("line", x1=LEFT, x2=end, y1=y, y2=y, class_="level"))
-        parts.append(tag("line", x1=end, x2=end + 12, y1=y, y2=place, class_="axis"))
-        shown = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
-        parts.append(tag("text", tag("title", name), shown, x=end + 16, y=place + 4, class_="tick"))
+        shown = name if len(name) <= frame.longest else f"{name[: frame.longest - 1]}…"
+        parts.append(tag("line", x1=frame.left, x2=end, y1=y, y2=y, class_="level"))
+        if frame.inside:
+            parts.append(tag("text", tag("title", name), shown, x=end - 2, y=place - 4, class_="tick end"))
+        else:
+            parts.append(tag("line", x1=end, x2=end + 12, y1=y, y2=place, class_="axis"))
+            parts.append(tag("text", tag("title", name), shown, x=end + 16, y=place + 4, class_="tick"))
     return join(*parts)
 
 
-def _point(setup: Setup, x: Summary, y: Summary, across: Axis, up: Axis, colour: str, shape: str) -> Markup:
+def _point(point: Point, across: Axis, up: Axis, colour: str, shape: str) -> Markup:
+    setup, x, y = point.setup, point.x, point.y
     centre = across(x.mean), up(y.mean)
     bottom, top = (y.mean - y.std, y.mean + y.std) if math.isfinite(y.std) else (y.low, y.high)
     bars = []
@@ -130,12 +191,21 @@ def _point(setup: Setup, x: Summary, y: Summary, across: Axis, up: Axis, colour:
     if math.isfinite(x.std):
         ends = across(x.mean - x.std), across(x.mean + x.std)
         bars.append(tag("line", x1=ends[0], x2=ends[1], y1=centre[1], y2=centre[1], class_="bar"))
-    words = " · ".join(word for word in (setup["defense"], setup["attack"], setup["architecture"], setup.note) if word)
+    names = ("defense", "attack", "architecture", "dataset", "prior")
+    words = " · ".join(word for word in (*map(setup.__getitem__, names), setup.note) if word)
     title = (
         f"{words}\ntarget accuracy {show(x.mean, 'percent')} {show_spread(x.std, 'percent')}\n"
         f"attack accuracy {show(y.mean, 'percent')} {show_spread(y.std, 'percent')}\nseeds: {len(setup.rows)}"
     )
-    return tag("g", tag("title", title), *bars, _mark(shape, *centre), class_=f"point {colour}", tabindex=0)
+    return tag(
+        "g",
+        tag("title", title),
+        *bars,
+        _mark(shape, *centre),
+        class_=f"point {colour}",
+        tabindex=0,
+        data_setup=point.number,
+    )
 
 
 def _mark(shape: str, x: float, y: float) -> Markup:
@@ -143,8 +213,7 @@ def _mark(shape: str, x: float, y: float) -> Markup:
         return tag("circle", cx=x, cy=y, r=6.5)
     if shape == "square":
         return tag("rect", x=x - 5.5, y=y - 5.5, width=11, height=11)
-    corners = ((0, -8), (8, 0), (0, 8), (-8, 0)) if shape == "diamond" else ((0, -8), (7.5, 6), (-7.5, 6))
-    return tag("polygon", points=" ".join(f"{x + dx},{y + dy}" for dx, dy in corners))
+    return tag("polygon", points=" ".join(f"{round(x + dx, 1)},{round(y + dy, 1)}" for dx, dy in CORNERS[shape]))
 
 
 def _legend(defenses: Sequence[str], attacks: Sequence[str]) -> Markup:

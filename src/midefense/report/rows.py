@@ -1,4 +1,4 @@
-"""Result rows: reading them from the store, grouping the seeds of one setup, and choosing what a table shows."""
+"""Result rows: reading them from the store, and grouping the seeds of one setup."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,15 @@ from midefense.store.artefacts import Artefact, read_provenance
 from midefense.types import Refused
 
 NAMES = ("dataset", "public", "architecture", "defense", "prior", "attack", "access")
+ALWAYS = ("defense", "attack")
 SEEDS = ("target", "prior", "attack")
 LEGACY = "selected on the test set (legacy)"  # a target whose test accuracy is too high
 PICTURES = ("reconstructions", "nearest", "labels", "distance", "confidence")
 PROJECTION = ("points", "labels", "sets")
+NOT_MEASURED = "not measured in this row"
+DERIVED = "derived"  # the kind of a number that is computed here, from others of its row
+WITHOUT_SCALE = ("fid", "kid")  # distances whose size says nothing, unless the network is the one of all papers
+SCALED = "inception"
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,11 @@ class Row:
             kind: {name: _number(value) for name, value in levels.items()}
             for kind, levels in document.get("anchors", {}).items()
         }
+        relative = [_relative(name, value, anchors) for name, value in metrics.items()]
+        for name, value, levels in (found for found in relative if found is not None):
+            metrics[name] = value
+            for kind, level in levels.items():
+                anchors[kind][name] = level
         return cls(about, about["seeds"], metrics, anchors, folder)
 
     def __getitem__(self, name: str) -> str:
@@ -91,6 +101,11 @@ class Row:
     def selection(self) -> str:
         """How the target's weights were chosen, spelt out where that flatters them."""
         return LEGACY if self["selection"] == "test_legacy" else self["selection"]
+
+    def class_name(self, label: object) -> str:
+        """What the dataset calls the class `label`, "" where the row does not say."""
+        names = self.about.get("class_names")
+        return str(names.get(str(label), "")) if isinstance(names, Mapping) else ""
 
     @property
     def picture_file(self) -> Path | None:
@@ -156,6 +171,11 @@ class Setup:
     def __getitem__(self, name: str) -> str:
         return self.rows[0][name]
 
+    def described(self, varied: Sequence[str]) -> str:
+        """`gmi on cnn`, and what else of the names `varied` tells it from others of its defense."""
+        rest = [self[name] for name in varied if name not in (*ALWAYS, "architecture")]
+        return " · ".join([f"{self['attack']} on {self['architecture']}", *filter(None, rest)])
+
     @property
     def stopped(self) -> str:
         """Why attacks ended early, each reason once; "" if none did."""
@@ -165,6 +185,11 @@ class Setup:
     def legacy(self) -> str:
         """What makes the target's accuracy incomparable, "" if nothing does."""
         return LEGACY if any(row.selection == LEGACY for row in self.rows) else ""
+
+
+def told_apart(found: Sequence[Setup]) -> list[str]:
+    """The names that tell setups of one table apart; defense and attack are always said."""
+    return [name for name in NAMES if name in ALWAYS or len({setup[name] for setup in found}) > 1]
 
 
 def by_protocol(rows: Iterable[Row]) -> dict[str, list[Row]]:
@@ -186,40 +211,6 @@ def setups(rows: Iterable[Row]) -> list[Setup]:
 
 
 @dataclass(frozen=True)
-class Column:
-    """One metric of a table: its full `metric` name, and how its numbers read (percent, number, count, seconds)."""
-
-    title: str
-    metric: str
-    unit: str
-    higher_leaks: bool | None = None
-
-
-LEADING = (
-    ("Target accuracy", ("utility/test_accuracy_top1", "utility/"), "percent"),
-    ("Attack accuracy", ("attack_accuracy_top1/",), "percent"),
-    ("Confidence", ("target_class_confidence/",), "percent"),
-    ("KNN distance", ("knn_distance/",), "number"),
-    ("FID", ("fid/",), "number"),
-    ("KID", ("kid/",), "number"),
-    ("Queries", ("cost/queries_per_target_mean",), "count"),
-    ("Seconds", ("cost/seconds",), "seconds"),
-)
-
-
-def columns(rows: Sequence[Row]) -> list[Column]:
-    """The leading metrics that `rows` have; of several evaluators the one called main speaks."""
-    names = sorted({name for row in rows for name in row.metrics}, key=lambda name: (not name.endswith("/main"), name))
-    found = []
-    for title, prefixes, unit in LEADING:
-        metric = next((name for prefix in prefixes for name in names if name.startswith(prefix)), None)
-        if metric:
-            leaks = next(row.metrics[metric].higher_leaks for row in rows if metric in row.metrics)
-            found.append(Column(title, metric, unit, leaks))
-    return found
-
-
-@dataclass(frozen=True)
 class Summary:
     """A metric over the seeds of a setup: `mean` and sample standard deviation `std` of the `seen` finite values
     out of `total`; `low` and `high` are the outermost bounds of the seeds' intervals over classes."""
@@ -235,7 +226,7 @@ class Summary:
 
 def summarise(rows: Sequence[Row], metric: str) -> Summary:
     """Collapse `metric` over `rows`; the reasons of values that are missing are kept."""
-    absent = Value(math.nan, reason="not measured in this row")
+    absent = Value(math.nan, reason=NOT_MEASURED)
     values = [row.metrics.get(metric, absent) for row in rows]
     finite = [value for value in values if math.isfinite(value.value)]
     reasons = list(dict.fromkeys(value.reason for value in values if value.reason))
@@ -263,42 +254,9 @@ def anchor_lines(rows: Sequence[Row]) -> list[tuple[str, dict[str, list[float]]]
     return [line for line in lines if line[1]]
 
 
-def show(value: float, unit: str) -> str:
-    """A number as a reader wants it: `93.3%`, `1,500`, `12.4 s`, else three digits (`0.012`, `72.6k`); `n/a` for
-    NaN."""
-    if not math.isfinite(value):
-        return "n/a"
-    if unit == "percent":
-        return f"{100 * value:.1f}%"
-    if unit == "seconds":
-        return f"{value:,.0f} s" if value >= 100 else f"{value:.1f} s"
-    if unit == "count":
-        return f"{value:,.0f}"
-    return _short(value, digits=3, full=10_000)
-
-
-def show_spread(std: float, unit: str) -> str:
-    """`±` and a standard deviation in the unit of its mean, empty where there is none or nothing varies."""
-    if not std > 0:
-        return ""
-    if unit == "percent":
-        return f"±{100 * std:.1f}"
-    if unit == "number":
-        return f"±{_short(std, digits=2, full=1_000)}"
-    return f"±{std:.2g}" if std < 10 else f"±{std:,.0f}"
-
-
 def _order(row: Row) -> tuple:
     """Undefended targets first: they are what a defense is compared with."""
     return tuple((part != "none", part) for part in row.key)
-
-
-def _short(value: float, digits: int, full: float) -> str:
-    """`digits` significant digits; larger numbers in full below `full`, in thousands or millions from there on."""
-    rounded = float(f"{value:.{digits}g}")
-    if abs(rounded) >= full:
-        return f"{rounded / 1e6:,g}M" if abs(rounded) >= 1e6 else f"{rounded / 1e3:g}k"
-    return f"{value:,.0f}" if abs(rounded) >= 10**digits else f"{rounded:g}"
 
 
 def _notes(groups: Sequence[Sequence[Row]]) -> list[str]:
@@ -341,6 +299,25 @@ def _value(name: str, entry: object) -> Value:
         higher_leaks=entry.get("higher_leaks"),
         kind=str(entry.get("kind") or ""),
     )
+
+
+def _relative(
+    name: str, raw: Value, anchors: Mapping[str, Mapping[str, float]]
+) -> tuple[str, Value, dict[str, float]] | None:
+    """A distance in features that have no scale as the way from real private images (0) to unattacked samples (1):
+    its name, `fid_relative/main`, its value and its own anchors. None for other numbers, and without both anchors."""
+    stem, _, network = name.partition("/")
+    if stem not in WITHOUT_SCALE or network.startswith(SCALED):
+        return None
+    real, prior = (anchors.get(kind, {}).get(name, math.nan) for kind in ("real", "prior"))
+    if math.isfinite(raw.value) and not prior > real:
+        return None
+
+    def placed(value: float) -> float:
+        return (value - real) / (prior - real) if math.isfinite(value) else math.nan
+
+    value = replace(raw, value=placed(raw.value), low=placed(raw.low), high=placed(raw.high), kind=DERIVED)
+    return f"{stem}_relative/{network}", value, {"real": 0.0, "prior": 1.0} if prior > real else {}
 
 
 def _number(value: object) -> float:

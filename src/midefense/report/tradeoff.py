@@ -10,7 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from midefense.report.rows import Column, Setup, columns, show, summarise
+from midefense.report.columns import Column, columns
+from midefense.report.numbers import show
+from midefense.report.rows import Setup, summarise
 
 UNDEFENDED = "none"
 

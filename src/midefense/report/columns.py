@@ -1,0 +1,100 @@
+"""Which numbers a table shows, what they are called, in which unit they read, and what they mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from midefense.report.rows import Row
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of a table: its full `metric` name, and how its numbers read (percent, number, relative, count,
+    seconds). `higher_leaks`: which direction is worse for the owner of the images."""
+
+    title: str
+    metric: str
+    unit: str
+    higher_leaks: bool | None = None
+
+    @property
+    def meaning(self) -> str:
+        """A sentence for a reader who meets the number for the first time; "" for a metric that is not known here."""
+        return next((text for stem, (_, text) in KNOWN.items() if self.metric.startswith(stem)), "")
+
+    @property
+    def leaks(self) -> str:
+        """Which direction is worse for the owner of the images, in words."""
+        return {True: "higher leaks", False: "lower leaks", None: ""}[self.higher_leaks]
+
+
+RELATIVE = (
+    "in the evaluator's features, whose size has no scale: 0 is where real private images are, 1 where samples of the "
+    "prior are without any attack"
+)
+LEADING = (
+    ("Target accuracy", ("utility/test_accuracy_top1", "utility/")),
+    ("Attack accuracy", ("attack_accuracy_top1/",)),
+    ("Confidence", ("target_class_confidence/",)),
+    ("KNN distance", ("knn_distance/",)),
+    ("FID", ("fid/inception", "fid_relative/", "fid/")),
+    ("KID", ("kid/inception", "kid_relative/", "kid/")),
+    ("Queries", ("cost/queries_per_target_mean",)),
+    ("Time", ("cost/seconds",)),
+)
+# Stem: unit and meaning. The first stem that a metric's name begins with counts.
+KNOWN = {
+    "utility/": ("percent", "the target's accuracy on private test images: what the classifier is good for"),
+    "attack_accuracy": ("percent", "how often the evaluator sees the attacked class in what was recovered"),
+    "target_class_confidence": ("percent", "how sure the network is of the attacked class"),
+    "correct_class_confidence": ("percent", "the same, of the recovered images that the evaluator recognises"),
+    "knn_distance": ("number", "squared distance of a recovered image to the nearest private one, in features"),
+    "feature_distance": ("number", "squared distance of a recovered image to its class's mean, in features"),
+    "fid_relative": ("relative", f"Fréchet distance to the private images {RELATIVE}"),
+    "kid_relative": ("relative", f"kernel distance to the private images {RELATIVE}"),
+    "fid": ("number", "Fréchet distance to the private images; comparable only within one feature network"),
+    "kid": ("number", "kernel distance to the private images; comparable only within one feature network"),
+    "precision": ("percent", "share of recovered images that lie among the private ones"),
+    "recall": ("percent", "share of private images that lie among the recovered ones"),
+    "density": ("number", "how many private neighbourhoods a recovered image lies in; 1 for a perfect copy"),
+    "coverage": ("percent", "share of private images with a recovered one nearby"),
+    "knowledge": ("percent", "accuracy of a student that learned from the recovered images alone"),
+    "feature_space_hull_share": ("percent", "share of recovered images within the hull of the private ones"),
+    "feature_space_centroid_accuracy": ("percent", "how often the nearest class mean is the right one"),
+    "cost/seconds": ("seconds", "time of the attack"),
+    "cost/": ("count", "images that the target was asked, by name per attacked class or in all"),
+}
+
+
+def columns(rows: Sequence[Row]) -> list[Column]:
+    """The leading metrics that `rows` have; of several evaluators the one called main speaks."""
+    names = sorted({name for row in rows for name in row.metrics}, key=lambda name: (not name.endswith("/main"), name))
+    found = []
+    for title, prefixes in LEADING:
+        fitting = (name for prefix in prefixes for name in names if name.startswith(prefix))
+        metric = next((name for name in fitting if _complete(name, rows)), None)
+        if metric:
+            found.append(_column(title + (", relative" if "_relative/" in metric else ""), metric, rows))
+    return found
+
+
+def other_columns(rows: Sequence[Row], shown: Sequence[Column]) -> list[Column]:
+    """Every further metric that `rows` have, by name."""
+    known = {column.metric for column in shown}
+    names = sorted({name for row in rows for name in row.metrics} - known)
+    return [_column(name.replace("_", " ").replace("@", " @ ").replace("/", ", "), name, rows) for name in names]
+
+
+def _column(title: str, metric: str, rows: Sequence[Row]) -> Column:
+    unit = next((unit for stem, (unit, _) in KNOWN.items() if metric.startswith(stem)), "number")
+    leaks = next(row.metrics[metric].higher_leaks for row in rows if metric in row.metrics)
+    return Column(title, metric, unit, leaks)
+
+
+def _complete(name: str, rows: Sequence[Row]) -> bool:
+    """Whether a number that is derived from another is there wherever the other is: else the other is shown."""
+    raw = name.replace("_relative/", "/")
+    measured = [row for row in rows if raw in row.metrics and math.isfinite(row.metrics[raw].value)]
+    return raw == name or (bool(measured) and all(name in row.metrics for row in measured))
