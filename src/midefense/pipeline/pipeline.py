@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 
 from midefense import seeds
+from midefense.compute import machine_of
 from midefense.datasets.splits import Splits, digest
 from midefense.metrics.features import evaluating
 from midefense.oracle import Oracle
@@ -28,6 +29,7 @@ from midefense.pipeline.classifiers import (
     require_start,
     selection_of,
 )
+from midefense.pipeline.evaluators import refuse_guessers, stored_judge, tested_judge
 from midefense.pipeline.recovery import Recovery, StoredPrior
 from midefense.pipeline.release import release
 from midefense.pipeline.session import Session
@@ -174,8 +176,10 @@ class Pipeline:
     @functools.cached_property
     def result(self) -> Artefact:
         """The row of numbers of one recovered artefact: got or made."""
-        recovered, target = self.recovered, self.target
-        evaluators = {name: get_classifier(self.session, plan) for name, plan in self.plan.evaluators.items()}
+        if self.plan.recovered is None:
+            self.check_images()
+        target, evaluators = self.target, self.evaluators
+        recovered = self.recovered
         protocol = {
             "evidence": recovered.recipe["evidence"],
             "labels": recovered.recipe["labels"],
@@ -196,9 +200,27 @@ class Pipeline:
         known = under_sweep_agent() and self.store.find(draft)
         if known:  # an agent waits for a run of its own, also where the store has the row already
             with self.session.run(draft, "evaluate") as run:
-                _log_row(run, {name: number["value"] for name, number in known.metrics["metrics"].items()})
+                stored = known.metrics
+                _log_row(run, {name: number["value"] for name, number in stored["metrics"].items()}, stored["row"])
         make = functools.partial(self._judge, draft, evaluators, content_id(protocol))
         return self.store.get_or_make(draft, make, self.plan.missing)
+
+    @functools.cached_property
+    def evaluators(self) -> dict[str, Artefact]:
+        """The classifiers that judge: got or made. One that only guesses is refused, before an attack is spent on it;
+        where a stored row was judged by it, that row may still be read."""
+        found = {name: get_classifier(self.session, plan) for name, plan in self.plan.evaluators.items()}
+        judges = {}
+        for name, artefact in found.items():
+            plan = self.plan.evaluators[name]
+            judges[name] = stored_judge(artefact, images_of(plan, self.session.splits(plan.dataset))[1])
+        if any(judge.trial.guessed for judge in judges.values()) and not self._judged_before(found):
+            refuse_guessers(judges, self.plan.judge_at_chance)
+        return found
+
+    def _judged_before(self, evaluators: Mapping[str, Artefact]) -> bool:
+        wanted = {artefact.reference for artefact in evaluators.values()}
+        return any(wanted <= set(row.provenance["parents"].values()) for row in self.store.list("result"))
 
     @property
     def _attack(self) -> Node:
@@ -254,12 +276,18 @@ class Pipeline:
         with self.session.run(draft, "evaluate") as run:
             by_content = {name: (artefact.id, self.splits.references_hash) for name, artefact in evaluators.items()}
             known = {name: KNOWN[content] for name, content in by_content.items() if content in KNOWN}
+            networks = {name: load_classifier(self.session, artefact) for name, artefact in evaluators.items()}
+            judges = {
+                name: tested_judge(artefact, networks[name], self.splits.private_test, self.device)
+                for name, artefact in evaluators.items()
+            }
+            refuse_guessers(judges, self.plan.judge_at_chance)
             judgement = judge.judge(
                 recovered=recovered,
                 prior=self._prior_of(recovered),
                 target=target.model,
                 splits=self.splits,
-                evaluators={name: load_classifier(self.session, artefact) for name, artefact in evaluators.items()},
+                evaluators=networks,
                 metrics={name: node.build() for name, node in self.plan.metrics.items()},
                 utility=target.artefact.metrics,
                 device=self.device,
@@ -275,8 +303,10 @@ class Pipeline:
                 "date": time.strftime("%Y-%m-%d"),
                 "device": str(self.device),
                 "command": draft.command,
+                "evaluators": {name: one.plain() for name, one in judges.items()},
+                "made_on": self._made_on(recovered, evaluators),
             }
-            _log_row(run, judgement.flat())
+            _log_row(run, judgement.flat(), row)
             run.pictures("recovered", judgement.picture_rows(self.splits.class_names), judge.PICTURE_COLUMNS)
             return self.session.finish(run, work, judgement.tensors, {"row": row, **judgement.report()})
 
@@ -316,6 +346,15 @@ class Pipeline:
             },
         }
 
+    def _made_on(self, recovered: Artefact, evaluators: Mapping[str, Artefact]) -> dict[str, str]:
+        """On which machine each part of a row was computed: numbers depend on its threads or its kind."""
+        parts = {"target": self.target.artefact, "attack": recovered}
+        if prior := recovered.provenance["parents"].get("prior"):
+            parts["prior"] = self.store.open(prior, "prior")
+        parts |= {f"evaluator {name}": artefact for name, artefact in evaluators.items()}
+        machines = {part: made_on(artefact.provenance) for part, artefact in parts.items()}
+        return {**machines, "evaluate": machine_of(self.device)}
+
     def _prior_of(self, recovered: Artefact) -> Prior:
         """The prior that decodes a recovered artefact, rebuilt from what the artefact says of it."""
         reference = recovered.provenance["parents"].get("prior")
@@ -323,6 +362,11 @@ class Pipeline:
         places = artefact.provenance["places"] if artefact else recovered.provenance["places"]
         prior = bind_recipe(recovered.recipe["prior"]["prior"], places, self.plan.allow).build()
         return _load_prior(prior, artefact, self.device) if artefact else _frozen(prior, self.device)
+
+
+def made_on(provenance: Mapping[str, object]) -> str:
+    """On which machine an artefact was made; before it was recorded in words, device and threads were."""
+    return provenance.get("machine") or f"{provenance['device']}, {provenance['threads']} threads"
 
 
 def _load_prior(prior: Prior, artefact: Artefact, device: torch.device) -> Prior:
@@ -334,8 +378,12 @@ def _frozen(prior: Prior, device: torch.device) -> Prior:
     return prior.to(device).eval().requires_grad_(False)
 
 
-def _log_row(run: Run, numbers: Mapping[str, object]) -> None:
-    """Numbers of a result: as a step, and as the summary that sweeps optimise. NaN stays in the artefact."""
+def _log_row(run: Run, numbers: Mapping[str, object], row: Mapping[str, object]) -> None:
+    """Numbers of a result: as a step, and as the summary that sweeps optimise, beside who judged and where. NaN stays
+    in the artefact."""
     finite = {name: value for name, value in numbers.items() if math.isfinite(float(value))}
+    judges = row.get("evaluators", {})  # rows of before it was recorded have none
+    finite |= {f"evaluator_accuracy/{name}": judge["accuracy"] for name, judge in judges.items()}
     run.log(finite, 0, "evaluate")
-    run.summary(finite)
+    names = {f"evaluator/{name}": judge["name"] for name, judge in judges.items()}
+    run.summary({**finite, **names, "made_on": ", ".join(dict.fromkeys(row.get("made_on", {}).values()))})

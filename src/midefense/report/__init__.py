@@ -16,6 +16,7 @@ from midefense.report.rows import (
     anchor_lines,
     by_protocol,
     columns,
+    notes_on,
     read_rows,
     setups,
     show,
@@ -50,20 +51,22 @@ def write_csv(rows: Sequence[Row], out: Path) -> tuple[Path, Path]:
     out = Path(out)
     wide = out.with_suffix(".wide.csv")
     about = (*NAMES, "protocol", "classes", "candidates", "date", "device")
-    setup = [*about, "selection", "stopped", *(f"seed_{name}" for name in SEEDS), "result"]
+    setup = [*about, "evaluators", "machines", "selection", "stopped", *(f"seed_{name}" for name in SEEDS), "result"]
     names = sorted({name for row in rows for name in row.metrics})
+    judges = sorted({name for row in rows for name in row.evaluator_accuracy})
     flat_lines, wide_lines = [], []
     for row in rows:
-        known = [row[name] for name in about] + [row.selection, row.stopped]
+        known = [row[name] for name in about] + [row.evaluators, row.machines, row.selection, row.stopped]
         known += [row.seeds.get(name, "") for name in SEEDS]
         known.append(row.folder.name if row.folder else "")
-        wide_lines.append(known + [row.metrics[name].value if name in row.metrics else "" for name in names])
+        numbers = [row.metrics[name].value if name in row.metrics else "" for name in names]
+        wide_lines.append(known + numbers + [row.evaluator_accuracy.get(name, "") for name in judges])
         for name, value in sorted(row.metrics.items()):
             measured = [name, value.kind, value.value, value.low, value.high, value.n, value.higher_leaks, value.reason]
             flat_lines.append(known + measured + [row.anchors.get(kind, {}).get(name, "") for kind in ANCHORS])
     measured = ["metric", "kind", "value", "low", "high", "n", "higher_leaks", "reason"]
     _write_lines(out, [*setup, *measured, *(f"anchor_{kind}" for kind in ANCHORS)], flat_lines)
-    _write_lines(wide, [*setup, *names], wide_lines)
+    _write_lines(wide, [*setup, *names, *(f"evaluator_accuracy/{name}" for name in judges)], wide_lines)
     return out, wide
 
 
@@ -94,7 +97,7 @@ def _protocol_text(protocol: str, rows: Sequence[Row]) -> str:
         f"trade-off Δ of {one.setup['defense']} · {one.setup['attack']} on {one.setup['architecture']}: {one.text}"
         for one in trade_offs(found)
     ]
-    return "\n".join([f"protocol {protocol}", *_aligned(lines, results), *traded])
+    return "\n".join([f"protocol {protocol}", *_aligned(lines, results), *notes_on(rows), *traded])
 
 
 def _cell(mean: float, std: float, unit: str, absent: str = "n/a") -> str:

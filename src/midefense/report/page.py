@@ -23,6 +23,7 @@ from midefense.report.rows import (
     anchor_lines,
     by_protocol,
     columns,
+    notes_on,
     setups,
     show,
     show_spread,
@@ -73,7 +74,7 @@ def _protocol(name: str, rows: Sequence[Row], place: Path, number: int) -> Marku
     found, shown = setups(rows), columns(rows)
     datasets = ", ".join(dict.fromkeys(row["dataset"] for row in rows))
     heading = tag("h2", datasets, " ", tag("small", "protocol ", tag("code", name)), id=f"protocol-{number}")
-    parts = [_table(found, shown, rows, name)]
+    parts = [_table(found, shown, rows, name), *(tag("p", note, class_="lead") for note in notes_on(rows))]
     by_title = {column.title: column for column in shown}
     if "Target accuracy" in by_title and "Attack accuracy" in by_title:
         figure = scatter(found, by_title["Target accuracy"], by_title["Attack accuracy"])
