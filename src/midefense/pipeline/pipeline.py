@@ -176,10 +176,10 @@ class Pipeline:
     @functools.cached_property
     def result(self) -> Artefact:
         """The row of numbers of one recovered artefact: got or made."""
-        if self.plan.recovered is None:
+        if self.plan.recovered is None and self.plan.missing == "make":
             self.check_images()
-        target, evaluators = self.target, self.evaluators
-        recovered = self.recovered
+            _ = self.target, self.evaluators  # before the attack, which may take hours: a guesser is refused first
+        recovered, target, evaluators = self.recovered, self.target, self.evaluators
         protocol = {
             "evidence": recovered.recipe["evidence"],
             "labels": recovered.recipe["labels"],
