@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from midefense.pipeline.pipeline import Pipeline
-from midefense.plan.compose import configured
+from midefense.plan.compose import compose
 from midefense.plan.read import read_plan
 
 REPORT = Path(__file__).with_suffix(".md")
@@ -44,7 +44,7 @@ def measure(setting: str, store: Path, seeds: tuple[int, ...], threads: int) -> 
     for seed in seeds:
         words = ["experiment=demo_ppa_digits", *setting.split(), f"seed={seed}", "metrics=privacy"]
         words += ["compute=cpu", f"compute.threads={threads}", "tracking=none", f"store={store}"]
-        made = Pipeline(read_plan("evaluate", *configured("evaluate", words), words))
+        made = Pipeline(read_plan("evaluate", *compose("evaluate", words), words))
         values = {name: number["value"] for name, number in made.result.metrics["metrics"].items()}
         accuracy = made.target.artefact.metrics["test_accuracy_top1"]
         rows.append(

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from midefense.pipeline.pipeline import Pipeline
-from midefense.plan.compose import CONF, configured
+from midefense.plan.compose import CONF, compose
 from midefense.plan.read import read_plan
 
 REPORT = Path(__file__).with_suffix(".md")
@@ -50,7 +50,7 @@ def overrides(name: str) -> list[str]:
 def train(name: str, store: Path) -> dict:
     """Name, side, parameters, epochs and test accuracy of one architecture."""
     words = [*COMMON, f"architecture={name}", *overrides(name), "tracking=none", f"store={store}"]
-    plan = read_plan("train_target", *configured("train_target", words), words)
+    plan = read_plan("train_target", *compose("train_target", words), words)
     target = Pipeline(plan).target
     return {
         "name": name,

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from midefense.pipeline.pipeline import Pipeline
-from midefense.plan.compose import configured
+from midefense.plan.compose import compose
 from midefense.plan.read import read_plan
 from midefense.store.artefacts import Artefact
 
@@ -65,7 +65,7 @@ def words(packs: Path, store: Path, threads: int, *parts: str) -> list[str]:
 
 def pipeline(verb: str, given: list[str]) -> Pipeline:
     """What a command would carry out."""
-    return Pipeline(read_plan(verb, *configured(verb, given), given))
+    return Pipeline(read_plan(verb, *compose(verb, given), given))
 
 
 def cells(result: Artefact) -> dict[str, float]:

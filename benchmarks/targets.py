@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from midefense.pipeline.pipeline import Pipeline
-from midefense.plan.compose import configured
+from midefense.plan.compose import compose
 from midefense.plan.read import read_plan
 
 REPORT = Path(__file__).with_suffix(".md")
@@ -40,7 +40,7 @@ ROWS = (
 def train(row: str, packs: Path, store: Path) -> dict:
     """What one command makes: its sizes and its accuracy."""
     words = [*row.format(packs=packs).split(), "tracking=none", f"store={store}"]
-    plan = read_plan("train_target", *configured("train_target", words), words)
+    plan = read_plan("train_target", *compose("train_target", words), words)
     pipeline = Pipeline(plan)
     target, splits = pipeline.target, pipeline.splits
     return {
