@@ -258,13 +258,14 @@ def test_image_folder_never_clips_deep_images(folders):
     refused(ImageFolder(**folders, convert=True).load, str(path), "more than 8 bits")
 
 
-def test_image_folder_ignores_exif_rotation(folders):
+def test_image_folder_applies_exif_rotation_unless_it_is_to_be_ignored(folders):
     path = Path(folders["public_root"]) / "cat" / "1.png"
     before = ImageFolder(**folders).load().public.pixels[0]
     stored, tags = Image.open(path), Image.Exif()
     tags[0x0112] = 6  # orientation: rotated by a quarter turn
     stored.save(path, exif=tags)
-    assert torch.equal(ImageFolder(**folders).load().public.pixels[0], before)
+    assert not torch.equal(ImageFolder(**folders).load().public.pixels[0], before)
+    assert torch.equal(ImageFolder(**folders, orientation="ignored").load().public.pixels[0], before)
 
 
 def test_private_and_public_share_nothing(folders):

@@ -109,6 +109,7 @@ def test_it_runs_end_to_end(store):
         "allow=[learned_doubles]",
         "evaluators.main.architecture.widths=[4,4]",
         "evaluators.main.recipe.epochs=1",
+        "judge_at_chance=true",
     )
     config, choices = composed("evaluate", *overrides)
     config = within(store, config)

@@ -36,7 +36,7 @@ def reads(monkeypatch):
     """The names of the files that are opened."""
     opened = []
     original = decoding_module._open
-    monkeypatch.setattr(decoding_module, "_open", lambda path: opened.append(path.name) or original(path))
+    monkeypatch.setattr(decoding_module, "_open", lambda path, *how: opened.append(path.name) or original(path, *how))
     return opened
 
 

@@ -119,7 +119,13 @@ def folder(tmp_path_factory):
 
 
 def planned(folder, *overrides, store="store"):
-    words = (f"hydra.searchpath=[file://{folder / 'conf'}]", *WORDS, "metrics=matched", *overrides)
+    words = (
+        f"hydra.searchpath=[file://{folder / 'conf'}]",
+        *WORDS,
+        "metrics=matched",
+        "judge_at_chance=true",
+        *overrides,
+    )
     return Pipeline(conftest.plan_for("evaluate", *words, store=folder / store))
 
 

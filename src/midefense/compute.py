@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import platform
 from typing import TYPE_CHECKING
 
 import torch
@@ -95,6 +96,16 @@ def leave_group() -> None:
     had done all its work (seen on a busy machine with torch 2.15)."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def machine_of(device: torch.device | str) -> str:
+    """What numbers depend on beside the recipe, in words: the kind of a GPU, or of a CPU and how many threads share a
+    sum."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type} ({platform.machine()}), {threads} thread{'' if threads == 1 else 's'}"
 
 
 def local_rank() -> int:

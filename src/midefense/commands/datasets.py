@@ -14,12 +14,13 @@ from midefense.commands.parsing import refusing
 from midefense.datasets.base import Dataset, FileDataset
 from midefense.datasets.decoding import survey
 from midefense.datasets.files import Files
-from midefense.datasets.splits import Splits, digest
+from midefense.datasets.splits import Splits, copies, digest
 from midefense.plan.bind import bind
 from midefense.plan.compose import CONF, compose
 from midefense.types import Images, Refused, refuse_unknown
 
 PARTS = ("private_train", "private_test", "public")
+READ_UNASKED = 10_000  # pictures: of larger sets only the listing is looked at, unless --decode asks for more
 
 
 def run(words: Sequence[str]) -> int:
@@ -44,18 +45,21 @@ def _check(options: argparse.Namespace, changes: Sequence[str]) -> int:
     if not isinstance(dataset, FileDataset):  # not one picture per file: reading is checking
         parts = _loaded(dataset, node)
         lines = [f"split    {digest(*parts.values())}"]
+        notices = copies(list(parts.values()))
     else:
         parts = _listed(dataset, node)
         lines = [f"listing  {listing_hash(parts.values(), _roots(dataset))}"]
-        if options.decode:
-            lines.append(f"split    {_split_hash(dataset, parts)}")
+        notices = ["no picture was opened; --decode reads them all, and says what they hold unseen"]
+        if options.decode or (options.decode is None and sum(map(len, parts.values())) <= READ_UNASKED):
+            split, notices = _read(dataset, parts)
+            lines.append(f"split    {split}")
+            notices = notices or ["every picture is upright as stored, opaque, a single frame, and there once"]
     print("ok")
     for name, part in parts.items():
         print(f"  {name:<14} images {len(part):,}, classes {len(part.names):,}")
     colour = {1: "grey", 3: "RGB"}[dataset.channels]
     print("\n".join(f"  {line}" for line in [f"made     {dataset.size}x{dataset.size} {colour}", *lines]))
-    if isinstance(dataset, FileDataset) and not options.decode:
-        print("  no picture was opened; --decode reads them all")
+    print("".join(f"  {notice}\n" for notice in notices), end="")
     return 0
 
 
@@ -86,14 +90,15 @@ def _loaded(dataset: Dataset, node: str) -> dict[str, Images]:
     return {name: getattr(splits, name) for name in PARTS}
 
 
-def _split_hash(dataset: FileDataset, parts: Mapping[str, Files]) -> str:
-    """The hash of the decoded parts, checked as `Dataset.load` does; all unreadable pictures are refused together."""
-    images, refusals = survey(list(parts.values()), dataset.decoding)
-    if refusals:
-        raise Refused("\n".join([f"{len(refusals):,} pictures cannot be used", *refusals]))
-    if len(images) == len(PARTS):
-        Splits(*images, stratified=dataset.stratified).check()
-    return digest(*images)
+def _read(dataset: FileDataset, parts: Mapping[str, Files]) -> tuple[str, list[str]]:
+    """The hash of the decoded parts, checked as `Dataset.load` does, and what to know of the pictures; all that cannot
+    be used are refused together."""
+    found = survey(list(parts.values()), dataset.decoding)
+    if found.refused:
+        raise Refused("\n".join([f"{len(found.refused):,} pictures cannot be used", *found.refused, *found.remarks]))
+    if len(found.images) == len(PARTS):
+        Splits(*found.images, stratified=dataset.stratified).check()
+    return digest(*found.images), [*found.remarks, *copies(found.images)]
 
 
 def _files() -> dict[str, Path]:
@@ -152,12 +157,17 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(command=_list)
     check = commands.add_parser(
         "check",
-        usage="%(prog)s NAME [--root DIR] [--decode] [KEY=VALUE ...]",
+        usage="%(prog)s NAME [--root DIR] [--decode | --no-decode] [KEY=VALUE ...]",
         help="compare a folder with the tree a dataset expects; downloads nothing",
         epilog="KEY=VALUE: an option of the dataset, such as size=64 or public_root=DIR.",
     )
     check.add_argument("name", help="a name in conf/dataset or conf/public")
     check.add_argument("--root", metavar="DIR", help="the dataset's folder")
-    check.add_argument("--decode", action="store_true", help="also read every picture and name all that are broken")
+    check.add_argument(
+        "--decode",
+        action=argparse.BooleanOptionalAction,
+        help="read every picture: name all that are broken, count those that EXIF turns, that are transparent, of "
+        f"several frames, or there twice (default: up to {READ_UNASKED:,} pictures)",
+    )
     check.set_defaults(command=_check)
     return parser

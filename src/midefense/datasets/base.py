@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from midefense.datasets.decoding import Decoding, decode
 from midefense.datasets.files import Files
 from midefense.datasets.splits import (
     Splits,
+    copies,
     follow,
     join,
     refuse_overlap,
@@ -21,6 +23,8 @@ from midefense.datasets.splits import (
     refuse_small_classes,
 )
 from midefense.types import Images, Refused, refuse_unknown
+
+logger = logging.getLogger(__name__)
 
 
 class Dataset(ABC):
@@ -86,7 +90,10 @@ class FileDataset(Dataset):
 
     def read(self, cache: Path | None) -> Splits:
         """Parts are slices of one array, not copies."""
-        return Splits(*decode(self.checked_listing(), self.decoding, cache), stratified=self.stratified)
+        parts = decode(self.checked_listing(), self.decoding, cache)
+        for remark in copies(parts):
+            logger.warning("%s", remark)
+        return Splits(*parts, stratified=self.stratified)
 
     def checked_listing(self) -> tuple[Files, Files, Files]:
         """`listing`, refused for what can be seen without decoding: small classes and shared identities."""
@@ -98,6 +105,8 @@ class FileDataset(Dataset):
     def load_public(self, cache: Path | None = None) -> Images:
         """The public part alone; its files are read and no others."""
         (images,) = decode((self.public_listing(),), self.decoding, cache)
+        for remark in copies([images]):
+            logger.warning("%s", remark)
         return images
 
 

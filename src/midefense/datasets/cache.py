@@ -29,12 +29,14 @@ def cached_pixels(
     fill: Callable[[np.ndarray], None],
     key: Mapping[str, object],
     cache: Path | None,
+    notes: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Pixels uint8 `shape` = [N, C, H, W] as `fill(array)` writes them, and the SHA-256 of each picture uint8 [N, 32].
 
     Args:
         key: plain values that decide every pixel.
         cache: folder of all caches; None keeps the pixels in memory.
+        notes: uint8 [N], which `fill` writes too; where the pixels were made before, it is given what was written then.
     """
     if cache is None:
         pixels = np.empty(shape, dtype=np.uint8)
@@ -45,9 +47,11 @@ def cached_pixels(
     while not folder.is_dir():
         with claim(cache / f"{name}.claim") as mine:
             if mine and not folder.is_dir():
-                _make(folder, shape, fill)
+                _make(folder, shape, fill, notes)
         if not folder.is_dir():
             time.sleep(POLL_SECONDS)  # another process decodes the same pictures
+    if notes is not None:
+        notes[:] = _map(folder / "notes", (shape[0],)).numpy()
     return _map(folder / "pixels", shape), _map(folder / "hashes", (shape[0], HASH_BYTES))
 
 
@@ -57,7 +61,9 @@ def picture_hashes(pixels: Tensor) -> Tensor:
     return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(len(pixels), HASH_BYTES)
 
 
-def _make(folder: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> None:
+def _make(
+    folder: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None], notes: np.ndarray | None = None
+) -> None:
     """Write under a temporary name and rename: a folder that is there is whole. The claim is ours, so what another
     process was writing is what it left when it was killed."""
     for left in folder.parent.glob(f".writing-{folder.name}-*"):
@@ -69,6 +75,8 @@ def _make(folder: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], Non
         pixels = np.memmap(temporary / "pixels", dtype=np.uint8, mode="r+", shape=shape)
         fill(pixels)
         pixels.flush()
+        if notes is not None:
+            (temporary / "notes").write_bytes(notes.tobytes())
         (temporary / "hashes").write_bytes(picture_hashes(torch.from_numpy(pixels)).numpy().tobytes())
         temporary.rename(folder)
     finally:

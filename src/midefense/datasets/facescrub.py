@@ -21,12 +21,14 @@ class FaceScrub(FileDataset):
 
     `actors` and `actresses` are how many there must be. The first `private` people are private (None: all of them),
     the others public. Private images are shuffled and cut whatever their class: the first int(`train_share` x n) train.
-    Grey and other pictures are turned into RGB. As in torchvision's ImageFolder, files that are no pictures are passed
+    Grey and other pictures are turned into RGB; `orientation` and `alpha` are those of `Decoding`, by default as PPA's
+    code reads pictures. As in torchvision's ImageFolder, files that are no pictures are passed
     over: what the links of the set deliver differs from copy to copy.
     """
 
     places = ("root",)
     stratified = False
+    later = {"orientation": "ignored", "alpha": "ignored"}
 
     def __init__(
         self,
@@ -41,6 +43,8 @@ class FaceScrub(FileDataset):
         framing: str = "centre_crop",
         train_share: float = 0.9,
         split_seed: int = 42,
+        orientation: str = "ignored",
+        alpha: str = "ignored",
     ) -> None:
         if variant not in VARIANTS:
             raise refuse_unknown("dataset.variant", variant, VARIANTS)
@@ -52,7 +56,9 @@ class FaceScrub(FileDataset):
         self.people = sum(self.expected.values())
         require_private(private, self.people)
         require_share(train_share, "train_share", advice=0.9)
-        self.decoding = Decoding(channels=3, size=size, framing=framing, convert=True)
+        self.decoding = Decoding(
+            channels=3, size=size, framing=framing, convert=True, orientation=orientation, alpha=alpha
+        )
         self.root = root
         self.variant = variant
         self.private = self.people if private is None else private

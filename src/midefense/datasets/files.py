@@ -15,7 +15,8 @@ from torch import Tensor
 from midefense.types import Refused
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+_SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+_SYSTEM_FOLDERS = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
@@ -26,8 +27,12 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
 
 def entries(folder: Path) -> list[Path]:
     """What lies in `folder`, in natural order, without hidden and system files."""
-    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    return sorted((p for p in visible if p.name.lower() not in _SYSTEM_FILES), key=lambda path: natural_key(path.name))
+    return sorted((p for p in folder.iterdir() if not is_left_behind(p.name)), key=lambda path: natural_key(path.name))
+
+
+def is_left_behind(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or what an operating system leaves in folders of its own."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES | _SYSTEM_FOLDERS
 
 
 def require_folder(root: str | None, argument: str, tree: str, node: str = "dataset") -> Path:

@@ -18,11 +18,12 @@ class ImageFolder(FileDataset):
     """Classes are named after their folders and numbered in natural order (2 before 10).
 
     Without `private_test_root`, `test_share` of each private class is cut off as the test set; with it, that folder
-    holds the test images of the same classes. `channels`, `size`, `framing`, `crop` and `convert` are those of
-    `Decoding`: without `convert` the first image that is not as `channels` says is refused.
+    holds the test images of the same classes. `channels`, `size`, `framing`, `crop`, `convert`, `orientation` and
+    `alpha` are those of `Decoding`: without `convert` the first image that is not as `channels` says is refused.
     """
 
     places = ("private_root", "public_root", "private_test_root")
+    later = {"orientation": "applied", "alpha": "refused"}  # where they bite, the hashes of the images differ
 
     def __init__(
         self,
@@ -35,11 +36,21 @@ class ImageFolder(FileDataset):
         framing: str = "centre_crop",
         crop: Sequence[float] | None = None,
         convert: bool = False,
+        orientation: str = "applied",
+        alpha: str = "refused",
         test_share: float = 0.2,
         split_seed: int = 42,
     ) -> None:
         require_share(test_share)
-        self.decoding = Decoding(channels=channels, size=size, framing=framing, crop=crop, convert=convert)
+        self.decoding = Decoding(
+            channels=channels,
+            size=size,
+            framing=framing,
+            crop=crop,
+            convert=convert,
+            orientation=orientation,
+            alpha=alpha,
+        )
         self.private_root = private_root
         self.public_root = public_root
         self.private_test_root = private_test_root

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from midefense.datasets.base import FileDataset, require_positive
 from midefense.datasets.decoding import Decoding
-from midefense.datasets.files import SUFFIXES, Files, natural_key, require_folder, require_inside
+from midefense.datasets.files import SUFFIXES, Files, is_left_behind, natural_key, require_folder, require_inside
 from midefense.types import Refused
 
 NODE = "public.dataset"  # where it stands in a configuration
@@ -19,11 +19,12 @@ class PublicFolder(FileDataset):
     files are left alone. A folder `a|b` is the one of both that is there.
 
     `count` is how many there must be (None: any number); with `numbered`, picture k is called k, with any zeros in
-    front (00000.png), so that one that is missing is named. All images have one label. `size`, `framing`, `crop` and
-    `convert` are those of `Decoding`.
+    front (00000.png), so that one that is missing is named. All images have one label. `size`, `framing`, `crop`,
+    `convert`, `orientation` and `alpha` are those of `Decoding`.
     """
 
     places = ("root",)
+    later = {"orientation": "applied", "alpha": "refused"}  # where they bite, the hashes of the images differ
 
     def __init__(
         self,
@@ -37,12 +38,22 @@ class PublicFolder(FileDataset):
         framing: str = "centre_crop",
         crop: Sequence[float] | None = None,
         convert: bool = False,
+        orientation: str = "applied",
+        alpha: str = "refused",
     ) -> None:
         if count is not None:
             require_positive(count=count)
         if not folders:
             raise Refused(f"{NODE}.folders: expected at least one folder, got none; try ['.'] for the root itself")
-        self.decoding = Decoding(channels=channels, size=size, framing=framing, crop=crop, convert=convert)
+        self.decoding = Decoding(
+            channels=channels,
+            size=size,
+            framing=framing,
+            crop=crop,
+            convert=convert,
+            orientation=orientation,
+            alpha=alpha,
+        )
         self.root = root
         self.folders = list(folders)
         self.count = count
@@ -82,7 +93,7 @@ class PublicFolder(FileDataset):
     def _pictures(self, folder: Path, depth: int = 0) -> list[Path]:
         """Pictures by their names alone: these sets are too large to ask the disk about each file."""
         with os.scandir(folder) as inside:
-            visible = sorted((e for e in inside if not e.name.startswith(".")), key=lambda e: natural_key(e.name))
+            visible = sorted((e for e in inside if not is_left_behind(e.name)), key=lambda e: natural_key(e.name))
         pictures = [folder / entry.name for entry in visible if entry.name.lower().endswith(SUFFIXES)]
         deeper = [folder / entry.name for entry in visible if entry.is_dir()]
         if deeper and (pictures or depth):

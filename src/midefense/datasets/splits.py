@@ -84,6 +84,29 @@ class Splits:
         refuse_overlap([self.private_train, self.private_test], self.public)
 
 
+def copies(parts: Sequence[Images]) -> list[str]:
+    """Pictures that are another of their class over again, in sentences: none, or how many, how many of them stand in
+    another part than the first (a copy among the test images is known by heart), and the first. Classes are told apart
+    by their names; `parts` are those of one dataset.
+    """
+    seen: dict[tuple[str, bytes], tuple[int, int]] = {}
+    found = []
+    for place, part in enumerate(parts):
+        for row, key in enumerate(_texts(hashes_of(part))):
+            first = seen.setdefault((part.names[int(part.labels[row])], key), (place, row))
+            if first != (place, row):
+                found.append((first, (place, row)))
+    if not found:
+        return []
+    total, apart = sum(map(len, parts)), sum(first[0] != again[0] for first, again in found)
+    (place, row), (other, again) = found[0]
+    return [
+        f"{len(found):,} of {total:,} pictures are copies of another of their class, {apart:,} of them in another part "
+        f"of the split. First: id {int(parts[other].ids[again])}, as id {int(parts[place].ids[row])} of class "
+        f"{parts[place].names[int(parts[place].labels[row])]!r}"
+    ]
+
+
 def digest(*parts: Images) -> str:
     """SHA-256 (hex) over the shapes, names, picture hashes and labels of `parts`, in order. Ids stay out, so that the
     same public images have the same hash beside any private ones."""

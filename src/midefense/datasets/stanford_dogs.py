@@ -24,7 +24,8 @@ class StanfordDogs(FileDataset):
 
     A breed's label is that of the lists, counted from 0. The first `private` breeds are private (None: all `breeds`),
     the others public. Private images are shuffled and cut whatever their class: the first int(`train_share` x n) train.
-    `cropped` keeps the first bounding box of each picture's annotation. Grey and other pictures are turned into RGB.
+    `cropped` keeps the first bounding box of each picture's annotation. Grey and other pictures are turned into RGB, as
+    they are stored: the boxes were drawn on them, and PPA's code reads them so.
     """
 
     places = ("root",)
@@ -45,7 +46,9 @@ class StanfordDogs(FileDataset):
         require_positive(breeds=breeds)
         require_private(private, breeds)
         require_share(train_share, "train_share", advice=0.9)
-        self.decoding = Decoding(channels=3, size=size, framing=framing, convert=True)
+        self.decoding = Decoding(
+            channels=3, size=size, framing=framing, convert=True, orientation="ignored", alpha="ignored"
+        )
         self.root = root
         self.breeds = breeds
         self.private = breeds if private is None else private

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 
 from midefense import seeds
+from midefense.compute import machine_of
 from midefense.datasets.splits import Splits, digest
 from midefense.metrics.features import evaluating
 from midefense.oracle import Oracle
@@ -27,6 +28,7 @@ from midefense.pipeline.classifiers import (
     require_start,
     selection_of,
 )
+from midefense.pipeline.evaluators import refuse_guessers, stored_judge, tested_judge
 from midefense.pipeline.recovery import Recovery, StoredPrior
 from midefense.pipeline.release import release
 from midefense.pipeline.session import Session
@@ -209,8 +211,10 @@ class Pipeline:
     @functools.cached_property
     def result(self) -> Artefact:
         """The row of numbers of one recovered artefact: got or made."""
-        recovered, target = self.recovered, self.target
-        evaluators = {name: get_classifier(self.session, plan) for name, plan in self.plan.evaluators.items()}
+        if self.plan.recovered is None and self.plan.missing == "make":
+            self.check_images()
+            _ = self.target, self.evaluators  # before the attack, which may take hours: a guesser is refused first
+        recovered, target, evaluators = self.recovered, self.target, self.evaluators
         draft = self.result_draft(recovered, target.artefact, evaluators)
         known = under_sweep_agent() and self.store.find(draft)
         if known:  # an agent waits for a run of its own, also where the store has the row already
@@ -245,6 +249,23 @@ class Pipeline:
     def names_with(self, target: Artefact | Draft) -> dict[str, str]:
         """What people call the parts of the plan and of its target."""
         return {**_names_of(target), **self.plan.names}
+
+    @functools.cached_property
+    def evaluators(self) -> dict[str, Artefact]:
+        """The classifiers that judge: got or made. One that only guesses is refused, before an attack is spent on it;
+        where a stored row was judged by it, that row may still be read."""
+        found = {name: get_classifier(self.session, plan) for name, plan in self.plan.evaluators.items()}
+        judges = {}
+        for name, artefact in found.items():
+            plan = self.plan.evaluators[name]
+            judges[name] = stored_judge(artefact, images_of(plan, self.session.splits(plan.dataset))[1])
+        if any(judge.trial.guessed for judge in judges.values()) and not self._judged_before(found):
+            refuse_guessers(judges, self.plan.judge_at_chance)
+        return found
+
+    def _judged_before(self, evaluators: Mapping[str, Artefact]) -> bool:
+        wanted = {artefact.reference for artefact in evaluators.values()}
+        return any(wanted <= set(row.provenance["parents"].values()) for row in self.store.list("result"))
 
     def _attack_draft(
         self,
@@ -300,12 +321,18 @@ class Pipeline:
         with self._judging(draft, evaluators) as run:
             by_content = {name: (artefact.id, self.splits.references_hash) for name, artefact in evaluators.items()}
             known = {name: KNOWN[content] for name, content in by_content.items() if content in KNOWN}
+            networks = {name: load_classifier(self.session, artefact) for name, artefact in evaluators.items()}
+            judges = {
+                name: tested_judge(artefact, networks[name], self.splits.private_test, self.device)
+                for name, artefact in evaluators.items()
+            }
+            refuse_guessers(judges, self.plan.judge_at_chance)
             judgement = judge.judge(
                 recovered=recovered,
                 prior=self._prior_of(recovered),
                 target=target.model,
                 splits=self.splits,
-                evaluators={name: load_classifier(self.session, artefact) for name, artefact in evaluators.items()},
+                evaluators=networks,
                 metrics={name: node.build() for name, node in self.plan.metrics.items()},
                 utility=target.artefact.metrics,
                 device=self.device,
@@ -321,6 +348,8 @@ class Pipeline:
                 "date": time.strftime("%Y-%m-%d"),
                 "device": str(self.device),
                 "command": draft.command,
+                "evaluators": {name: one.plain() for name, one in judges.items()},
+                "made_on": self._made_on(recovered, evaluators),
             }
             self._tell(run, judgement.report(), evaluators)
             run.pictures("recovered", judgement.picture_rows(self.splits.class_names), judge.PICTURE_COLUMNS)
@@ -369,6 +398,7 @@ class Pipeline:
             "baseline": setup_of({k: v for k, v in target.artefact.recipe.items() if k != "defense"}, recipe),
             "selection": selection_of(target.plan),
             "classes": len(set(recipe["labels"])),
+            "class_names": {str(label): self.splits.class_names[label] for label in sorted(set(recipe["labels"]))},
             "stopped": recovered.metrics["stopped"],
             "ids": {
                 "target": target.artefact.id,
@@ -377,6 +407,15 @@ class Pipeline:
                 "evaluators": {name: artefact.id for name, artefact in evaluators.items()},
             },
         }
+
+    def _made_on(self, recovered: Artefact, evaluators: Mapping[str, Artefact]) -> dict[str, str]:
+        """On which machine each part of a row was computed: numbers depend on its threads or its kind."""
+        parts = {"target": self.target.artefact, "attack": recovered}
+        if prior := recovered.provenance["parents"].get("prior"):
+            parts["prior"] = self.store.open(prior, "prior")
+        parts |= {f"evaluator {name}": artefact for name, artefact in evaluators.items()}
+        machines = {part: made_on(artefact.provenance) for part, artefact in parts.items()}
+        return {**machines, "evaluate": machine_of(self.device)}
 
     def _prior_of(self, recovered: Artefact) -> Prior:
         """The prior that decodes a recovered artefact, rebuilt from what the artefact says of it."""
@@ -389,6 +428,11 @@ class Pipeline:
 
 def _names_of(artefact: Artefact | Draft) -> dict[str, str]:
     return artefact.names if isinstance(artefact, Draft) else artefact.provenance["names"]
+
+
+def made_on(provenance: Mapping[str, object]) -> str:
+    """On which machine an artefact was made; before it was recorded in words, device and threads were."""
+    return provenance.get("machine") or f"{provenance['device']}, {provenance['threads']} threads"
 
 
 def _load_prior(prior: Prior, artefact: Artefact, device: torch.device) -> Prior:

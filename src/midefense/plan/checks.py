@@ -85,6 +85,8 @@ def _plain_values(config: Mapping) -> Iterator[str]:
             yield str(refuse_unknown(name, config[name], choices))
     if not isinstance(config["store"], str):
         yield f"store: expected a folder, got {config['store']!r}; try store=DIR"
+    if not isinstance(config.get("judge_at_chance", False), bool):
+        yield f"judge_at_chance: expected true or false, got {config['judge_at_chance']!r}; try judge_at_chance=false"
     allow = config["allow"]
     if not (isinstance(allow, list) and all(isinstance(name, str) for name in allow)):
         yield f"allow: expected a list of module names, got {allow!r}; try 'allow=[my_module]'"

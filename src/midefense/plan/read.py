@@ -35,11 +35,12 @@ from midefense.tracking.settings import Settings
 from midefense.training.recipe import Recipe
 from midefense.types import DatasetFacts, EvidenceFacts, NotYetKnown, Refused, Setting
 
+JUDGED = ("recovered", "evaluators", "judge_at_chance", "metrics")
 SHARED = ("compute", "tracking", "store", "missing", "allow", "seed", "seeds")
 KEYS = {
     "train_target": (*TARGET_NODES, "train_on", *SHARED),
     "attack": (*TARGET_NODES, *ATTACK_NODES, *NAMED, *SHARED),
-    "evaluate": (*TARGET_NODES, *ATTACK_NODES, *NAMED, "recovered", "evaluators", "metrics", *SHARED),
+    "evaluate": (*TARGET_NODES, *ATTACK_NODES, *NAMED, *JUDGED, *SHARED),
 }
 KINDS = {
     "dataset": Dataset,
@@ -91,6 +92,7 @@ class Plan:
     stored_prior: Artefact | None = None
     evaluators: dict[str, TargetPlan] = field(default_factory=dict)
     metrics: dict[str, Node] = field(default_factory=dict)
+    judge_at_chance: bool = False
     recovered: Artefact | None = None
     names: dict[str, str] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
@@ -138,6 +140,7 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
         **{name: bound.get(name) for name in ATTACK_NODES},
     )
     if verb == "evaluate":
+        plan.judge_at_chance = config["judge_at_chance"]
         plan.metrics = {name: bound[f"metrics.{name}"] for name in config["metrics"]}
         plan.evaluators = {
             name: _stored_evaluator(name, judges[name], plan.target, allow)

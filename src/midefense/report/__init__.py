@@ -15,6 +15,7 @@ from midefense.report.rows import (
     Row,
     anchor_lines,
     by_protocol,
+    notes_on,
     read_rows,
     setups,
     spread,
@@ -66,7 +67,7 @@ def _protocol_text(protocol: str, rows: Sequence[Row]) -> str:
         f"trade-off Δ of {one.setup['defense']} · {one.setup.described(told_apart(found))}: {one.text}"
         for one in trade_offs(found)
     ]
-    return "\n".join([f"protocol {protocol}", *_aligned(lines, results), *traded])
+    return "\n".join([f"protocol {protocol}", *_aligned(lines, results), *notes_on(rows), *traded])
 
 
 def _cell(mean: float, std: float, unit: str, absent: str = "n/a") -> str:

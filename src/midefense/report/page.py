@@ -18,7 +18,7 @@ from midefense.report.markup import Markup, join, tag, void
 from midefense.report.numbers import show, show_spread
 from midefense.report.plot import scatter
 from midefense.report.projection import projections
-from midefense.report.rows import Broken, Row, Setup, anchor_lines, by_protocol, setups, spread, told_apart
+from midefense.report.rows import Broken, Row, Setup, anchor_lines, by_protocol, notes_on, setups, spread, told_apart
 from midefense.report.tradeoff import trade_offs
 
 HEADS = ("defense", "attack", "architecture", "dataset", "prior", "public", "access")
@@ -73,7 +73,8 @@ def _protocol(name: str, rows: Sequence[Row], found: Sequence[Setup], numbered: 
     shown = columns(rows)
     datasets = ", ".join(dict.fromkeys(row["dataset"] for row in rows))
     heading = tag("h2", datasets, " ", tag("small", "protocol ", tag("code", name)), id=f"protocol-{number}")
-    parts = [_alike(found), _table(found, numbered, shown, rows, name)]
+    notes = [tag("p", note, class_="lead") for note in notes_on(rows)]
+    parts = [_alike(found), _table(found, numbered, shown, rows, name), *notes]
     by_title = {column.title: column for column in shown}
     if "Target accuracy" in by_title and "Attack accuracy" in by_title:
         figure = scatter(found, numbered, by_title["Target accuracy"], by_title["Attack accuracy"])

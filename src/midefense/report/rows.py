@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from midefense.report.numbers import show
 from midefense.store.artefacts import Artefact, read_provenance
 from midefense.types import Refused
 
@@ -63,6 +64,9 @@ class Row:
         missing = [name for name in (*NAMES, "seeds", "protocol", "setup") if name not in about]
         if missing:
             raise Refused(f"metrics.json: row lacks {', '.join(missing)}")
+        for name, said in about.get("evaluators", {}).items():
+            if lacking := [key for key in ("name", "accuracy", "images", "guessed") if key not in said]:
+                raise Refused(f"metrics.json: evaluator {name} lacks {', '.join(lacking)}")
         metrics = {name: _value(name, entry) for name, entry in document["metrics"].items()}
         anchors = {
             kind: {name: _number(value) for name, value in levels.items()}
@@ -106,6 +110,21 @@ class Row:
         """What the dataset calls the class `label`, "" where the row does not say."""
         names = self.about.get("class_names")
         return str(names.get(str(label), "")) if isinstance(names, Mapping) else ""
+
+    @property
+    def evaluators(self) -> str:
+        """Who judged, and what each knows of real test images; rows of before it was recorded tell nothing."""
+        return "; ".join(_evaluator(name, one) for name, one in self.about.get("evaluators", {}).items())
+
+    @property
+    def evaluator_accuracy(self) -> dict[str, float]:
+        """The share of real test images that each evaluator gets right, by evaluator."""
+        return {name: _number(one["accuracy"]) for name, one in self.about.get("evaluators", {}).items()}
+
+    @property
+    def machines(self) -> str:
+        """On what its parts were computed, each machine once: a GPU by its kind, a CPU with its threads."""
+        return ", ".join(dict.fromkeys(self.about.get("made_on", {}).values())) or self["device"]
 
     @property
     def picture_file(self) -> Path | None:
@@ -243,6 +262,14 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return mean, statistics.stdev(values) if len(values) > 1 else math.nan
 
 
+def notes_on(rows: Sequence[Row]) -> list[str]:
+    """What a reader of a table must know of its numbers, a line each: who judged and how well they know real images,
+    and on what the rows were computed."""
+    judges = dict.fromkeys(row.evaluators or "not recorded" for row in rows)
+    machines = dict.fromkeys(row.machines or "not recorded" for row in rows)
+    return [*(f"evaluators: {text}" for text in judges), *(f"computed on: {text}" for text in machines)]
+
+
 def anchor_lines(rows: Sequence[Row]) -> list[tuple[str, dict[str, list[float]]]]:
     """What the numbers of a table are to be held against: real images, every prior's samples, chance. Each line
     has a name and, per metric, the finite values found in the rows."""
@@ -275,6 +302,11 @@ def _settings(rows: Sequence[Row]) -> list[str]:
     commands = [row["command"].split() for row in rows]
     shared = set.intersection(*(set(words) for words in commands))
     return [word for word in commands[0] if word in shared and not re.match(r"\+*seeds?(\.\w+)?=", word)]
+
+
+def _evaluator(name: str, said: Mapping[str, object]) -> str:
+    known = f"{show(said['accuracy'], 'percent')} of {said['images']:,} real test images"
+    return f"{name} = {said['name']}, {known}" + (", which is what guessing gives" if said["guessed"] else "")
 
 
 def _anchors(rows: Sequence[Row], kind: str) -> dict[str, list[float]]:

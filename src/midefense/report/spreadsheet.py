@@ -12,7 +12,7 @@ from midefense.report.rows import DERIVED, NAMES, SEEDS, Row, Value
 
 ANCHORS = ("real", "prior", "chance")
 ABOUT = (*NAMES, "protocol", "classes", "candidates", "date", "device")
-SETUP = (*ABOUT, "selection", "stopped", *(f"seed_{name}" for name in SEEDS), "result")
+SETUP = (*ABOUT, "evaluators", "machines", "selection", "stopped", *(f"seed_{name}" for name in SEEDS), "result")
 MEASURED = ("metric", "kind", "value", "low", "high", "n", "higher_leaks", "reason")
 # Text that begins so is a formula to a spreadsheet, and is run when the file is opened; the wide forms are those of
 # East Asian keyboards.
@@ -38,9 +38,13 @@ def write_csv(rows: Sequence[Row], out: Path) -> tuple[Path, Path]:
     refuse_odd_places([out, wide])
     names = sorted({name for row in rows for name in _measured(row)})
     flat_lines = [[*_about(row), *line] for row in rows for line in _flat(row)]
-    wide_lines = [[*_about(row), *_wide(row, names)] for row in rows]
+    judges = sorted({name for row in rows for name in row.evaluator_accuracy})
+    wide_lines = [[*_about(row), *_wide(row, names, judges)] for row in rows]
     heads = [*SETUP, *MEASURED, *(f"anchor_{kind}" for kind in ANCHORS)]
-    texts = {out: _lines([heads, *flat_lines]), wide: _lines([[*SETUP, *names], *wide_lines])}
+    texts = {
+        out: _lines([heads, *flat_lines]),
+        wide: _lines([[*SETUP, *names, *(f"evaluator_accuracy/{name}" for name in judges)], *wide_lines]),
+    }
     for path, text in texts.items():
         save(path, text)
     return out, wide
@@ -53,7 +57,8 @@ def quoted(cell: object) -> object:
 
 def _about(row: Row) -> list[object]:
     seeds = [row.seeds.get(name, "") for name in SEEDS]
-    return [*(row[name] for name in ABOUT), row.selection, row.stopped, *seeds, row.folder.name if row.folder else ""]
+    said = [row.evaluators, row.machines, row.selection, row.stopped]
+    return [*(row[name] for name in ABOUT), *said, *seeds, row.folder.name if row.folder else ""]
 
 
 def _measured(row: Row) -> dict[str, Value]:
@@ -69,8 +74,9 @@ def _flat(row: Row) -> list[list[object]]:
     ]
 
 
-def _wide(row: Row, names: Sequence[str]) -> list[object]:
-    return [row.metrics[name].value if name in row.metrics else "" for name in names]
+def _wide(row: Row, names: Sequence[str], judges: Sequence[str]) -> list[object]:
+    measured = [row.metrics[name].value if name in row.metrics else "" for name in names]
+    return [*measured, *(row.evaluator_accuracy.get(name, "") for name in judges)]
 
 
 def _lines(lines: Sequence[Sequence[object]]) -> str:

@@ -26,6 +26,7 @@ import yaml
 from torch import Tensor
 
 from midefense import __version__
+from midefense.compute import machine_of
 from midefense.store.command import command_given
 from midefense.store.plain import plain
 from midefense.types import Refused
@@ -191,6 +192,7 @@ def provenance_of(draft: Draft, seconds: float, bill: Mapping[str, object], devi
             "host": socket.gethostname(),
             "device": device,
             "threads": torch.get_num_threads(),
+            "machine": machine_of(device),
             "versions": {"midefense": __version__, "torch": torch.__version__, "python": platform.python_version()},
             "commit": _commit(),
         }
