@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from midefense.commands.parsing import add_store
+from midefense.commands.parsing import add_store, refusing
 from midefense.report import build, read_rows, table, write_csv
 
 
@@ -18,7 +18,11 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     parser.add_argument("--csv", type=Path, help="also write one line per result and metric, and <stem>.wide.csv")
     options = parser.parse_args(words)
-    rows, broken = read_rows(Path(options.store))
+    return refusing(lambda: _report(options))
+
+
+def _report(options: argparse.Namespace) -> int:
+    rows, broken = read_rows(options.store)
     for one in broken:
         print(f"skipped {one.name}: {one.reason}", file=sys.stderr)
     print(table(rows))

@@ -21,6 +21,7 @@ from midefense.plan.compose import (
     sentence,
     with_prior_options,
 )
+from midefense.plan.overrides import as_typed, with_open_places
 from midefense.plan.read import read_plan
 from midefense.store.artefacts import Artefact
 from midefense.store.command import command_given
@@ -38,11 +39,12 @@ def verb(name: str, work: Callable[[Pipeline], Artefact], say: Callable[[Artefac
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
     def run(config: DictConfig) -> None:
+        sys.argv[1:] = as_typed(sys.argv[1:])  # Hydra has read them: further processes and sentences begin with these
         chosen = HydraConfig.get()
         try:
             refuse_hidden(chosen.runtime.config_sources)
             values = plain_config(with_prior_options(config, chosen))
-            plan = read_plan(name, values, dict(chosen.runtime.choices), list(chosen.overrides.task))
+            plan = read_plan(name, values, dict(chosen.runtime.choices), as_typed(chosen.overrides.task))
             artefact = work(Pipeline(plan))
         except Refused as refusal:  # here, before Hydra adds lines of its own; the rest of a sweep goes on
             refused.append(_complain(str(refusal)))
@@ -52,6 +54,7 @@ def verb(name: str, work: Callable[[Pipeline], Artefact], say: Callable[[Artefac
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's printer
         install_signal_handlers()
+        sys.argv[1:] = with_open_places(sys.argv[1:])
         try:
             run()
         except HydraException as error:
