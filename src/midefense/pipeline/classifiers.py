@@ -19,7 +19,7 @@ from midefense.plan.bind import Node
 from midefense.plan.facts import assembled, drawn, without_weights
 from midefense.plan.read import TargetPlan, name_of, stored_target
 from midefense.store.artefacts import Artefact, Draft
-from midefense.store.store import POLL_SECONDS, Store, Work, say_waiting
+from midefense.store.store import POLL_SECONDS, Store, Work
 from midefense.tracking.progress import consume
 from midefense.training.inference import evaluate
 from midefense.training.loop import fit
@@ -157,7 +157,7 @@ def _train_together(session: Session, job: TrainingJob) -> Artefact:
             if fabric.broadcast(mine and store.find(draft) is None):
                 _train(session, job, work, ranks=True)
             elif leads and not waiting:
-                say_waiting(draft)
+                work.say_waiting()
                 waiting = True
         time.sleep(POLL_SECONDS)
     return store.find(draft)

@@ -16,6 +16,7 @@ import shutil
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,10 +37,11 @@ from midefense.store.artefacts import (
     savable,
     write_whole,
 )
-from midefense.store.claims import claim
+from midefense.store.claims import claim, owner_of
 from midefense.store.folders import folders_of
 from midefense.store.moved import forget_moved, moved_content, read_moved
 from midefense.store.plain import plain
+from midefense.store.sealed import sealed, unsealed
 from midefense.types import Refused, refuse_unknown
 
 POLL_SECONDS = 0.2
@@ -61,6 +63,7 @@ class Store:
         self.roots = [Path(one).expanduser().resolve() for one in folders_of(root)]
         self.root = self.roots[0]
         self._moved: dict[str, dict[str, str | None]] = {}
+        self._written = False
         if self.root.exists() and not self.root.is_dir():
             raise Refused(f"store: expected a folder, got the file {self.root}; choose another with store=DIR")
         for behind in self.roots[1:]:
@@ -73,12 +76,15 @@ class Store:
         return shlex.quote(str(self.root) if len(self.roots) == 1 else f"[{','.join(map(str, self.roots))}]")
 
     def require_writable(self) -> None:
-        """Refuse a store whose first folder cannot be written, or made."""
+        """Refuse a store whose first folder cannot be written, or made. Tried until it once could."""
+        if self._written:
+            return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".probe-{os.getpid()}"
+            probe = self.root / f".probe-{uuid.uuid4().hex}"
             probe.touch()
             probe.unlink()
+            self._written = True
         except OSError as error:
             raise Refused(
                 f"store: cannot write in {self.root} ({error.strerror}); choose another folder with store=DIR "
@@ -129,7 +135,7 @@ class Store:
                 if mine:
                     return self.find(draft) or make(work)
             if not waiting:
-                say_waiting(draft)
+                work.say_waiting()
                 waiting = True
             time.sleep(POLL_SECONDS)
         return artefact
@@ -260,34 +266,49 @@ class Work:
 
     def save(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, object] | None = None) -> None:
         """Save tensors under `name`; a kill leaves the previous ones. `notes` are JSON values kept beside them."""
-        content = safetensors.torch.save(savable(tensors), {"notes": canonical(plain(notes or {}))})
+        content = sealed(tensors, notes or {})
         for tries_left in reversed(range(TRIES)):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                return write_whole(self.folder / f"{name}.safetensors", content)
+                return write_whole(self._file(name), content)
             except (FileNotFoundError, FileExistsError):  # another process finished the same work and clears the folder
                 if not tries_left:
                     raise
 
     def load(self, name: str) -> dict[str, Tensor] | None:
-        """The tensors saved under `name`, None if there are none."""
+        """The tensors saved under `name`, None if there are none. A file that is not what was saved is set aside, which
+        is said: that part of the work begins anew."""
         try:
-            return safetensors.torch.load_file(self.folder / f"{name}.safetensors")
+            return unsealed(self._file(name))
         except FileNotFoundError:
+            return None
+        except Refused as refusal:
+            aside = self._file(name).with_name(f".spoilt-{name}-{uuid.uuid4().hex[:8]}")
+            self._file(name).rename(aside)
+            print(f"{self.draft.reference}: {refusal}; it was set aside as {aside}, begun anew", file=sys.stderr)
             return None
 
     def notes(self, name: str) -> dict:
         """The notes saved with `name`."""
-        with safetensors.safe_open(self.folder / f"{name}.safetensors", "pt") as file:
+        with safetensors.safe_open(self._file(name), "pt") as file:
             return json.loads(file.metadata()["notes"])
 
     def has(self, name: str) -> bool:
         """Whether something was saved under `name`."""
-        return (self.folder / f"{name}.safetensors").exists()
+        return self._file(name).exists()
 
     def claim(self, name: str) -> contextlib.AbstractContextManager[bool]:
         """Whether this process got to work on `name`; given back at the end."""
         return claim(self.folder / f"{name}.claim")
+
+    def say_waiting(self) -> None:
+        """Tell who watches the terminal why nothing happens, and for whom."""
+        held = [path for path in sorted(self.folder.glob("*.claim")) if not path.name.startswith("seat-")]
+        whom = f": {owner_of(held[0])}" if held else ""  # none: it was given back just now
+        print(f"waiting for another process that makes {self.draft.reference}{whom}", file=sys.stderr)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
 
     @contextlib.contextmanager
     def seat(self) -> Iterator[int]:
@@ -348,8 +369,3 @@ def _inside(root: Path, kinds: Sequence[str]) -> list[Path]:
 def _id_of(path: Path) -> str:
     """What stands behind the `@` of an artefact's folder."""
     return path.name.rpartition("@")[2]
-
-
-def say_waiting(draft: Draft) -> None:
-    """Tell who watches the terminal why nothing happens."""
-    print(f"waiting for another process that makes {draft.reference}", file=sys.stderr)
