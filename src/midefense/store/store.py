@@ -41,7 +41,7 @@ from midefense.store.claims import claim, owner_of
 from midefense.store.folders import folders_of
 from midefense.store.moved import forget_moved, moved_content, read_moved
 from midefense.store.plain import plain
-from midefense.store.sealed import sealed, unsealed
+from midefense.store.sealed import notes_of, sealed, unsealed
 from midefense.types import Refused, refuse_unknown
 
 POLL_SECONDS = 0.2
@@ -290,8 +290,7 @@ class Work:
 
     def notes(self, name: str) -> dict:
         """The notes saved with `name`."""
-        with safetensors.safe_open(self._file(name), "pt") as file:
-            return json.loads(file.metadata()["notes"])
+        return notes_of(self._file(name))
 
     def has(self, name: str) -> bool:
         """Whether something was saved under `name`."""
