@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import torch
 
 from midefense.commands.store import run as command
@@ -119,6 +120,33 @@ def test_saved_work_is_whole_and_cleared_at_the_end(shelf, monkeypatch):
     assert not work.has("state") and len(files(shelf)) == len(FILES)
 
 
+SPOILT = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "no header": lambda content: b"\xff" * 64,
+    "a pickle": lambda content: b"\x80\x04K\x01.",
+    "one bit of a tensor": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+    "one bit of the notes": lambda content: content.replace(b"step", b"stop", 1),
+    "foreign": lambda content: safetensors.torch.save(TENSORS),
+}
+
+
+@pytest.mark.parametrize("spoil", [*SPOILT, "a folder"])
+def test_a_spoilt_state_is_set_aside_and_the_work_begins_anew(shelf, capsys, spoil):
+    work = shelf.work(draft(seed=1))
+    work.save("state", TENSORS, {"step": 3})
+    file = work.folder / "state.safetensors"
+    content = file.read_bytes()
+    file.unlink()
+    file.mkdir() if spoil == "a folder" else file.write_bytes(SPOILT[spoil](content))
+    assert work.load("state") is None and not work.has("state")
+    said = capsys.readouterr().err
+    (aside,) = work.folder.glob(".spoilt-state-*")
+    assert work.draft.reference in said and str(file) in said and f"set aside as {aside}, begun anew" in said
+    work.save("state", TENSORS, {"step": 4})
+    assert work.notes("state") == {"step": 4} and torch.equal(work.load("state")["weight"], TENSORS["weight"])
+
+
 def test_who_finishes_second_gets_what_the_first_made(shelf):
     wanted = draft(seed=1)
     first = shelf.work(wanted).finish(TENSORS, {"by": "first"})
@@ -185,6 +213,45 @@ def test_a_claim_whose_writer_was_killed_does_not_block_for_ever(shelf):
     os.utime(path, (0, 0))
     with work.claim("all") as mine:
         assert mine
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[]", b"5", b"null", b'{"host": 1}', b'{"host": "HERE", "pid": "x"}', b'{"host": "HERE", "pid": -1}', b"\xff\xfe"]
+    + [b'{"host": "HERE", "pid": 1e99}', b'{"host": "HERE", "pid": 99999999999999999999}', b"[" * 100_000, None],
+)
+def test_a_malformed_claim_does_not_block_for_ever(shelf, content):
+    """None: a folder in its place."""
+    work = claim_of(shelf, "here", 1, 0)
+    path = work.folder / "all.claim"
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content.replace(b"HERE", socket.gethostname().encode()))
+    with work.claim("all") as mine:
+        assert not mine  # it may be being written right now
+    os.utime(path, (0, 0))
+    with work.claim("all") as mine:
+        assert mine
+
+
+def test_a_claim_from_the_future_is_taken_when_it_does_not_change(shelf, monkeypatch):
+    work = claim_of(shelf, "another-host", 1, -1e7)
+    path, now = work.folder / "all.claim", time.monotonic()
+    for later, beats, taken in ((0, False, False), (50, True, False), (100, False, False), (111, False, True)):
+        monkeypatch.setattr(claims.time, "monotonic", lambda later=later: now + later)
+        if beats:
+            os.utime(path, (time.time() + 2e7, time.time() + 2e7))
+        with work.claim("all") as mine:
+            assert mine is taken, later
+
+
+def test_who_waits_is_told_for_whom(shelf, capsys):
+    work = claim_of(shelf, "another-host", 17, 0)
+    work.say_waiting()
+    said = capsys.readouterr().err
+    assert said == (
+        f"waiting for another process that makes {work.draft.reference}: process 17 on another-host, see "
+        f"{work.folder / 'all.claim'}\n"
+    )
 
 
 def test_a_claim_beats_while_it_is_held(shelf, monkeypatch):

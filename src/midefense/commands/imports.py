@@ -115,7 +115,7 @@ def _stylegan2(parser: argparse.ArgumentParser) -> Act:
 def _import_stylegan2(options: argparse.Namespace) -> int:
     from midefense.priors.stylegan2.importer import import_file, read_imported
 
-    out = Path(options.out or Path(options.store) / "stylegan2" / f"{Path(options.file).stem}.safetensors")
+    out = Path(options.out or Store(options.store).root / "stylegan2" / f"{Path(options.file).stem}.safetensors")
     told = {name: value for word in options.config for name, value in _argument(word).items()}
     import_file(options.file, out, sha256=options.sha256, told=told)
     config, _, critic, notes = read_imported(out)

@@ -28,7 +28,7 @@ COMMANDS = {
     "attack": Command("attack", "attack a target through its oracle", verb=True),
     "evaluate": Command("evaluate", "judge what an attack recovered; makes what is missing upstream", verb=True),
     "report": Command("report", "result rows as a page, a table and CSV"),
-    "store": Command("store", "look after the store: list, show, verify, rm"),
+    "store": Command("store", "look after the store: list, show, verify, relocate, rm"),
     "datasets": Command("datasets", "look at datasets on disk: list, check"),
     "import": Command("imports", "weights that others trained, into the store"),
     "export": Command("export", "the weights of a target as one file"),

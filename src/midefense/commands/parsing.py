@@ -14,7 +14,10 @@ from midefense.types import Refused
 def add_store(parser: argparse.ArgumentParser) -> None:
     """The option `--store`."""
     default = os.environ.get("MIDEFENSE_STORE", "store")
-    told = f"folder of the store (default: the variable MIDEFENSE_STORE, else store; now {default})"
+    told = (
+        f"folder of the store (default: the variable MIDEFENSE_STORE, else store; now {default}); "
+        "'[MINE,SHARED]' writes into MINE and reads both"
+    )
     parser.add_argument("--store", default=default, help=told)
 
 

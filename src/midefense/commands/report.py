@@ -9,6 +9,7 @@ from pathlib import Path
 
 from midefense.commands.parsing import add_store, refusing
 from midefense.report import build, read_rows, refuse_odd_places, table, wide_beside, write_csv
+from midefense.store.store import Store
 from midefense.types import Refused
 
 
@@ -20,10 +21,10 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     parser.add_argument("--csv", type=Path, help="also write one line per result and metric, and <stem>.wide.csv")
     options = parser.parse_args(words)
-    return refusing(lambda: _report(Path(options.store), options.out, options.csv))
+    return refusing(lambda: _report(options.store, options.out, options.csv))
 
 
-def _report(store: Path, out: Path, tables: Path | None) -> int:
+def _report(store: str, out: Path, tables: Path | None) -> int:
     _require_store(store)
     places = [out, *((tables, wide_beside(tables)) if tables else ())]
     refuse_odd_places(places)
@@ -39,16 +40,17 @@ def _report(store: Path, out: Path, tables: Path | None) -> int:
     return 1 if broken else 0
 
 
-def _require_store(store: Path) -> None:
-    if not store.is_dir():
-        got = "a file" if store.exists() else "a path where nothing is"
+def _require_store(store: str) -> None:
+    roots = Store(store).roots
+    if not any(root.is_dir() for root in roots):
+        got = "a file" if any(root.exists() for root in roots) else "a path where nothing is"
         raise Refused(
             f"--store {store}: expected the folder of a store, got {got}; name the one that `store=` named for the "
             "verbs, or set MIDEFENSE_STORE"
         )
 
 
-def _refuse_to_replace(places: Sequence[Path], store: Path) -> None:
+def _refuse_to_replace(places: Sequence[Path], store: str) -> None:
     """A page of results is not replaced by one of none: more likely another store was meant."""
     there = [str(place) for place in places if place.exists()]
     if there:

@@ -1,4 +1,4 @@
-"""`midefense store list | show | verify | rm`: look after the store of artefacts."""
+"""`midefense store list | show | verify | relocate | rm`: look after the store of artefacts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from midefense.commands.parsing import add_store, refusing
-from midefense.store.artefacts import KINDS, Artefact
+from midefense.store.artefacts import KINDS, Artefact, absolute
 from midefense.store.store import Store
 from midefense.types import Refused
 
@@ -37,6 +37,8 @@ def _show(store: Store, options: argparse.Namespace) -> int:
     print(yaml.safe_dump(artefact.recipe, sort_keys=False))
     for name, content in (("provenance.json", artefact.provenance), ("metrics.json", artefact.metrics)):
         print(f"# {name}\n{json.dumps(content, indent=1)}\n")
+    if artefact.moved:
+        print(f"# moved since\n{json.dumps(artefact.moved, indent=1)}\n")
     return 0
 
 
@@ -48,6 +50,28 @@ def _verify(store: Store, options: argparse.Namespace) -> int:
     broken = sum(bool(problem) for _, problem in found)
     print(f"{len(found)} checked, {broken} broken")
     return 1 if broken else 0
+
+
+def _relocate(store: Store, options: argparse.Namespace) -> int:
+    places = dict(_moved(word) for word in options.words if "=" in word)
+    references = [word for word in options.words if "=" not in word]
+    if not places or not references:
+        raise Refused("store relocate: expected REF KEY=DIR, as in `midefense store relocate REF dataset.root=DIR`")
+    for artefact in [_find(store, reference) for reference in references]:
+        before = artefact.places
+        store.relocate(artefact, places)
+        for place, now in places.items():
+            print(f"{artefact.reference}: {place}={now} (was {before[place]})")
+    return 0
+
+
+def _moved(word: str) -> tuple[str, str]:
+    """The place that a word gives, and what it is called from the root on; it must be there."""
+    place, _, value = word.partition("=")
+    now = Path(absolute(value))
+    if not value or not now.exists():
+        raise Refused(f"{word}: expected the folder or file where it lies now, got nothing at {now}")
+    return place, str(now)
 
 
 def _remove(store: Store, options: argparse.Namespace) -> int:
@@ -92,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(command=_show)
     verify = commands.add_parser("verify", help="compare every file with its recorded hash")
     verify.set_defaults(command=_verify)
+    relocate = commands.add_parser("relocate", help="keep where files lie now that artefacts were made from")
+    relocate.add_argument(
+        "words", nargs="+", metavar="REF ... KEY=DIR", help="artefacts, and places such as dataset.root=DIR"
+    )
+    relocate.set_defaults(command=_relocate)
     remove = commands.add_parser("rm", help="remove one artefact")
     remove.add_argument("--dependants", action="store_true", help="also remove what was made from it")
     remove.set_defaults(command=_remove)

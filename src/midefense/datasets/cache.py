@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from midefense.store.claims import claim
+from midefense.store.folders import can_be_written
 from midefense.store.space import reserve
 from midefense.types import Refused
 
@@ -35,14 +36,14 @@ def cached_pixels(
 
     Args:
         key: plain values that decide every pixel.
-        cache: folder of all caches; None keeps the pixels in memory.
+        cache: folder of all caches; None, or one that lacks them and cannot be written, keeps the pixels in memory.
         notes: uint8 [N], which `fill` writes too; where the pixels were made before, it is given what was written then.
     """
-    if cache is None:
+    name = hashlib.sha256(json.dumps([list(shape), key], sort_keys=True).encode()).hexdigest()[:24]
+    if cache is None or not ((cache / name).is_dir() or can_be_written(cache)):
         pixels = np.empty(shape, dtype=np.uint8)
         fill(pixels)
         return torch.from_numpy(pixels), picture_hashes(torch.from_numpy(pixels))
-    name = hashlib.sha256(json.dumps([list(shape), key], sort_keys=True).encode()).hexdigest()[:24]
     folder = cache / name
     while not folder.is_dir():
         with claim(cache / f"{name}.claim") as mine:

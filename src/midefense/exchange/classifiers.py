@@ -104,7 +104,7 @@ def import_classifier(
     source = read_source(file)
     words = [f"dataset={dataset}", f"architecture={architecture}", *overrides]
     config, choices = compose("train_target", words)
-    config["store"] = str(store.root)
+    config["store"] = [str(root) for root in store.roots]
     config["recipe"] = {
         "_target_": "midefense.training.recipe.Imported",
         "file": str(source.file),

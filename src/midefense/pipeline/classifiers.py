@@ -19,12 +19,12 @@ from midefense.plan.bind import Node
 from midefense.plan.facts import assembled, drawn, without_weights
 from midefense.plan.read import TargetPlan, name_of, stored_target
 from midefense.store.artefacts import Artefact, Draft
-from midefense.store.store import POLL_SECONDS, Store, Work, say_waiting
+from midefense.store.store import POLL_SECONDS, Store, Work
 from midefense.tracking.progress import consume
 from midefense.training.inference import evaluate
 from midefense.training.loop import fit
 from midefense.training.recipe import Imported
-from midefense.types import Images, Origin
+from midefense.types import Images, Origin, Refused
 
 
 @dataclass
@@ -113,15 +113,17 @@ def classes_of(plan: TargetPlan, splits: Splits) -> int:
 
 
 def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
-    """The images of a plan, and the draft of its classifier."""
+    """The images of a plan, and the draft of its classifier. Refused if a stored one learned from other images."""
     images, test = images_of(plan, session.splits(plan.dataset))
+    content = digest(images, test)
+    _require_same(plan, content)
     architecture = plan.architecture.given(
         classes=len(images.names), channels=images.pixels.shape[1], size=images.pixels.shape[-1]
     )
     recipe = {
         "kind": "target",
         "dataset": plan.dataset.recipe(),
-        "images": digest(images, test),
+        "images": content,
         "train_on": plan.train_on,
         "architecture": architecture.recipe(),
         "defense": plan.defense.recipe(),
@@ -155,7 +157,7 @@ def _train_together(session: Session, job: TrainingJob) -> Artefact:
             if fabric.broadcast(mine and store.find(draft) is None):
                 _train(session, job, work, ranks=True)
             elif leads and not waiting:
-                say_waiting(draft)
+                work.say_waiting()
                 waiting = True
         time.sleep(POLL_SECONDS)
     return store.find(draft)
@@ -215,6 +217,18 @@ def beginning(store: Store, architecture: Node, plan: TargetPlan) -> tuple[nn.Mo
         return model, Origin.STARTED
     reads = architecture.arguments != blank.arguments
     return drawn(architecture, plan.seed), Origin.STARTED if reads else Origin.DRAWN
+
+
+def _require_same(plan: TargetPlan, content: str) -> None:
+    """Refuse images other than those that a stored classifier learned from: there may be others in their place now."""
+    if plan.images not in (None, content):
+        places = {f"dataset.{path}": place for path, place in plan.dataset.places().items() if place is not None}
+        where = ", ".join(f"{path}={place}" for path, place in places.items()) or "its dataset"
+        raise Refused(
+            f"{name_of(plan.names, 'dataset', 'architecture', 'defense')}: expected the images that it learned from "
+            f"(digest {plan.images[:12]}), got others (digest {content[:12]}) in {where}; try the folder they were "
+            "moved to, or name the dataset and the architecture instead, to train it anew"
+        )
 
 
 def _places(**nodes: Node) -> dict[str, str | None]:

@@ -23,6 +23,7 @@ from midefense.pipeline.classifiers import (
     classes_of,
     get_classifier,
     images_of,
+    job_of,
     load_classifier,
     open_target,
     require_start,
@@ -62,6 +63,7 @@ class Pipeline:
         """The target of the plan: got or made."""
         if self.plan.recovered is not None:
             artefact = self.store.open(self.plan.recovered.provenance["parents"]["target"], "target")
+            job_of(self.session, self.plan.target)  # refuses other images than it learned from
         else:
             artefact = get_classifier(self.session, self.plan.target)
         return open_target(self.session, artefact)
@@ -421,7 +423,7 @@ class Pipeline:
         """The prior that decodes a recovered artefact, rebuilt from what the artefact says of it."""
         reference = recovered.provenance["parents"].get("prior")
         artefact = self.store.open(reference, "prior") if reference else None
-        places = artefact.provenance["places"] if artefact else recovered.provenance["places"]
+        places = (artefact or recovered).places_within("prior")
         prior = bind_recipe(recovered.recipe["prior"]["prior"], places, self.plan.allow).build()
         return _load_prior(prior, artefact, self.device) if artefact else _frozen(prior, self.device)
 

@@ -89,6 +89,7 @@ class Recovery:
         }
         parents = {"target": self.target.artefact}
         with work.seat() as seat, self.session.run(draft, "attack", parents, rank=seat) as run:
+            waiting = False
             while (artefact := store.find(draft)) is None:
                 advanced = False
                 for index, (name, rows) in enumerate(groups.items()):
@@ -101,6 +102,9 @@ class Recovery:
                         if mine and store.find(draft) is None:
                             self._join(work, list(groups))
                 elif not advanced:
+                    if not waiting:
+                        work.say_waiting()
+                        waiting = True
                     time.sleep(POLL_SECONDS)
             self.session.announce(run, artefact)
         return artefact
@@ -140,9 +144,13 @@ class Recovery:
         }
         work.save(_group_name(index), tensors, notes)
 
-    def _join(self, work: Work, names: list[str]) -> Artefact:
-        """Write the artefact: per stage aligned rows of latents, loss, evidence (and scores), sorted by evidence."""
-        parts, notes = [work.load(name) for name in names], [work.notes(name) for name in names]
+    def _join(self, work: Work, names: list[str]) -> Artefact | None:
+        """Write the artefact: per stage aligned rows of latents, loss, evidence (and scores), sorted by evidence. None
+        if a group was spoilt and set aside: it must be attacked again."""
+        parts = [work.load(name) for name in names]
+        if any(part is None for part in parts):
+            return None
+        notes = [work.notes(name) for name in names]
         keys = sorted(set.union(*map(set, parts)))  # a group the budget stopped may lack a stage
         tensors = {key: torch.cat([part[key] for part in parts if key in part]) for key in keys}
         queries = [asked for note in notes for asked in note["queries"]]

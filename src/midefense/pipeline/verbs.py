@@ -21,6 +21,7 @@ from midefense.plan.compose import (
     sentence,
     with_prior_options,
 )
+from midefense.plan.overrides import as_typed, with_open_places
 from midefense.plan.read import read_plan
 from midefense.store.artefacts import Artefact
 from midefense.tracking.endings import tell
@@ -36,11 +37,12 @@ def verb(name: str, work: Callable[[Pipeline], Artefact], say: Callable[[Artefac
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
     def run(config: DictConfig) -> None:
+        sys.argv[1:] = as_typed(sys.argv[1:])  # Hydra has read them: further processes and sentences begin with these
         chosen, tell_of = HydraConfig.get(), tell
         try:
             refuse_hidden(chosen.runtime.config_sources)
             values = plain_config(with_prior_options(config, chosen))
-            plan = read_plan(name, values, dict(chosen.runtime.choices), list(chosen.overrides.task))
+            plan = read_plan(name, values, dict(chosen.runtime.choices), as_typed(chosen.overrides.task))
             pipeline = Pipeline(plan)
             tell_of = pipeline.session.tell
             agenda = look_ahead(pipeline)
@@ -59,6 +61,7 @@ def verb(name: str, work: Callable[[Pipeline], Artefact], say: Callable[[Artefac
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's printer
         with ending_when_asked():
             try:
+                sys.argv[1:] = with_open_places(sys.argv[1:])
                 run()
             except COMPLAINTS as error:
                 failed.append(tell(Refused(sentence(error))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from midefense.store.folders import folders_of
 from midefense.store.plain import environment_secrets, looks_secret
 from midefense.store.store import MISSING
 from midefense.types import Refused, refuse_unknown
@@ -11,6 +12,7 @@ from midefense.types import Refused, refuse_unknown
 SEEDS = ("target", "prior", "attack")
 EVALUATOR_KEYS = ("architecture", "recipe", "train_on", "seed", "artefact")
 TOLD = ("tracking", "compute", "store")  # parts that no recipe holds; what is told of them is masked
+BROUGHT_KEYS = ("dataset", "defense")  # of a stored evaluator: places within them may be given
 CHOICES = {"missing": MISSING, "train_on": ("private", "all")}
 
 
@@ -83,8 +85,10 @@ def _plain_values(config: Mapping) -> Iterator[str]:
     for name, choices in CHOICES.items():
         if config[name] not in choices:
             yield str(refuse_unknown(name, config[name], choices))
-    if not isinstance(config["store"], str):
-        yield f"store: expected a folder, got {config['store']!r}; try store=DIR"
+    try:
+        folders_of(config["store"])
+    except Refused as refusal:
+        yield str(refusal)
     if not isinstance(config.get("judge_at_chance", False), bool):
         yield f"judge_at_chance: expected true or false, got {config['judge_at_chance']!r}; try judge_at_chance=false"
     allow = config["allow"]
@@ -101,7 +105,8 @@ def _evaluators(evaluators: object) -> Iterator[str]:
         yield f"evaluators: expected evaluators by name, got {evaluators!r}; try evaluator@evaluators.main=cnn_wide"
         return
     for name, node in evaluators.items():
-        if not isinstance(node, Mapping) or set(node) != set(EVALUATOR_KEYS):
+        brought = BROUGHT_KEYS if isinstance(node, Mapping) and node.get("artefact") is not None else ()
+        if not isinstance(node, Mapping) or set(node) - set(brought) != set(EVALUATOR_KEYS):
             got = ", ".join(node) if isinstance(node, Mapping) else repr(node)
             expected = ", ".join(EVALUATOR_KEYS)
             yield f"evaluators.{name}: expected {expected}, got {got}; try evaluator@evaluators.{name}=cnn_wide"

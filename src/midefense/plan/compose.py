@@ -4,19 +4,21 @@ knows Hydra."""
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from omegaconf.resolvers import oc
 from yaml import YAMLError
 
-from midefense.plan.overrides import chosen_of, parsed
+from midefense.plan.overrides import chosen_of, parsed, with_open_places
 from midefense.plan.prior_options import KEY, lay_over, options_for, require_known
+from midefense.store.folders import can_be_written, folders_of
 from midefense.store.plain import mask_variable
 from midefense.types import Refused, refuse_unknown
 
@@ -45,7 +47,8 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> tuple[dict, dict[str, s
     """
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            config = hydra_compose(config_name=verb, overrides=list(overrides), return_hydra_config=True)
+            words = with_open_places(overrides)
+            config = hydra_compose(config_name=verb, overrides=words, return_hydra_config=True)
             hydra = config.hydra
             with open_dict(config):
                 del config["hydra"]
@@ -94,14 +97,33 @@ def _prior_alone(name: str, hydra: DictConfig) -> dict:
 
 
 def plain_config(config: DictConfig) -> dict:
-    """A configuration as plain dicts and lists, interpolations resolved; every missing value (???) is named."""
+    """A configuration as plain dicts and lists, interpolations resolved; every missing value (???) is named.
+
+    Where `store` names several folders, `${store}` is the one that is written to.
+    """
     try:
-        missing, values = sorted(OmegaConf.missing_keys(config)), OmegaConf.to_container(config, resolve=True)
+        missing = sorted(OmegaConf.missing_keys(config))
+        values = OmegaConf.to_container(config, resolve=True) if "store" not in config else _values(config)
     except OmegaConfBaseException as error:
         raise Refused(sentence(error)) from error
     if missing:
         raise Refused(f"these options need a value: {', '.join(missing)}; give them on the command line")
     return values
+
+
+def _values(config: DictConfig) -> dict:
+    store = list(config.store) if isinstance(config.store, ListConfig) else config.store
+    written = {"store": folders_of(store)[0]}
+    return {**OmegaConf.to_container(OmegaConf.merge(config, written), resolve=True), "store": store}
+
+
+def written_folder(store: object, inside: str) -> str:
+    """A folder `inside` the folder of a store that is written to; where nothing can be written, one for the moment."""
+    folder = Path(folders_of(store)[0]).expanduser() / inside
+    return str(folder) if can_be_written(folder) else tempfile.mkdtemp(prefix="midefense-")
+
+
+OmegaConf.register_new_resolver("written_folder", written_folder, replace=True, use_cache=True)
 
 
 def sentence(error: Exception) -> str:

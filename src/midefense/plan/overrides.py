@@ -3,8 +3,17 @@ here."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+TARGET_NODES = ("dataset", "architecture", "defense", "recipe")
+# What names an artefact of the store, and the nodes it brings: their places may be given beside it.
+BRINGS = {
+    "target": TARGET_NODES,
+    "recovered": (*TARGET_NODES, "prior"),
+    "prior_artefact": ("prior",),
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,11 @@ class Override:
         mounted within it (`architecture@metrics.knowledge.student`)."""
         return (self.package or self.group).replace("/", ".").split(".")[0]
 
+    @property
+    def gives(self) -> bool:
+        """Whether it gives a value, instead of taking one away."""
+        return "=" in self.text and not self.text.startswith("~")
+
     def sets(self, name: str) -> bool:
         """Whether it sets `name`, or something within it."""
         if self.key == name or self.key.startswith((f"{name}.", f"{name}/")):
@@ -56,3 +70,35 @@ def chosen_of(choices: Mapping[str, str], group: str) -> str | None:
     """The option chosen of a group (`choices`: Hydra's `runtime.choices`)."""
     # an attack that chooses its prior leaves the choice under the group's full address
     return choices.get(f"{group}@_global_.{group}", choices.get(group))
+
+
+def with_open_places(words: Iterable[str]) -> list[str]:
+    """The words with `++` before each that may say where a file of a stored artefact lies (`target=REF
+    dataset.root=DIR`): Hydra knows the options of the dataset chosen by default, not those of the one that REF brings.
+    What is no place after all is refused by `plan.references`."""
+    words = list(words)
+    brought = _brought(words)
+    return [f"++{word}" if _is_inside(word, brought) else word for word in words]
+
+
+def as_typed(words: Iterable[str]) -> list[str]:
+    """The words that `with_open_places` was given."""
+    words = list(words)
+    brought = _brought(words)
+    return [word[2:] if word.startswith("++") and _is_inside(word[2:], brought) else word for word in words]
+
+
+def _brought(words: Iterable[str]) -> set[str]:
+    """The nodes that artefacts named among the words bring."""
+    nodes = set()
+    for override in parsed(words):
+        if re.fullmatch(r"evaluators\.[^.]+\.artefact", override.key):
+            nodes |= {f"{override.key.removesuffix('artefact')}{node}" for node in TARGET_NODES}
+        nodes |= set(BRINGS.get(override.key, ()))
+    return nodes
+
+
+def _is_inside(word: str, nodes: Iterable[str]) -> bool:
+    """Whether a word without a sign sets an option within one of the nodes."""
+    key = word.split("=")[0]
+    return "=" in word and any(key.startswith(f"{node}.") for node in nodes)

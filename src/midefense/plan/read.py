@@ -62,7 +62,7 @@ class TargetPlan:
     """A classifier to have: a dataset x an architecture x a defense, trained by a recipe.
 
     `train_on` is `private` (the private classes) or `all` (the public ones too, numbered after them). `names` are
-    what people call the parts.
+    what people call the parts. `images` is the digest of those that a stored one learned from (None: any will do).
     """
 
     dataset: Node
@@ -72,6 +72,7 @@ class TargetPlan:
     train_on: str
     seed: int
     names: dict[str, str] = field(default_factory=dict)
+    images: str | None = None
 
 
 @dataclass
@@ -111,13 +112,17 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
     check_shape(verb, config, KEYS[verb])
     allow, seeds = tuple(config["allow"]), config["seeds"]
     store = Store(config["store"])
+    if not store.root.is_dir():  # nothing can be found in it
+        store.require_writable()
     recovered, target = named_artefacts(config, store, overrides)
     prior, judges = named_prior(config, store, overrides), named_evaluators(config, store, overrides)
-    nodes = _nodes(verb, config, recovered, target).items()
-    starts = {path: (with_start(node, path, store), told) for path, (node, told) in nodes if path.endswith("recipe")}
-    bound = bind_all({**dict(nodes), **starts}, allow)
+    nodes = _nodes(verb, config, recovered, target, prior)
+    for path in [path for path in nodes if path.endswith("recipe")]:
+        node, told = nodes[path]
+        nodes[path] = with_start(node, path, store), told
+    bound = bind_all(nodes, allow)
     if prior is not None:
-        bound["prior"] = bind_recipe(prior.recipe["prior"], prior.provenance["places"], allow)
+        bound["prior"] = bind_recipe(prior.recipe["prior"], prior.places_within("prior"), allow)
     places = {f"{path}.{place}" for path, node in bound.items() for place in node.places()}
     names = read_names(choices, [override.text for override in parsed(overrides) if override.key not in places])
     names |= target.provenance["names"] if target else {}
@@ -155,13 +160,15 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
 
 def stored_target(artefact: Artefact, allow: Sequence[str] = ()) -> TargetPlan:
     """The plan that made a stored target, read from its recipe."""
-    recipe, provenance = artefact.recipe, artefact.provenance
-    nodes = {}
-    for name in TARGET_NODES:
-        prefix = f"{name}."
-        places = {k.removeprefix(prefix): v for k, v in provenance["places"].items() if k.startswith(prefix)}
-        nodes[name] = bind_recipe(recipe[name], places, allow)
-    return TargetPlan(**nodes, train_on=recipe["train_on"], seed=recipe["seed"], names=provenance["names"])
+    recipe = artefact.recipe
+    nodes = {name: bind_recipe(recipe[name], artefact.places_within(name), allow) for name in TARGET_NODES}
+    return TargetPlan(
+        **nodes,
+        train_on=recipe["train_on"],
+        seed=recipe["seed"],
+        names=artefact.provenance["names"],
+        images=recipe["images"],
+    )
 
 
 def read_names(choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:
@@ -176,14 +183,15 @@ def read_names(choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str
 
 
 def _nodes(
-    verb: str, config: dict, recovered: Artefact | None, target: Artefact | None
+    verb: str, config: dict, recovered: Artefact | None, target: Artefact | None, prior: Artefact | None
 ) -> dict[str, tuple[Mapping, bool]]:
     """Every node to bind, by path, and whether it may be told the dataset's shape."""
     nodes: dict[str, tuple[Mapping, bool]] = {name: (config[name], False) for name in ("tracking", "compute")}
     if target is None:
         nodes |= {name: (config[name], name == "architecture") for name in TARGET_NODES}
     if verb != "train_target" and recovered is None:
-        nodes |= {name: (config[name], name in ("prior", "attack")) for name in ATTACK_NODES}
+        own = [name for name in ATTACK_NODES if name != "prior" or prior is None]
+        nodes |= {name: (config[name], name in ("prior", "attack")) for name in own}
     if verb == "evaluate":
         for name, node in config["evaluators"].items():
             if node["artefact"] is not None:

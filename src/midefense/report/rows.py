@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from midefense.report.numbers import show
 from midefense.store.artefacts import Artefact, read_provenance
+from midefense.store.store import Store
 from midefense.types import Refused
 
 NAMES = ("dataset", "public", "architecture", "defense", "prior", "attack", "access")
@@ -160,13 +161,11 @@ class Broken:
     reason: str
 
 
-def read_rows(store: Path) -> tuple[list[Row], list[Broken]]:
+def read_rows(store: str | Path) -> tuple[list[Row], list[Broken]]:
     """All results of a store, sorted by setup and seed, and those that cannot be read or were changed since they
     were written: every file is compared with its recorded hash."""
     rows, broken = [], []
-    for folder in sorted(path for path in (store / "result").glob("*@*") if path.is_dir()):
-        if folder.name.startswith("."):
-            continue
+    for folder in Store(store).folders("result"):
         try:
             artefact = Artefact(folder, read_provenance(folder))
             artefact.verify()

@@ -84,10 +84,11 @@ class Draft:
 
 @dataclass(frozen=True)
 class Artefact:
-    """A complete artefact in a store."""
+    """A complete artefact in a store. `moved`: where its files lie now, by option, as far as they were moved."""
 
     path: Path
     provenance: dict
+    moved: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -115,6 +116,17 @@ class Artefact:
     def metrics(self) -> dict:
         """What was measured when it was made."""
         return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+
+    @property
+    def places(self) -> dict[str, str | None]:
+        """Where the files lie that it was made from, by option (`dataset.root`, `prior.weights`)."""
+        node = "" if self.kind == "target" else "prior."  # the only node of other kinds that reads files
+        return {**{f"{node}{path}": place for path, place in self.provenance["places"].items()}, **self.moved}
+
+    def places_within(self, node: str) -> dict[str, str | None]:
+        """The places of one node (`dataset`), by path within it."""
+        opening = f"{node}."
+        return {path.removeprefix(opening): place for path, place in self.places.items() if path.startswith(opening)}
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors, on the CPU."""
@@ -165,6 +177,11 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def absolute(place: object) -> str:
+    """A file or folder from the root on, so that it is found from any folder."""
+    return str(Path(str(place)).expanduser().absolute())
+
+
 def read_provenance(path: Path) -> dict:
     try:
         provenance = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
@@ -187,7 +204,7 @@ def provenance_of(draft: Draft, seconds: float, bill: Mapping[str, object], devi
             "command": command_given(),
             "names": draft.names,
             "parents": draft.parents,
-            "places": draft.places,
+            "places": {option: None if p is None else absolute(p) for option, p in draft.places.items()},
             "bill": bill,
             "host": socket.gethostname(),
             "device": device,

@@ -15,6 +15,8 @@ from pathlib import Path
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+# When this process first saw a claim as it is, by its own clock: that of another host may be wrong.
+_SEEN: dict[Path, tuple[int, float]] = {}
 
 
 @contextlib.contextmanager
@@ -66,11 +68,11 @@ def _clear(path: Path) -> None:
         return  # another process has just cleared the folder
     except FileExistsError:
         if _stale(turn):  # its process was killed in these few lines
-            turn.unlink(missing_ok=True)
+            _discard(turn)
         return
     try:
         if _stale(path):
-            path.unlink(missing_ok=True)
+            _discard(path)
     finally:
         turn.unlink(missing_ok=True)
 
@@ -78,23 +80,53 @@ def _clear(path: Path) -> None:
 def _holds(path: Path, text: str) -> bool:
     """Whether the claim is still the one that says `text`: a claim that fell silent may have been taken over."""
     try:
-        return path.read_text(encoding="utf-8") == text
+        return path.read_bytes() == text.encode()
     except FileNotFoundError:
         return False
 
 
+def owner_of(path: Path) -> str:
+    """Who holds a claim, in words, and the file that says so."""
+    owner = _owner(path)
+    who = "a process that left no name" if owner is None else f"process {owner['pid']} on {owner['host']}"
+    return f"{who}, see {path}"
+
+
 def _stale(path: Path) -> bool:
-    """Whether the owner is dead, or has been silent for too long (on another host, or killed while writing)."""
+    """Whether the owner is dead, or has been silent for too long (on another host, or killed while writing).
+
+    A claim whose time lies in the future, by a wrong clock, is silent when it did not change while we looked on.
+    """
     try:
-        silent = time.time() - path.stat().st_mtime > STALE_SECONDS
-        text = path.read_text(encoding="utf-8")
+        modified = path.stat().st_mtime_ns
     except FileNotFoundError:
         return False  # just given back
+    before, since = _SEEN.get(path, (None, 0.0))
+    if before != modified:
+        since = time.monotonic()
+        _SEEN[path] = modified, since
+    if time.time() - modified / 1e9 > STALE_SECONDS or time.monotonic() - since > STALE_SECONDS:
+        return True
+    owner = _owner(path)  # None: being written, or its writer was killed, or it is none of ours
+    return owner is not None and owner["host"] == socket.gethostname() and not _alive(owner["pid"])
+
+
+def _owner(path: Path) -> dict | None:
+    """What a claim says of its owner, None where it says nothing that can be understood."""
     try:
-        owner = json.loads(text)
-    except json.JSONDecodeError:
-        return silent  # being written, or its writer was killed
-    return silent or (owner["host"] == socket.gethostname() and not _alive(owner["pid"]))
+        owner = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    known = isinstance(owner, dict) and isinstance(owner.get("host"), str) and type(owner.get("pid")) is int
+    return owner if known and 0 < owner["pid"] < 1 << 31 else None
+
+
+def _discard(path: Path) -> None:
+    """Remove a claim, whatever it is: something else in its place is set aside."""
+    if path.is_dir():
+        path.rename(path.with_name(f".spoilt-{path.name}-{uuid.uuid4().hex}"))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:

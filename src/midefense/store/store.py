@@ -2,6 +2,7 @@
 
 <root>/<kind>/<name>@<id>/   an artefact (artefacts.py)
 <root>/work/<kind>/<id>/     what an unfinished one has so far, and the claims of those who work on it
+<root>/moved/<id>.json       where the files lie now that an artefact was made from (moved.py)
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors
@@ -33,8 +37,11 @@ from midefense.store.artefacts import (
     savable,
     write_whole,
 )
-from midefense.store.claims import claim
+from midefense.store.claims import claim, owner_of
+from midefense.store.folders import folders_of
+from midefense.store.moved import forget_moved, moved_content, read_moved
 from midefense.store.plain import plain
+from midefense.store.sealed import notes_of, sealed, unsealed
 from midefense.types import Refused, refuse_unknown
 
 POLL_SECONDS = 0.2
@@ -43,24 +50,51 @@ TRIES = 3  # to save into a folder that another process clears
 
 
 class Store:
-    """A folder of artefacts. Creating it checks that it can be written."""
+    """Folders of artefacts as one: the first is written to, those behind it are only read.
 
-    def __init__(self, root: str | Path):
-        self.root = Path(root).expanduser().resolve()
+    Opening it writes nothing, so a store that cannot be written can be read.
+
+    Args:
+        root: a folder, or several (`folders_of`). The first need not exist.
+    Raises:
+        Refused: a file in the place of a folder, or no folder where one is to be read.
+    """
+
+    def __init__(self, root: str | Path | Sequence[str | Path]):
+        self.roots = [Path(one).expanduser().resolve() for one in folders_of(root)]
+        self.root = self.roots[0]
+        self._moved: dict[str, dict[str, str | None]] = {}
+        self._written = False
+        if self.root.exists() and not self.root.is_dir():
+            raise Refused(f"store: expected a folder, got the file {self.root}; choose another with store=DIR")
+        for behind in self.roots[1:]:
+            if not behind.is_dir():
+                raise Refused(f"store: expected a folder to read behind {self.root}, got no folder at {behind}")
+
+    @property
+    def words(self) -> str:
+        """What `store=` says of it on a command line."""
+        return shlex.quote(str(self.root) if len(self.roots) == 1 else f"[{','.join(map(str, self.roots))}]")
+
+    def require_writable(self) -> None:
+        """Refuse a store whose first folder cannot be written, or made. Tried until it once could."""
+        if self._written:
+            return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".probe-{os.getpid()}"
+            probe = self.root / f".probe-{uuid.uuid4().hex}"
             probe.touch()
             probe.unlink()
+            self._written = True
         except OSError as error:
             raise Refused(
                 f"store: cannot write in {self.root} ({error.strerror}); choose another folder with store=DIR "
-                "or the variable MIDEFENSE_STORE"
+                f"or the variable MIDEFENSE_STORE, or write beside it and read both with 'store=[DIR,{self.root}]'"
             ) from error
 
     def find(self, draft: Draft) -> Artefact | None:
         """The complete artefact of a draft, verified; None if there is none. The id decides, whatever its name."""
-        same = sorted(path for path in self._paths(draft.kind) if path.name.endswith(f"@{draft.id}"))
+        same = [path for path in self.folders(draft.kind) if path.name.endswith(f"@{draft.id}")]
         return self._open(same[0]) if same else None
 
     def open(self, reference: str, kind: str) -> Artefact:
@@ -102,17 +136,23 @@ class Store:
                 if mine:
                     return self.find(draft) or make(work)
             if not waiting:
-                say_waiting(draft)
+                work.say_waiting()
                 waiting = True
             time.sleep(POLL_SECONDS)
         return artefact
 
     def require_may_make(self, draft: Draft, missing: str) -> None:
-        """Refuse to make what is missing unless `missing=make`, and say what would make it."""
+        """Refuse to make what is missing unless `missing=make` (and say what would make it), or in a store that is only
+        read."""
         if missing not in MISSING:
             raise refuse_unknown("missing", missing, MISSING)
         if missing != "make":
-            raise Refused(f"{draft.reference} is not in {self.root}; make it with: {draft.command} store={self.root}")
+            places = ", ".join(map(str, self.roots))
+            raise Refused(f"{draft.reference} is not in {places}; make it with: {draft.command} store={self.words}")
+        try:
+            self.require_writable()
+        except Refused as refusal:
+            raise Refused(f"{draft.reference} is not there, and cannot be made: {refusal}") from refusal
 
     def work(self, draft: Draft) -> Work:
         """The place where a draft is worked on."""
@@ -138,18 +178,44 @@ class Store:
 
     def remove(self, path: Path) -> None:
         """Delete the folder of an artefact. It vanishes at once, so no half of it can be found."""
+        if path.parents[1] != self.root:
+            raise Refused(f"{path}: expected a folder of {self.root}, got one of a store behind it, which is only read")
+        self.require_writable()
         doomed = path.with_name(f".removed-{path.name}-{os.getpid()}")
         path.rename(doomed)
         shutil.rmtree(doomed)
+        forget_moved(self.root, _id_of(path))
+
+    def moved(self, artefact: Artefact, places: Mapping[str, str | None]) -> Artefact:
+        """The artefact with files that lie at `places` (some of its own, by option), for as long as this store is open:
+        whoever opens it again finds them there too."""
+        self._moved[artefact.id] = {**self._moved.get(artefact.id, {}), **places}
+        return replace(artefact, moved={**artefact.moved, **places})
+
+    def relocate(self, artefact: Artefact, places: Mapping[str, str | None]) -> Artefact:
+        """The same for good: it is written down in the first folder, whichever holds the artefact.
+
+        Raises `Refused` for a place that the artefact does not have.
+        """
+        for place in places:
+            if place not in artefact.places:
+                target = artefact.provenance["parents"].get("target")
+                whose = f" The images are those of {target}." if target else ""
+                raise refuse_unknown(f"{artefact.reference}: no such place", place, artefact.places, whose.strip())
+        self.require_writable()
+        file, content = moved_content(self.root, artefact.id, places)
+        file.parent.mkdir(exist_ok=True)
+        write_whole(file, content)
+        return self.moved(artefact, places)
 
     def named(self, reference: str, kind: str | None = None) -> list[Path]:
         """The folders that a reference other than a path may mean."""
         wanted = reference.strip("/").split("/")[-1]
-        return [path for path in self._paths(kind) if wanted in (path.name, *path.name.rsplit("@", 1))]
+        return [path for path in self.folders(kind) if wanted in (path.name, *path.name.rsplit("@", 1))]
 
     def check(self, paths: Sequence[Path] | None = None) -> Iterator[tuple[str, str]]:
         """Verify artefacts (default: all): yields the reference of each and what is wrong with it, "" if nothing."""
-        for path in self._paths() if paths is None else paths:
+        for path in self.folders() if paths is None else paths:
             problem = ""
             try:
                 self._open(path)
@@ -159,12 +225,23 @@ class Store:
 
     def read(self, path: Path) -> Artefact:
         """The artefact in a folder of the store; its provenance is checked, its other files are not."""
-        return Artefact(path, read_provenance(path))
+        artefact = Artefact(path, read_provenance(path))
+        moved = {**read_moved(self.roots, artefact.id), **self._moved.get(artefact.id, {})}
+        return replace(artefact, moved=moved)
+
+    def folders(self, kind: str | None = None) -> list[Path]:
+        """The folders of all artefacts, complete or broken; of one that stands in several folders of the store, the
+        first."""
+        kinds, found = KINDS if kind is None else (kind,), []
+        for root in self.roots:
+            known = {(path.parent.name, _id_of(path)) for path in found}
+            found += [path for path in _inside(root, kinds) if (path.parent.name, _id_of(path)) not in known]
+        return found
 
     def _survey(self, kind: str | None) -> tuple[list[Artefact], dict[Path, str]]:
         """The artefacts that can be read, and the folders that cannot, with the reason."""
         found, problems = [], {}
-        for path in self._paths(kind):
+        for path in self.folders(kind):
             try:
                 found.append(self.read(path))
             except Refused as refusal:
@@ -176,13 +253,8 @@ class Store:
         artefact.verify()
         return artefact
 
-    def _paths(self, kind: str | None = None) -> list[Path]:
-        kinds = KINDS if kind is None else (kind,)
-        folders = [self.root / k for k in kinds if (self.root / k).is_dir()]
-        return sorted(p for f in folders for p in f.iterdir() if p.is_dir() and not p.name.startswith("."))
-
     def _names(self, kind: str) -> list[str]:
-        return [path.name for path in self._paths(kind)]
+        return [path.name for path in self.folders(kind)]
 
 
 class Work:
@@ -195,34 +267,48 @@ class Work:
 
     def save(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, object] | None = None) -> None:
         """Save tensors under `name`; a kill leaves the previous ones. `notes` are JSON values kept beside them."""
-        content = safetensors.torch.save(savable(tensors), {"notes": canonical(plain(notes or {}))})
+        content = sealed(tensors, notes or {})
         for tries_left in reversed(range(TRIES)):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                return write_whole(self.folder / f"{name}.safetensors", content)
+                return write_whole(self._file(name), content)
             except (FileNotFoundError, FileExistsError):  # another process finished the same work and clears the folder
                 if not tries_left:
                     raise
 
     def load(self, name: str) -> dict[str, Tensor] | None:
-        """The tensors saved under `name`, None if there are none."""
+        """The tensors saved under `name`, None if there are none. A file that is not what was saved is set aside, which
+        is said: that part of the work begins anew."""
         try:
-            return safetensors.torch.load_file(self.folder / f"{name}.safetensors")
+            return unsealed(self._file(name))
         except FileNotFoundError:
+            return None
+        except Refused as refusal:
+            aside = self._file(name).with_name(f".spoilt-{name}-{uuid.uuid4().hex[:8]}")
+            self._file(name).rename(aside)
+            print(f"{self.draft.reference}: {refusal}; it was set aside as {aside}, begun anew", file=sys.stderr)
             return None
 
     def notes(self, name: str) -> dict:
         """The notes saved with `name`."""
-        with safetensors.safe_open(self.folder / f"{name}.safetensors", "pt") as file:
-            return json.loads(file.metadata()["notes"])
+        return notes_of(self._file(name))
 
     def has(self, name: str) -> bool:
         """Whether something was saved under `name`."""
-        return (self.folder / f"{name}.safetensors").exists()
+        return self._file(name).exists()
 
     def claim(self, name: str) -> contextlib.AbstractContextManager[bool]:
         """Whether this process got to work on `name`; given back at the end."""
         return claim(self.folder / f"{name}.claim")
+
+    def say_waiting(self) -> None:
+        """Tell who watches the terminal why nothing happens, and for whom."""
+        held = [path for path in sorted(self.folder.glob("*.claim")) if not path.name.startswith("seat-")]
+        whom = f": {owner_of(held[0])}" if held else ""  # none: it was given back just now
+        print(f"waiting for another process that makes {self.draft.reference}{whom}", file=sys.stderr)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
 
     @contextlib.contextmanager
     def seat(self) -> Iterator[int]:
@@ -275,6 +361,12 @@ class Work:
         return self.store._open(final)
 
 
-def say_waiting(draft: Draft) -> None:
-    """Tell who watches the terminal why nothing happens."""
-    print(f"waiting for another process that makes {draft.reference}", file=sys.stderr)
+def _inside(root: Path, kinds: Sequence[str]) -> list[Path]:
+    """The folders of artefacts in one folder of a store."""
+    shelves = [root / kind for kind in kinds if (root / kind).is_dir()]
+    return sorted(path for shelf in shelves for path in shelf.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def _id_of(path: Path) -> str:
+    """What stands behind the `@` of an artefact's folder."""
+    return path.name.rpartition("@")[2]
