@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from midefense.store.plain import looks_secret
+from midefense.plan.annotations import fits, in_words
+from midefense.plan.verb_options import OVER_ALL
+from midefense.ranges import Whole
+from midefense.store.plain import looks_secret, writable
 from midefense.types import Refused, refuse_unknown
 
 SEEDS = ("target", "prior", "attack")
 EVALUATOR_KEYS = ("architecture", "recipe", "train_on", "seed", "artefact")
+NO_EVALUATORS: dict = {}  # of a verb that has none
 CHOICES = {"missing": ("make", "fail"), "train_on": ("private", "all")}
 
 
@@ -17,12 +22,18 @@ def check_shape(verb: str, config: Mapping, keys: Iterable[str]) -> None:
     keys = tuple(keys)
     refuse_all(
         [
-            *(str(refuse_unknown(f"{verb}: no such option", key, keys)) for key in config if key not in keys),
+            *(_not_an_option(verb, key, keys) for key in config if key not in keys),
             *(f"{verb}: expected the option {key}, got none; try without ~{key}" for key in keys if key not in config),
         ]
     )
     refuse_all(
-        [*_secrets(config), *_plain_values(config), *_evaluators(config.get("evaluators", {})), *_metrics(config)]
+        [
+            *_texts(config),
+            *_secrets(config),
+            *_plain_values(config),
+            *_evaluators(config.get("evaluators", NO_EVALUATORS)),
+            *_metrics(config),
+        ]
     )
 
 
@@ -43,6 +54,25 @@ def refuse_together(steps: Iterable[Callable[[], object]]) -> None:
     refuse_all(problems)
 
 
+def _not_an_option(verb: str, key: str, keys: tuple[str, ...]) -> str:
+    if key in OVER_ALL:
+        return (
+            f"{key}=...: expected a file that sets options of {verb}, got one whose options stand under {key!r}; "
+            "its first line must be `# @package _global_`, and options must follow"
+        )
+    return str(refuse_unknown(f"{verb}: no such option", key, keys))
+
+
+def _texts(node: object, path: str = "") -> Iterator[str]:
+    """Texts end up in names of files and in JSON."""
+    inside = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in inside:
+        here = f"{path}.{name}".lstrip(".")
+        if isinstance(value, str) and not writable(value):
+            yield f"{here}: expected a text of Unicode characters without a NUL byte, got {value!r}; try retyping it"
+        yield from _texts(value, here)
+
+
 def _secrets(node: object, path: str = "") -> Iterator[str]:
     """A configuration is written to files, so it may hold no secret."""
     inside = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
@@ -57,11 +87,17 @@ def _plain_values(config: Mapping) -> Iterator[str]:
     for name, choices in CHOICES.items():
         if config[name] not in choices:
             yield str(refuse_unknown(name, config[name], choices))
-    if not isinstance(config["store"], str):
-        yield f"store: expected a folder, got {config['store']!r}; try store=DIR"
+    if not isinstance(config["store"], str) or not config["store"].strip():
+        yield f"store: expected a folder, got {config['store']!r}; try store=DIR, or unset an empty MIDEFENSE_STORE"
     allow = config["allow"]
     if not (isinstance(allow, list) and all(isinstance(name, str) for name in allow)):
         yield f"allow: expected a list of module names, got {allow!r}; try 'allow=[my_module]'"
+    else:
+        yield from (
+            f"allow: expected modules that Python finds, got {name!r}; try its folder in PYTHONPATH, or its right name"
+            for name in allow
+            if not _is_module(name)
+        )
     if not isinstance(config["seeds"], Mapping) or set(config["seeds"]) != set(SEEDS):
         yield f"seeds: expected {', '.join(SEEDS)}, got {config['seeds']!r}"
     else:
@@ -72,6 +108,8 @@ def _evaluators(evaluators: object) -> Iterator[str]:
     if not isinstance(evaluators, Mapping):
         yield f"evaluators: expected evaluators by name, got {evaluators!r}; try evaluator@evaluators.main=cnn_wide"
         return
+    if evaluators is not NO_EVALUATORS and not evaluators:
+        yield "evaluators: expected one or more, got none to judge by; try evaluator@evaluators.main=cnn_wide"
     for name, node in evaluators.items():
         if not isinstance(node, Mapping) or set(node) != set(EVALUATOR_KEYS):
             got = ", ".join(node) if isinstance(node, Mapping) else repr(node)
@@ -89,9 +127,16 @@ def _metrics(config: Mapping) -> Iterator[str]:
         yield f"metrics: expected metrics by name, got {config['metrics']!r}; try metrics=all"
 
 
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # a parent that is not there; no name of a module at all
+        return False
+
+
 def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return fits(value, Whole)
 
 
 def _not_a_seed(name: str, value: object) -> str:
-    return f"{name}: expected a whole number, got {value!r}; try {name}=0"
+    return f"{name}: expected {in_words(Whole)}, got {value!r}; try {name}=0"
