@@ -75,7 +75,6 @@ COMMAND_LINE = [
     ("added group", "train_target", ["+dataset=toy"], ["try the same word without +"]),
     ("several values", "train_target", ["seed=1,2"], ["Ambiguous value", "try -m for one run of each value"]),
     ("range without -m", "train_target", ["seed=range(0,3)"], ["try -m in front of them"]),
-    ("empty range", "train_target", ["-m", "seed=range(0,3,0)"], ["range: expected a step other than 0, got 0"]),
     ("dangling", "train_target", ["recipe.epochs=${nope}"], ["recipe.epochs: expected an interpolation that can"]),
     ("circular", "train_target", ["recipe.epochs=${recipe.epochs}"], ["Recursive interpolation"]),
     ("deleted evaluator", "evaluate", ["~evaluators.main"], ["evaluators: expected one or more, got none to judge by"]),
@@ -201,9 +200,15 @@ def test_a_file_that_is_no_experiment(refused, tmp_path, name):
     assert [text for text in texts if text not in said] == []
 
 
-def test_a_sweep_names_the_point_that_was_refused(refused):
-    said = refused("train_target", "-m", "dataset=toy", "seed=-1,-2", "recipe.epochs=1")
+def test_a_sweep_names_the_points_that_were_refused(call, store):
+    code, _, said = call("train_target", "dataset=toy", "seed=-1,-2", f"store={store}", "-m")
+    assert code == 2
     assert "point 1 (seed=-1): seeds.target: expected" in said and "point 2 (seed=-2): seeds.target: expected" in said
+
+
+def test_a_sweep_over_a_range_without_steps(call, store):
+    code, _, said = call("train_target", "seed=range(0,3,0)", f"store={store}", "-m")
+    assert code == 2 and said.startswith("refused: range: expected a step other than 0, got 0")
 
 
 def test_an_empty_variable_for_the_store(call, monkeypatch, tmp_path):
@@ -339,7 +344,9 @@ def test_evaluators_weights_are_looked_for_before_training(refused, tmp_path):
 
 
 def test_where_public_images_lie_is_asked_for_by_its_right_name(refused, folders, tmp_path):
-    said = refused("attack", *from_folders(folders), "public=lfw", f"public.dataset.root={tmp_path}/none")
+    said = refused(
+        "attack", *from_folders(folders), "attack=mi_face", "public=lfw", f"public.dataset.root={tmp_path}/none"
+    )
     assert "Try public.dataset.root=DIR" in said and " dataset.root" not in said
 
 
