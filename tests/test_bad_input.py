@@ -1,5 +1,6 @@
 """Bad input is refused with a sentence and exit code 2, before anything is trained or written."""
 
+import os
 import pickle
 import shutil
 import sys
@@ -53,6 +54,31 @@ COMMAND_LINE = [
     ("added unknown key", "attack", ["+foo=1"], ["attack: no such option: got 'foo'; choices: dataset"]),
     ("no value", "train_target", ["defense"], ["expected KEY=VALUE, +KEY=VALUE or ~KEY, got 'defense'; try"]),
     ("group null", "train_target", ["defense=null"], ["expected the name of an option, got null", "try ~GROUP"]),
+    (
+        "another verb's group",
+        "train_target",
+        ["attack=gmi"],
+        ["attack: expected an option of train_target", "attack and evaluate do: try python attack.py"],
+    ),
+    (
+        "another verb's group in an experiment",
+        "train_target",
+        ["experiment=midre/ppa_resnet18_celeba"],
+        ["experiment/midre/ppa_resnet18_celeba sets what train_target cannot be told. attack: expected an option of"],
+    ),
+    ("another verb's option", "train_target", ["attack.search.steps=3"], ["attack and evaluate do: try python attack"]),
+    ("another verb's metrics", "attack", ["metrics=all"], ["evaluate does: try python evaluate.py"]),
+    ("a group in its wrong place", "evaluate", ["evaluator=resnet18"], ["try evaluator@evaluators.main=resnet18"]),
+    ("a place that is none", "train_target", ["defense@foo=none"], ["stands there; try defense=none"]),
+    ("no key", "train_target", ["=3"], ["GROUP=OPTION: expected the names of both"]),
+    ("added twice", "train_target", ["+recipe.epochs=3"], ["An item is already at", "try the same word without +"]),
+    ("added group", "train_target", ["+dataset=toy"], ["try the same word without +"]),
+    ("several values", "train_target", ["seed=1,2"], ["Ambiguous value", "try -m for one run of each value"]),
+    ("range without -m", "train_target", ["seed=range(0,3)"], ["try -m in front of them"]),
+    ("dangling", "train_target", ["recipe.epochs=${nope}"], ["recipe.epochs: expected an interpolation that can"]),
+    ("circular", "train_target", ["recipe.epochs=${recipe.epochs}"], ["Recursive interpolation"]),
+    ("deleted evaluator", "evaluate", ["~evaluators.main"], ["evaluators: expected one or more, got none to judge by"]),
+    ("an empty store", "attack", ["target=x"], ["target=x: got 'x'; choices: none. Make one with train_target.py"]),
     ("deleted twice", "train_target", ["~recipe.nope"], ["'recipe.nope' does not exist", "try --cfg job"]),
     ("left over", "attack", ["attack/search=adam", "+attack.search.box=[1,2,3]"], ["attack.search.box"]),
     (
@@ -65,14 +91,14 @@ COMMAND_LINE = [
 VALUES = [
     ("missing", "train_target", ["missing=maybe"], ["missing: got 'maybe'; choices: make, fail"]),
     ("train_on", "train_target", ["train_on=some"], ["train_on: got 'some'; choices: private, all"]),
-    ("seed text", "train_target", ["seed=abc"], ["seeds.target: expected a whole number, got 'abc'; try"]),
-    ("seed float", "train_target", ["seeds.target=1.5"], ["seeds.target: expected a whole number, got 1.5"]),
-    ("seed null", "train_target", ["seeds.prior=null"], ["seeds.prior: expected a whole number, got None"]),
+    ("seed text", "train_target", ["seed=abc"], ["seeds.target: expected a whole number from 0, got 'abc'; try"]),
+    ("seed float", "train_target", ["seeds.target=1.5"], ["seeds.target: expected a whole number from 0, got 1.5"]),
+    ("seed null", "train_target", ["seeds.prior=null"], ["seeds.prior: expected a whole number from 0, got None"]),
     ("seed unknown", "train_target", ["+seeds.other=1"], ["seeds: expected target, prior, attack, got", "other"]),
     ("seed absent", "train_target", ["~seeds.prior"], ["seeds: expected target, prior, attack, got"]),
     ("node absent", "attack", ["~attack"], ["attack: expected the option attack, got none; try without ~attack"]),
     ("allow", "train_target", ["allow=5"], ["allow: expected a list of module names, got 5; try 'allow="]),
-    ("type", "train_target", ["recipe.epochs=ten"], ["recipe.epochs: expected a whole number, got 'ten'"]),
+    ("type", "train_target", ["recipe.epochs=ten"], ["recipe.epochs: expected a whole number from 0, got 'ten'"]),
     ("list", "train_target", ["architecture.widths=[8,b]"], ["architecture.widths: expected a list (a whole number"]),
     ("slot", "attack", ["attack.views=3"], ["attack.views: expected a node with a _target_ (Part) or null, got 3"]),
     ("slot empty", "attack", ["attack.search=null"], ["attack.search: expected a node with a _target_ (Part), got"]),
@@ -84,7 +110,7 @@ VALUES = [
     ),
     ("kind of node", "train_target", ["defense._target_=torch.nn.ReLU"], ["defense: expected a Defense, got ReLU"]),
     ("nan", "train_target", ["recipe.optimizer.lr=nan"], ["recipe.optimizer.lr: expected a finite number, got nan"]),
-    ("range", "attack", ["attack.search.steps=-1"], ["attack.search: expected steps from 0", "got -1"]),
+    ("range", "attack", ["attack.search.steps=-1"], ["attack.search.steps: expected a whole number from 0, got -1"]),
     ("device", "train_target", ["compute.accelerator=warp"], ["got 'warp'; choices: auto, cpu"]),
     ("evaluator key", "evaluate", ["+evaluators.main.color=3"], ["evaluators.main: expected architecture, recipe"]),
     ("evaluator value", "evaluate", ["evaluators.main.train_on=some"], ["evaluators.main.train_on: got 'some'"]),
@@ -139,8 +165,64 @@ def test_several_mistakes_are_told_together(refused):
         "architecture.foo",
         "recipe.epochs",
     ]
-    values = refused("train_target", "dataset=toy", "dataset.classes=0", "recipe.epochs=0")
-    assert "dataset.classes: expected at least 1, got 0" in values and "expected epochs >= 1" in values
+    values = refused("train_target", "dataset=toy", "dataset.classes=0", "recipe.epochs=-1")
+    assert "dataset.classes: expected a whole number from 2, got 0" in values and "recipe.epochs: expected" in values
+
+
+@pytest.mark.parametrize(
+    ("typed", "verb"), [("attack=gmi", "train_target"), ("evaluator=cnn_wide", "evaluate"), ("metrics=all", "attack")]
+)
+def test_nobody_is_asked_whether_they_meant_what_they_typed(refused, typed, verb):
+    said = refused(verb, typed)
+    assert f"Did you mean '{typed.split('=')[0]}'" not in said
+
+
+FILES_OF_ONES_OWN = {
+    "broken": (b"# @package _global_\ndefaults: [\n", ["broken.yaml, line 3: expected YAML, got"]),
+    "tabbed": (b"# @package _global_\nrecipe:\n\tepochs: 1\n", ["tabbed.yaml, line 3: expected YAML", "try blanks"]),
+    "twice": (b"# @package _global_\nseed: 1\nseed: 2\n", ["twice.yaml, line 3: expected YAML, got: found duplicate"]),
+    "binary": (bytes(range(128, 256)), ["expected YAML as UTF-8 text, got another file"]),
+    "nul": (b"# @package _global_\nseed: \0\n", ["expected YAML as UTF-8 text, got another file"]),
+    "circle": (b"# @package _global_\ndefaults: [/experiment/circle]\n", ["name each other in a circle"]),
+    "homeless": (b"recipe: {epochs: 1}\n", ["its first line must be `# @package _global_`"]),
+    "empty": (b"", ["its first line must be `# @package _global_`"]),
+    "dangling": (b"# @package _global_\nseed: ${nowhere}\n", ["Interpolation key 'nowhere' not found"]),
+    "foreign": (b"# @package _global_\nfoo: 1\n", ["train_target: no such option: got 'foo'"]),
+}
+
+
+@pytest.mark.parametrize("name", FILES_OF_ONES_OWN)
+def test_a_file_that_is_no_experiment(refused, tmp_path, name):
+    content, texts = FILES_OF_ONES_OWN[name]
+    (tmp_path / "own/experiment").mkdir(parents=True)
+    (tmp_path / f"own/experiment/{name}.yaml").write_bytes(content)
+    said = refused("train_target", "--config-dir", str(tmp_path / "own"), f"experiment={name}")
+    assert [text for text in texts if text not in said] == []
+
+
+def test_a_sweep_names_the_points_that_were_refused(call, store):
+    code, _, said = call("train_target", "dataset=toy", "seed=-1,-2", f"store={store}", "-m")
+    assert code == 2
+    assert "point 1 (seed=-1): seeds.target: expected" in said and "point 2 (seed=-2): seeds.target: expected" in said
+
+
+def test_a_sweep_over_a_range_without_steps(call, store):
+    code, _, said = call("train_target", "seed=range(0,3,0)", f"store={store}", "-m")
+    assert code == 2 and said.startswith("refused: range: expected a step other than 0, got 0")
+
+
+def test_an_empty_variable_for_the_store(call, monkeypatch, tmp_path):
+    monkeypatch.setenv("MIDEFENSE_STORE", "")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call("train_target", *TOY[:1])
+    assert code == 2 and "store: expected a folder, got ''" in err and list(tmp_path.iterdir()) == []
+
+
+def test_the_closed_form_knows_its_own_world_alone(refused):
+    said = refused("attack", "dataset=digits", "prior=toy")
+    assert (
+        "prior=toy: expected dataset=toy, whose images it draws in closed form, got Digits; try prior=gmi_gan" in said
+    )
 
 
 # ------------------------------------------------------------------------------------------------ images
@@ -201,9 +283,19 @@ def shared_picture(folders):
     shutil.copy(folders / "private/a/0.png", folders / "public/y/copy.png")
 
 
+def one_class(folders):
+    shutil.rmtree(folders / "private/b")
+
+
+def unwritable_class(folders):
+    (folders / "private/a").rename(os.fsdecode(os.fsencode(folders / "private") + b"/\xff"))
+
+
 @pytest.mark.parametrize(
     ("spoil", "texts"),
     [
+        (one_class, ["expected at least 2 private classes, got 'a'; try a dataset"]),
+        (unwritable_class, ["expected names of classes in UTF-8 without a NUL byte, got '\\udcff'"]),
         (empty_class, ["class folder", "private/c is empty; expected images. Try"]),
         (one_image_class, ["private class 'c' has 1 image (", "expected at least 2 to train on and 1 to test on. Try"]),
         (corrupt_image, ["private/a/3.png cannot be read as an image", "Try replacing or removing"]),
@@ -242,6 +334,20 @@ def test_a_prior_that_learns_wants_public_images_before_training(refused, tmp_pa
     faces = (f"dataset.root={tmp_path}/faces", "dataset.private=3", "dataset.public=0", "dataset.size=32")
     said = refused("attack", "dataset=att_faces", *faces, "attack=gmi")
     assert "GmiGan: expected public images to learn from, got none" in said and "try public=..." in said
+
+
+def test_evaluators_weights_are_looked_for_before_training(refused, tmp_path):
+    weights = ("recipe.start=null", f"evaluators.main.recipe.start={tmp_path}/none.pt")
+    assert "expected a target of the store or a file of weights, got neither" in refused("evaluate", *TOY, *weights)
+    said = refused("evaluate", *TOY, "evaluator@evaluators.main=facenet_vggface2")
+    assert "facenet" in said.lower() and "expected" in said
+
+
+def test_where_public_images_lie_is_asked_for_by_its_right_name(refused, folders, tmp_path):
+    said = refused(
+        "attack", *from_folders(folders), "attack=mi_face", "public=lfw", f"public.dataset.root={tmp_path}/none"
+    )
+    assert "Try public.dataset.root=DIR" in said and " dataset.root" not in said
 
 
 def test_evaluators_images_are_looked_at_before_training(refused, folders):
@@ -373,10 +479,8 @@ def test_a_spent_budget_keeps_what_was_found_and_marks_it(run_verb):
 def test_help_lists_groups_and_choices(call, verb):
     code, out, _ = call(verb, "--help")
     assert code == 0 and "defense: bido_coco, bido_hsic, " in out and "dataset: att_faces, celeba" in out
-    if verb != "train_target":
-        assert "attack/objective: " in out and "prior: " in out
-    if verb == "evaluate":
-        assert "evaluator: cnn_wide, facenet112" in out and "metrics: all" in out
+    assert ("attack/objective: " in out) == ("\nprior: " in out) == (verb != "train_target")
+    assert ("\nevaluator: cnn_wide, facenet112" in out) == ("\nmetrics: all" in out) == (verb == "evaluate")
 
 
 def test_a_real_process_ends_with_code_2_and_one_sentence(start_process):

@@ -154,10 +154,10 @@ def test_types_are_checked_where_annotations_say_them():
     with pytest.raises(Refused) as refusal:
         bind({**TOY, **bad}, "dataset")
     assert str(refusal.value).splitlines() == [
-        "dataset.classes: expected a whole number, got 'three'",
-        "dataset.size: expected a whole number, got 8.5",
-        "dataset.jitter: expected a number, got True",
-        "dataset.noise: expected a number, got None",
+        "dataset.classes: expected a whole number from 2, got 'three'",
+        "dataset.size: expected a whole number from 1 to 8192, got 8.5",
+        "dataset.jitter: expected a number from 0, got True",
+        "dataset.noise: expected a number from 0, got None",
     ]
     with pytest.raises(Refused, match=r"attack.init: expected a node with a _target_ \(Part\), got Toy"):
         parts = {name: TOY if name == "init" else RANDOM for name in ("init", "objective", "search", "select")}
@@ -234,7 +234,7 @@ def test_a_partial_network_may_wait_and_a_part_of_an_attack_is_told_nothing():
     assert bound.awaits == {"classes", "channels"} and bound.build()(classes=3, channels=1).classes == 3
     assert bound.given(classes=2, channels=1).build()().classes == 2
     pool = {"_target_": "midefense.attacks.init.BestOfPool", "size": None}
-    with pytest.raises(Refused, match="init.size: expected a whole number, got None"):
+    with pytest.raises(Refused, match="init.size: expected a whole number from 1 to 1000000, got None"):
         bind(pool, "init", beside_dataset=True)
 
 

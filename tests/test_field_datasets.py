@@ -430,6 +430,10 @@ def test_lfw_names_what_is_wrong(people):
     (folder / "Abe").mkdir()
     refused(load, "expected Abe_0001.jpg, got nothing more")
     refused(lambda: Lfw(cap=0), "dataset.cap: expected at least 1, got 0")
+    kaggle = folder.rename(people.parent / "inner")
+    (people / "lfw-deepfunneled").mkdir()
+    kaggle.rename(people / "lfw-deepfunneled" / "lfw-deepfunneled")
+    refused(load, "as in Kaggle's archive", f"Try dataset.root={people / 'lfw-deepfunneled'}.")
 
 
 def test_lfw_faces_are_aligned_by_landmarks(people, tmp_path):

@@ -15,6 +15,7 @@ FILES |= {path.stem + ".py": path for path in VERBS}
 # Who (a file or a folder of the package) must not import which parts of the package.
 FORBIDDEN = {
     "types": ["*"],
+    "ranges": ["*"],
     "seeds": ["*"],
     "closed_form": ["*"],
     "terminal": ["*"],
@@ -45,6 +46,7 @@ FORBIDDEN = {
 # From the ground up: a room imports from rooms that stand before it, never from one behind it.
 FLOORS = (
     "types",
+    "ranges",
     "seeds",
     "closed_form",
     "terminal",

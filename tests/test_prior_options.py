@@ -141,7 +141,7 @@ def test_artefacts_that_are_named_need_no_prior(mine, run_verb):
 def test_the_verbs_lay_them_over_the_prior(mine, call, store):
     folder = mine({"gmi_gan_small": {"width": "broad"}})[0].removeprefix("hydra.searchpath=[file://")[:-1]
     code, _, said = call("attack", "--config-dir", folder, "attack=mine", f"store={store}")
-    assert code == 2 and "prior.width: expected a whole number, got 'broad'" in said
+    assert code == 2 and "prior.width: expected a whole number from 1 to 65536, got 'broad'" in said
 
 
 def test_the_verbs_refuse_what_a_prior_has_not(mine, call, store):

@@ -124,6 +124,7 @@ def test_an_evaluator_starts_from_another_dataset(known, store):
     words[0] = "architecture@evaluators.main.architecture=mlp"
     words += [
         "dataset=toy",
+        "prior=toy",
         "dataset.size=16",
         "evaluators.main.recipe.epochs=0",
         "evaluators.main.recipe.head=centroids",

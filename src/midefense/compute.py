@@ -6,15 +6,18 @@ from __future__ import annotations
 import atexit
 import os
 import platform
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 
+from midefense.ranges import Range
 from midefense.types import Refused, refuse_unknown
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+CGROUP = Path("/sys/fs/cgroup/memory.max")
 ACCELERATORS = ("auto", "cpu", "cuda")  # not mps: losses and metrics need float64
 STRATEGIES = ("auto", "ddp")
 
@@ -36,19 +39,15 @@ class Compute:
         self,
         *,
         accelerator: str = "auto",
-        devices: int = 1,
+        devices: Annotated[int, Range(1, 1024)] = 1,
         strategy: str = "auto",
-        num_nodes: int = 1,
-        threads: int | None = None,
+        num_nodes: Annotated[int, Range(1, 1024)] = 1,
+        threads: Annotated[int, Range(1, 1024)] | None = None,
     ):
         if accelerator not in ACCELERATORS:
             raise refuse_unknown("compute.accelerator", accelerator, ACCELERATORS)
         if strategy not in STRATEGIES:
             raise refuse_unknown("compute.strategy", strategy, STRATEGIES)
-        if devices < 1 or num_nodes < 1 or (threads is not None and threads < 1):
-            raise Refused(
-                f"compute: expected devices, num_nodes and threads from 1, got {devices}, {num_nodes}, {threads}"
-            )
         self.accelerator, self.devices, self.strategy = accelerator, devices, strategy
         self.num_nodes, self.threads = num_nodes, threads
 
@@ -106,6 +105,24 @@ def machine_of(device: torch.device | str) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{device.type} ({platform.machine()}), {threads} thread{'' if threads == 1 else 's'}"
+
+
+def require_memory(needed: float, what: str) -> None:
+    """Refuse what needs more bytes than this machine has in all.
+
+    Args:
+        what: the option that decides it, and what is needed, for the message.
+    """
+    there = min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_granted()])
+    if needed > there:
+        expected, got = f"{there / 2**30:,.0f} GiB, the memory of this machine", f"{needed / 2**30:,.0f} GiB"
+        raise Refused(f"{what}: expected at most {expected}, got {got}; try smaller sizes or numbers")
+
+
+def _granted() -> list[int]:
+    """How many bytes the container or the batch system grants this process, where it says so."""
+    limit = CGROUP.read_text().strip() if CGROUP.is_file() else "max"
+    return [int(limit)] if limit.isdigit() else []
 
 
 def local_rank() -> int:

@@ -32,7 +32,7 @@ def refuse_unknown(what: str, got: object, choices: Iterable[object], try_: str 
     import difflib
 
     names = [str(choice) for choice in choices]
-    near = difflib.get_close_matches(str(got), names, n=1)
+    near = difflib.get_close_matches(str(got), [name for name in names if name != str(got)], n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     advice = f" {try_}" if try_ else ""
     return Refused(f"{what}: got {got!r}; choices: {', '.join(names) or 'none'}.{hint}{advice}")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from midefense.ranges import Deviation
 from midefense.types import Refused, Trace, refuse_unknown
 
 
@@ -84,7 +85,7 @@ class Classifier(nn.Module):
         channels: int,
         size: int,
         mean: float | Sequence[float],
-        std: float | Sequence[float],
+        std: Deviation,
     ) -> None:
         super().__init__()
         if list(stages)[-1:] != ["features"]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from midefense.architectures.base import Classifier
+from midefense.ranges import Channels, Count, Deviation, Side
 from midefense.types import Refused, refuse_unknown
 
 
@@ -29,12 +30,12 @@ class Custom(Classifier):
         *,
         network: nn.Module,
         feature_layer: str,
-        classes: int,
-        channels: int,
-        size: int = 32,
+        classes: Count,
+        channels: Channels,
+        size: Side = 32,
         fresh_head: bool = False,
         mean: float | Sequence[float] = 0.5,
-        std: float | Sequence[float] = 0.5,
+        std: Deviation = 0.5,
     ) -> None:
         linear_layers = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
         if feature_layer not in linear_layers:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from midefense.architectures.backbones import load_backbone, pin_weights
 from midefense.architectures.base import Classifier
+from midefense.ranges import Channels, Count, Depth, Deviation, Share, Side
 from midefense.types import Refused, refuse_unknown
 
 UNITS = {50: (3, 4, 14, 3), 152: (3, 8, 36, 3)}  # residual units per stage, by depth
@@ -37,14 +38,14 @@ class FaceEvolve(Classifier):
     def __init__(
         self,
         *,
-        classes: int,
-        channels: int,
-        size: int = 64,
-        depth: int = 50,
-        dropout: float = 0.5,
+        classes: Count,
+        channels: Channels,
+        size: Side = 64,
+        depth: Depth = 50,
+        dropout: Share = 0.5,
         weights: str | None = None,
         mean: float | Sequence[float] = 0.0,
-        std: float | Sequence[float] = 1.0,
+        std: Deviation = 1.0,
     ) -> None:
         if depth not in UNITS:
             raise refuse_unknown("depth", depth, UNITS)

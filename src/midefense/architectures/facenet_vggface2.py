@@ -10,6 +10,7 @@ from midefense.architectures.checkpoints import cached_file, read_tensors
 from midefense.architectures.faces import ThreeChannels, UnitLength
 from midefense.architectures.official import original_names
 from midefense.architectures.state_names import require_match
+from midefense.ranges import Channels, Count, Positive, Share, Side
 from midefense.types import Refused
 
 ADDRESS = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/20180402-114759-vggface2.pt"
@@ -36,13 +37,13 @@ class FaceNetVGGFace2(Classifier):
     def __init__(
         self,
         *,
-        classes: int,
-        channels: int,
-        size: int = 160,
+        classes: Count,
+        channels: Channels,
+        size: Side = 160,
         pretrained: bool = True,
         download: bool = False,
-        dropout: float = 0.6,
-        centroid_scale: float = 32.0,
+        dropout: Share = 0.6,
+        centroid_scale: Positive = 32.0,
     ) -> None:
         if size < LEAST_SIZE:
             raise Refused(f"size: expected at least {LEAST_SIZE}, got {size}; try 160")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from midefense.architectures.base import Classifier, per_channel
 from midefense.architectures.official import IMAGENET_CLASSES, official_network, original_names
+from midefense.ranges import Channels, Count, Deviation, NotNegative, Share, Side
 from midefense.types import Refused, Trace
 
 # torchvision's blocks in the order it runs them.
@@ -65,17 +66,17 @@ class InceptionV3(Classifier):
     def __init__(
         self,
         *,
-        classes: int,
-        channels: int,
-        size: int = 299,
+        classes: Count,
+        channels: Channels,
+        size: Side = 299,
         transform_input: bool = False,
-        auxiliary_weight: float = 1.0,
-        dropout: float = 0.5,
+        auxiliary_weight: NotNegative = 1.0,
+        dropout: Share = 0.5,
         pretrained: bool = False,
         weights: str | None = "IMAGENET1K_V1",
         download: bool = False,
         mean: float | Sequence[float] = 0.5,
-        std: float | Sequence[float] = 0.5,
+        std: Deviation = 0.5,
     ) -> None:
         if size < LEAST_SIZE:
             raise Refused(f"size: expected at least {LEAST_SIZE}, got {size}; try 299")

@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import nn
 
 from midefense.architectures.base import Classifier
+from midefense.ranges import Channels, Count, Deviation
 
 SIDE = 32  # the third convolution takes the whole of the map that 32 px leave
 
@@ -34,10 +35,10 @@ class MCNN(Classifier):
     def __init__(
         self,
         *,
-        classes: int,
-        channels: int,
+        classes: Count,
+        channels: Channels,
         mean: float | Sequence[float] = 0.0,
-        std: float | Sequence[float] = 1.0,
+        std: Deviation = 1.0,
     ) -> None:
         stages = {
             "stage1": _convolution(channels, 64, kernel=7, padding=1).append(nn.MaxPool2d(2)),
@@ -69,10 +70,10 @@ class SCNN(Classifier):
     def __init__(
         self,
         *,
-        classes: int,
-        channels: int,
+        classes: Count,
+        channels: Channels,
         mean: float | Sequence[float] = 0.0,
-        std: float | Sequence[float] = 1.0,
+        std: Deviation = 1.0,
     ) -> None:
         stages = {
             "stage1": _convolution(channels, 32, kernel=7, padding=1).append(nn.MaxPool2d(2)),

@@ -11,6 +11,7 @@ from midefense.architectures.checkpoints import read_tensors
 from midefense.architectures.faces import TARGET_HEIGHT, AlignedFaces, FaceWarp, ThreeChannels, UnitLength
 from midefense.architectures.official import original_names
 from midefense.architectures.state_names import from_published
+from midefense.ranges import Channels, Count, Positive
 
 # Expansion, channels, blocks and stride of the first block, per group of inverted bottlenecks.
 GROUPS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
@@ -35,11 +36,11 @@ class MobileFaceNet(Classifier):
     def __init__(
         self,
         *,
-        classes: int,
-        channels: int,
+        classes: Count,
+        channels: Channels,
         warp: FaceWarp,
         weights: str | None = None,
-        centroid_scale: float = 32.0,
+        centroid_scale: Positive = 32.0,
     ) -> None:
         network = Embedding()
         if weights is not None:

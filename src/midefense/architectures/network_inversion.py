@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from midefense.architectures.base import Classifier
+from midefense.ranges import Channels, Count, Deviation, Share, Side, Width, Widths
 from midefense.types import Refused
 
 
@@ -22,14 +23,14 @@ class NetworkInversionMLP(Classifier):
     def __init__(
         self,
         *,
-        classes: int,
-        channels: int,
-        size: int = 28,
-        widths: Sequence[int] = (512, 256),
-        slope: float = 0.2,
-        dropout: float = 0.4,
+        classes: Count,
+        channels: Channels,
+        size: Side = 28,
+        widths: Widths = (512, 256),
+        slope: Share = 0.2,
+        dropout: Share = 0.4,
         mean: float | Sequence[float] = 0.1307,
-        std: float | Sequence[float] = 0.3081,
+        std: Deviation = 0.3081,
     ) -> None:
         if not widths or any(width < 1 for width in widths):
             raise Refused(f"widths: expected one or more positive integers, got {list(widths)}; try [512, 256]")
@@ -56,16 +57,16 @@ class NetworkInversionCNN(Classifier):
     def __init__(
         self,
         *,
-        classes: int,
-        channels: int,
-        size: int = 28,
-        widths: Sequence[int] = (32, 64, 128),
-        features: int = 256,
-        slope: float = 0.2,
-        map_dropout: float = 0.25,
-        dropout: float = 0.4,
+        classes: Count,
+        channels: Channels,
+        size: Side = 28,
+        widths: Widths = (32, 64, 128),
+        features: Width = 256,
+        slope: Share = 0.2,
+        map_dropout: Share = 0.25,
+        dropout: Share = 0.4,
         mean: float | Sequence[float] = 0.1307,
-        std: float | Sequence[float] = 0.3081,
+        std: Deviation = 0.3081,
     ) -> None:
         side = size // 2 ** len(widths)
         if not widths or side < 1:

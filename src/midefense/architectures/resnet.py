@@ -10,6 +10,7 @@ from torch import nn
 
 from midefense.architectures.base import Classifier
 from midefense.architectures.official import official_network, original_names
+from midefense.ranges import Channels, Count, Deviation, Side
 from midefense.types import Refused, refuse_unknown
 
 # torchvision's name of each variant.
@@ -38,15 +39,15 @@ class ResNet(Classifier):
         self,
         *,
         variant: str,
-        classes: int,
-        channels: int,
-        size: int = 224,
+        classes: Count,
+        channels: Channels,
+        size: Side = 224,
         stem: str = "imagenet",
         pretrained: bool = False,
         weights: str | None = "IMAGENET1K_V1",
         download: bool = False,
         mean: float | Sequence[float] = 0.5,
-        std: float | Sequence[float] = 0.5,
+        std: Deviation = 0.5,
     ) -> None:
         if variant not in VARIANTS:
             raise refuse_unknown("variant", variant, VARIANTS)

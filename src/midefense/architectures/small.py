@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from midefense.architectures.base import Classifier
+from midefense.ranges import Channels, Count, Deviation, Share, Side, Width, Widths
 from midefense.types import Refused
 
 
@@ -21,13 +22,13 @@ class MLP(Classifier):
     def __init__(
         self,
         *,
-        classes: int,
-        channels: int,
-        size: int = 32,
-        widths: Sequence[int] = (256, 128),
-        dropout: float = 0.0,
+        classes: Count,
+        channels: Channels,
+        size: Side = 32,
+        widths: Widths = (256, 128),
+        dropout: Share = 0.0,
         mean: float | Sequence[float] = 0.5,
-        std: float | Sequence[float] = 0.5,
+        std: Deviation = 0.5,
     ) -> None:
         _require_widths(widths)
         stages: dict[str, nn.Module] = {}
@@ -52,13 +53,13 @@ class CNN(Classifier):
     def __init__(
         self,
         *,
-        classes: int,
-        channels: int,
-        size: int = 32,
-        widths: Sequence[int] = (32, 64, 128),
-        features: int = 64,
+        classes: Count,
+        channels: Channels,
+        size: Side = 32,
+        widths: Widths = (32, 64, 128),
+        features: Width = 64,
         mean: float | Sequence[float] = 0.5,
-        std: float | Sequence[float] = 0.5,
+        std: Deviation = 0.5,
     ) -> None:
         _require_widths(widths)
         side = size // 2 ** len(widths)

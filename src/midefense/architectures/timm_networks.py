@@ -14,6 +14,7 @@ from midefense.architectures.base import Classifier
 from midefense.architectures.checkpoints import read_tensors
 from midefense.architectures.official import original_names
 from midefense.architectures.state_names import require_match, unwrapped
+from midefense.ranges import Channels, Count, Deviation, Side
 from midefense.types import Refused, refuse_unknown
 
 
@@ -37,13 +38,13 @@ class Timm(Classifier):
         self,
         *,
         name: str,
-        classes: int,
-        channels: int,
-        size: int = 224,
+        classes: Count,
+        channels: Channels,
+        size: Side = 224,
         weights: str | None = None,
         options: Mapping[str, object] | None = None,
         mean: float | Sequence[float] = 0.5,
-        std: float | Sequence[float] = 0.5,
+        std: Deviation = 0.5,
     ) -> None:
         if not timm.is_model(name):
             near = difflib.get_close_matches(name, timm.list_models(), n=5)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from midefense.architectures.base import Classifier
+from midefense.ranges import Channels, Count, Depth, Deviation, Share, Side, Width
 from midefense.types import Refused
 
 
@@ -26,17 +27,17 @@ class TinyViT(Classifier):
     def __init__(
         self,
         *,
-        classes: int,
-        channels: int,
-        size: int = 28,
-        patch: int = 7,
-        width: int = 64,
-        depth: int = 2,
-        heads: int = 4,
-        ratio: int = 4,
-        dropout: float = 0.1,
+        classes: Count,
+        channels: Channels,
+        size: Side = 28,
+        patch: Side = 7,
+        width: Width = 64,
+        depth: Depth = 2,
+        heads: Depth = 4,
+        ratio: Depth = 4,
+        dropout: Share = 0.1,
         mean: float | Sequence[float] = 0.1307,
-        std: float | Sequence[float] = 0.3081,
+        std: Deviation = 0.3081,
     ) -> None:
         if size % patch or width % heads:
             raise Refused(

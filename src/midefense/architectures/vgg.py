@@ -13,6 +13,7 @@ from torch import nn
 
 from midefense.architectures.backbones import load_backbone, pin_weights
 from midefense.architectures.base import Classifier
+from midefense.ranges import Channels, Count, Deviation, Side
 from midefense.types import Refused
 
 BLOCKS = {
@@ -40,12 +41,12 @@ class VGG16(Classifier):
     def __init__(
         self,
         *,
-        classes: int,
-        channels: int,
-        size: int = 64,
+        classes: Count,
+        channels: Channels,
+        size: Side = 64,
         weights: str | None = None,
         mean: float | Sequence[float] = 0.0,
-        std: float | Sequence[float] = 1.0,
+        std: Deviation = 1.0,
     ) -> None:
         if size < 32 or size % 32:
             raise Refused(f"size: expected a multiple of 32 pixels, got {size}; try 64")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from midefense.architectures.base import Classifier
 from midefense.architectures.official import last_linear, official_network, original_names, weights_of
+from midefense.ranges import Channels, Count, Deviation, Side
 from midefense.types import Refused, refuse_unknown
 
 Stages = dict[str, nn.Module]
@@ -42,14 +43,14 @@ class Vision(Classifier):
         self,
         *,
         variant: str,
-        classes: int,
-        channels: int,
-        size: int = 224,
+        classes: Count,
+        channels: Channels,
+        size: Side = 224,
         pretrained: bool = False,
         weights: str | None = "IMAGENET1K_V1",
         download: bool = False,
         mean: float | Sequence[float] = 0.5,
-        std: float | Sequence[float] = 0.5,
+        std: Deviation = 0.5,
     ) -> None:
         if variant not in VARIANTS:
             raise refuse_unknown("variant", variant, VARIANTS)

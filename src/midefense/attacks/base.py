@@ -15,6 +15,7 @@ from torch import Tensor
 from midefense import seeds
 from midefense.oracle import BudgetExceeded, Oracle
 from midefense.priors.base import Prior
+from midefense.ranges import Count
 from midefense.types import (
     Access,
     Answer,
@@ -55,6 +56,9 @@ class Part:
     def check(self, setting: Setting) -> None:
         """Refuse a setting in which it cannot work; see `Setting` for when this is called."""
 
+    def check_prior(self, prior: Prior) -> None:
+        """Refuse a prior it cannot work with, as built from the plan: it knows its shapes and has no weights yet."""
+
 
 class Attack:
     """Prepare once per (target, prior), then recover what each fixed group of evidence points at.
@@ -74,7 +78,7 @@ class Attack:
     needs: tuple[str, ...] = ()
     steps: int | None = None
 
-    def __init__(self, *, access: str, budget: int | None, group: int):
+    def __init__(self, *, access: str, budget: Count | None, group: Count):
         self.access = Access.parse(access)
         if group < 1 or (budget is not None and budget < 1):
             raise Refused(f"attack: expected group and budget of at least 1, got group={group}, budget={budget}")
@@ -91,6 +95,9 @@ class Attack:
         cut = setting.evidence.cut
         if cut is not None and cut not in setting.architecture.taps:
             raise refuse_unknown("evidence.cut", cut, setting.architecture.taps, "It is a stage of the architecture.")
+
+    def check_prior(self, prior: Prior) -> None:
+        """Refuse a prior the attack cannot work with, as built from the plan (see `Part.check_prior`)."""
 
     def prepare(
         self,
@@ -234,9 +241,9 @@ class SearchAttack(Attack):
         views: Part | None = None,
         surrogate: Part | None = None,
         access: str = "whitebox",
-        budget: int | None = None,
-        group: int = 60,
-        chunk: int | None = None,
+        budget: Count | None = None,
+        group: Count = 60,
+        chunk: Count | None = None,
     ):
         super().__init__(access=access, budget=budget, group=group)
         if chunk is not None and chunk < 1:
@@ -276,6 +283,11 @@ class SearchAttack(Attack):
             )
         for part in self.parts.values():
             part.check(setting)
+
+    def check_prior(self, prior: Prior) -> None:
+        """Whatever a part refuses."""
+        for part in self.parts.values():
+            part.check_prior(prior)
 
     def prepare(
         self,

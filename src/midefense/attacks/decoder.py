@@ -12,6 +12,7 @@ from midefense.attacks.base import Attack
 from midefense.attacks.learning import Learning, public_images
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
+from midefense.ranges import Count
 from midefense.types import Evidence, Found, Images, Progress, Refused, to_pixels
 
 
@@ -31,7 +32,7 @@ class Decoder(Attack):
     prepares = True
     steps = 1
 
-    def __init__(self, *, learning: Learning, access: str = "features", budget: int | None = None, group: int = 60):
+    def __init__(self, *, learning: Learning, access: str = "features", budget: Count | None = None, group: Count = 60):
         super().__init__(access=access, budget=budget, group=group)
         self.access.require(self.reads, f"attack ({type(self).__name__})")
         self.learning = learning

@@ -10,6 +10,7 @@ from torch import Tensor
 from midefense.attacks.base import Part, Problem
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
+from midefense.ranges import Count, Draws, Share, Whole
 from midefense.types import Found, Progress, Refused, clip_images
 
 
@@ -30,7 +31,7 @@ class Random(Part):
 
     needs = ("sample",)
 
-    def __init__(self, *, candidates: int = 5, shared: bool = False):
+    def __init__(self, *, candidates: Draws = 5, shared: bool = False):
         if candidates < 1:
             raise Refused(f"attack.init.candidates: expected at least 1 start per target, got {candidates}")
         self.candidates, self.shared = candidates, shared
@@ -59,7 +60,7 @@ class BestOfPool(Part):
     needs = ("sample",)
     unhashed = ("batch_size",)
 
-    def __init__(self, *, size: int = 2000, candidates: int = 200, flip: bool = True, batch_size: int = 256):
+    def __init__(self, *, size: Draws = 2000, candidates: Draws = 200, flip: bool = True, batch_size: Count = 256):
         if not 1 <= candidates <= size or batch_size < 1:
             raise Refused(
                 f"attack.init: expected 1 <= candidates <= size and batch_size from 1, "
@@ -121,12 +122,12 @@ class BestOfStyles(BestOfPool):
     def __init__(
         self,
         *,
-        size: int = 2000,
-        candidates: int = 200,
+        size: Draws = 2000,
+        candidates: Draws = 200,
         flip: bool = True,
-        batch_size: int = 64,
-        psi: float = 0.5,
-        cutoff: int | None = 8,
+        batch_size: Count = 64,
+        psi: Share = 0.5,
+        cutoff: Whole | None = 8,
         single_w: bool = True,
     ):
         super().__init__(size=size, candidates=candidates, flip=flip, batch_size=batch_size)

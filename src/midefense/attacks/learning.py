@@ -14,6 +14,7 @@ from midefense.attacks.base import Part, within
 from midefense.attacks.schedules import Schedule, paced
 from midefense.priors.base import Prior
 from midefense.priors.gan import load_training, training_state
+from midefense.ranges import Count
 from midefense.types import Images, Progress, Refused, clip_images
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (network, images [B, C, H, W], answers [B, ...]) -> loss [B]
@@ -66,9 +67,9 @@ class Learning(Part):
         *,
         network: Callable[[], nn.Module],
         optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
-        steps: int,
-        batch_size: int = 64,
-        unit: int = 100,
+        steps: Count,
+        batch_size: Count = 64,
+        unit: Count = 100,
         schedule: Schedule | None = None,
     ):
         if min(steps, batch_size, unit) < 1:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midefense.attacks.base import Look, Part
+from midefense.ranges import InnerShare
 from midefense.types import Refused, Setting
 
 
@@ -47,7 +48,7 @@ class Poincare(Part):
 
     reads = ("logits", "gradient")
 
-    def __init__(self, *, xi: float = 1e-4):
+    def __init__(self, *, xi: InnerShare = 1e-4):
         if not 0 < xi < 1:
             raise Refused(f"attack.objective.xi: expected a value between 0 and 1, got {xi}")
         self.xi = xi

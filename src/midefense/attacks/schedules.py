@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 
 from midefense.attacks.base import Part
+from midefense.ranges import Ascending, NotNegative, Share, Whole
 from midefense.types import Refused
 
 
@@ -22,7 +24,7 @@ class Schedule(Part):
 class Milestones(Schedule):
     """The rate is multiplied by `factor` at each of `milestones`, updates counted from 0."""
 
-    def __init__(self, *, milestones: Sequence[int] = (), factor: float = 0.1):
+    def __init__(self, *, milestones: Annotated[Sequence[Whole], Ascending()] = (), factor: NotNegative = 0.1):
         if min(milestones, default=0) < 0 or factor < 0:
             raise Refused(f"schedule: expected milestones and a factor from 0, got {list(milestones)}, {factor}")
         self.milestones, self.factor = frozenset(milestones), factor
@@ -40,7 +42,7 @@ class Cosine(Schedule):
     2022: .05, .25, 0), so that the first is above 0. A decline of 1 is that of SGDR (Loshchilov, Hutter, ICLR 2017).
     """
 
-    def __init__(self, *, warmup: float = 0.0, decline: float = 1.0, floor: float = 0.0):
+    def __init__(self, *, warmup: Share = 0.0, decline: Share = 1.0, floor: Share = 0.0):
         if not (0 <= warmup <= 1 and 0 < decline <= 1 and 0 <= floor <= 1):
             raise Refused(
                 f"schedule: expected shares of the steps, warmup from 0 and decline above 0, and floor in [0, 1], "

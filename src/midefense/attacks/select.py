@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from midefense.attacks.base import Part, Problem
+from midefense.ranges import Count
 from midefense.types import Found, Refused, Setting
 
 
@@ -26,7 +27,7 @@ class LowestLoss(Part):
         keep: candidates per target.
     """
 
-    def __init__(self, *, keep: int = 1):
+    def __init__(self, *, keep: Count = 1):
         self.keep = _at_least_one(keep)
 
     def __call__(self, problem: Problem, found: Found) -> Tensor:
@@ -45,7 +46,7 @@ class TargetConfidence(Part):
 
     reads = ("probs",)
 
-    def __init__(self, *, keep: int = 1, views: Part | None = None, repeats: int = 1):
+    def __init__(self, *, keep: Count = 1, views: Part | None = None, repeats: Count = 1):
         self.keep = _at_least_one(keep)
         if repeats < 1 or (views is None and repeats > 1):
             raise Refused(

@@ -6,7 +6,7 @@ calling the view applies the rows to images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from midefense import rectangles
 from midefense.attacks.base import Part
+from midefense.ranges import Colour, Ratios, Share, Shares
 from midefense.types import Refused, Setting
 
 
@@ -36,7 +37,7 @@ class RandomResizedCrop(Part):
         *,
         scale: tuple[float, float] = (0.9, 1.0),
         ratio: tuple[float, float] = (1.0, 1.0),
-        flip: float = 0.0,
+        flip: Share = 0.0,
         shared: bool = False,
     ):
         if not (0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1] and 0 <= flip <= 1):
@@ -84,10 +85,10 @@ class RandomErase(Part):
     def __init__(
         self,
         *,
-        p: float = 1.0,
-        scale: Sequence[float] = (0.1, 0.4),
-        ratio: Sequence[float] = (1.0, 1.0),
-        value: float | Sequence[float] = (0.7425, 0.728, 0.703),
+        p: Share = 1.0,
+        scale: Shares = (0.1, 0.4),
+        ratio: Ratios = (1.0, 1.0),
+        value: Colour = (0.7425, 0.728, 0.703),
     ):
         rectangles.require_boxes(p, scale, ratio)
         self.p, self.scale, self.ratio = p, tuple(scale), tuple(ratio)

@@ -11,6 +11,7 @@ from midefense.datasets.base import FileDataset, require_at_least_zero, require_
 from midefense.datasets.decoding import Decoding
 from midefense.datasets.files import Files, entries, first_difference, require_folder
 from midefense.datasets.splits import split_classes
+from midefense.ranges import Classes, Count, InnerShare, Seed, Side, Whole
 from midefense.types import Refused
 
 
@@ -24,13 +25,13 @@ class AttFaces(FileDataset):
         self,
         *,
         root: str = "data/att_faces",
-        private: int = 30,
-        public: int = 10,
-        images: int = 10,
-        size: int = 64,
+        private: Classes = 30,
+        public: Whole = 10,
+        images: Count = 10,
+        size: Side = 64,
         framing: str = "squash",
-        test_share: float = 0.2,
-        split_seed: int = 42,
+        test_share: InnerShare = 0.2,
+        split_seed: Seed = 42,
     ) -> None:
         require_positive(private=private, images=images)
         require_at_least_zero(public=public)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,16 @@ from midefense.datasets.splits import (
     copies,
     follow,
     join,
+    refuse_few_classes,
     refuse_overlap,
     refuse_shared_identities,
     refuse_small_classes,
+    refuse_unwritable,
 )
 from midefense.types import Images, Refused, refuse_unknown
 
 logger = logging.getLogger(__name__)
+DATASET_OPTION = re.compile(r"(?<![\w.])dataset\.(?=[a-z_]+)")
 
 
 class Dataset(ABC):
@@ -98,6 +102,9 @@ class FileDataset(Dataset):
     def checked_listing(self) -> tuple[Files, Files, Files]:
         """`listing`, refused for what can be seen without decoding: small classes and shared identities."""
         train, test, public = self.listing()
+        for part in (train, public):
+            refuse_unwritable(part.names)
+        refuse_few_classes(train.names)
         refuse_small_classes(train, test, "private", tested=int(self.stratified))
         refuse_shared_identities([train, test], public)
         return train, test, public
@@ -149,6 +156,13 @@ class PublicFrom:
         return images
 
     def _images(self, cache: Path | None) -> Images:
+        """A dataset's refusals name its options as those of `dataset`; here it stands under `public.dataset`."""
+        try:
+            return self._part(cache)
+        except Refused as refusal:
+            raise Refused(DATASET_OPTION.sub("public.dataset.", str(refusal))) from refusal
+
+    def _part(self, cache: Path | None) -> Images:
         if self.part == "public":
             return self.dataset.load_public(cache)
         whole = self.dataset.load(cache)

@@ -13,6 +13,7 @@ from midefense.datasets.celeba_files import IDENTITIES, Pictures, read_list
 from midefense.datasets.decoding import Decoding
 from midefense.datasets.files import Files, require_folder
 from midefense.datasets.splits import legacy_shuffle_split, stratify
+from midefense.ranges import Classes, Count, InnerShare, Seed, Side, Whole
 from midefense.types import Refused
 
 LISTS = "  LISTS/trainset.txt  LISTS/testset.txt  LISTS/ganset.txt"
@@ -39,14 +40,14 @@ class Celeba(CelebaSet):
         lists: str | None = None,
         images: str = "img_align_celeba",
         partial: bool = False,
-        identities: int = 1000,
-        min_images: int = 30,
-        test_share: float = 0.1,
-        public_above: int = 1000,
-        public_images: int | None = 30000,
-        split_seed: int = 42,
+        identities: Classes = 1000,
+        min_images: Count = 30,
+        test_share: InnerShare = 0.1,
+        public_above: Whole = 1000,
+        public_images: Whole | None = 30000,
+        split_seed: Seed = 42,
         crop: Sequence[float] | None = (35, 55, 143, 163, 178, 218),
-        size: int = 64,
+        size: Side = 64,
     ) -> None:
         require_positive(identities=identities, min_images=min_images)
         require_share(test_share)
@@ -137,13 +138,13 @@ class CelebaPpa(CelebaSet):
         public_root: str | None = None,
         images: str = "img_align_celeba",
         partial: bool = False,
-        identities: int = 1000,
-        train_share: float = 0.9,
-        public_images: int | None = 10000,
-        split_seed: int = 42,
+        identities: Classes = 1000,
+        train_share: InnerShare = 0.9,
+        public_images: Whole | None = 10000,
+        split_seed: Seed = 42,
         crop: Sequence[float] | None = None,
         framing: str = "centre_crop",
-        size: int = 224,
+        size: Side = 224,
     ) -> None:
         require_positive(identities=identities)
         require_share(train_share, "train_share", advice=0.9)

@@ -15,6 +15,7 @@ from midefense.datasets.base import Dataset, require_positive, resize_pixels
 from midefense.datasets.cache import cached_pixels
 from midefense.datasets.files import require_folder, stamp
 from midefense.datasets.splits import Part, Splits, choose_classes, hashes_of
+from midefense.ranges import Side, Whole
 from midefense.types import Images, Refused
 
 ROWS = 1024  # resized at a time, to bound the memory
@@ -49,8 +50,8 @@ class ClassSet(Dataset):
         self,
         *,
         root: str = "data",
-        private_classes: Sequence[int] = (0, 1, 2, 3, 4),
-        size: int = 32,
+        private_classes: Sequence[Whole] = (0, 1, 2, 3, 4),
+        size: Side = 32,
         download: bool = False,
     ) -> None:
         require_positive(size=size)

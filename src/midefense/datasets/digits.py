@@ -11,9 +11,14 @@ from pathlib import Path
 import torch
 from sklearn.datasets import load_digits
 
+from midefense.compute import require_memory
 from midefense.datasets.base import Dataset, require_positive, require_share, resize, to_uint8
 from midefense.datasets.splits import Splits, split_classes
+from midefense.ranges import InnerShare, Seed, Side, Whole
 from midefense.types import Images, Refused
+
+COUNT = 1797  # images
+ENLARGED = 16  # bytes per pixel while images are enlarged, in float64
 
 
 class Digits(Dataset):
@@ -24,10 +29,10 @@ class Digits(Dataset):
     def __init__(
         self,
         *,
-        private_classes: Sequence[int] = (0, 1, 2, 3, 4),
-        size: int = 32,
-        test_share: float = 0.2,
-        split_seed: int = 42,
+        private_classes: Sequence[Whole] = (0, 1, 2, 3, 4),
+        size: Side = 32,
+        test_share: InnerShare = 0.2,
+        split_seed: Seed = 42,
     ) -> None:
         require_positive(size=size)
         require_share(test_share)
@@ -38,6 +43,7 @@ class Digits(Dataset):
                 f"dataset.private_classes: expected 2 to 9 different digits of 0 to 9, got {self.private_classes}; "
                 "the others are public. Try [0,1,2,3,4]."
             )
+        require_memory(COUNT * size**2 * ENLARGED, f"dataset.size={size} for {COUNT:,} images")
         self.size = size
         self.test_share = test_share
         self.split_seed = split_seed

@@ -9,6 +9,7 @@ from midefense.datasets.base import FileDataset, require_positive, require_priva
 from midefense.datasets.decoding import Decoding
 from midefense.datasets.files import SUFFIXES, Files, entries, require_folder, require_inside
 from midefense.datasets.splits import split_shuffled
+from midefense.ranges import Classes, InnerShare, Seed, Side, Whole
 from midefense.types import Refused, refuse_unknown
 
 GROUPS = {"all": ("actors", "actresses"), "actors": ("actors",), "actresses": ("actresses",)}
@@ -36,13 +37,13 @@ class FaceScrub(FileDataset):
         root: str = "data/facescrub",
         variant: str = "faces",
         group: str = "all",
-        actors: int = 265,
-        actresses: int = 265,
-        private: int | None = None,
-        size: int = 224,
+        actors: Whole = 265,
+        actresses: Whole = 265,
+        private: Classes | None = None,
+        size: Side = 224,
         framing: str = "centre_crop",
-        train_share: float = 0.9,
-        split_seed: int = 42,
+        train_share: InnerShare = 0.9,
+        split_seed: Seed = 42,
         orientation: str = "ignored",
         alpha: str = "ignored",
     ) -> None:

@@ -9,6 +9,7 @@ from midefense.datasets.base import FileDataset, require_share
 from midefense.datasets.decoding import Decoding
 from midefense.datasets.files import SUFFIXES, Files, entries, first_difference, require_folder
 from midefense.datasets.splits import cut
+from midefense.ranges import InnerShare, Seed, Side
 from midefense.types import Refused
 
 TREE = f"  ROOT/<class>/<image>    one folder per class, images directly inside it ({' '.join(SUFFIXES)})"
@@ -32,14 +33,14 @@ class ImageFolder(FileDataset):
         public_root: str | None = None,
         private_test_root: str | None = None,
         channels: int = 3,
-        size: int = 64,
+        size: Side = 64,
         framing: str = "centre_crop",
         crop: Sequence[float] | None = None,
         convert: bool = False,
         orientation: str = "applied",
         alpha: str = "refused",
-        test_share: float = 0.2,
-        split_seed: int = 42,
+        test_share: InnerShare = 0.2,
+        split_seed: Seed = 42,
     ) -> None:
         require_share(test_share)
         self.decoding = Decoding(

@@ -15,6 +15,7 @@ from midefense.datasets.base import FileDataset, require_positive, require_share
 from midefense.datasets.decoding import Decoding
 from midefense.datasets.files import Files, entries, first_difference, require_folder
 from midefense.datasets.splits import split_classes
+from midefense.ranges import Count, InnerShare, Seed, Side
 from midefense.types import Refused
 
 FOLDERS = ("lfw-deepfunneled", "lfw_funneled", "lfw")
@@ -43,12 +44,12 @@ class Lfw(FileDataset):
         *,
         root: str = "data/lfw",
         landmarks: str | None = None,
-        min_images: int = 10,
-        cap: int | None = None,
-        test_share: float = 0.2,
-        split_seed: int = 42,
+        min_images: Count = 10,
+        cap: Count | None = None,
+        test_share: InnerShare = 0.2,
+        split_seed: Seed = 42,
         crop: Sequence[float] | None = (67, 51, 185, 169, 250, 250),
-        size: int = 64,
+        size: Side = 64,
     ) -> None:
         require_positive(min_images=min_images, **({} if cap is None else {"cap": cap}))
         require_share(test_share)
@@ -87,6 +88,7 @@ class Lfw(FileDataset):
         root = require_folder(self.root, "root", self.tree())
         for name in FOLDERS:
             if (root / name).is_dir():
+                self._refuse_nested(root / name)
                 return root / name
         got = entries(root)[0].name if entries(root) else "nothing"
         advice = root.parent if root.name in FOLDERS else "DIR"
@@ -94,6 +96,14 @@ class Lfw(FileDataset):
             f"expected\n{self.tree()}\nfirst difference in {root}: expected {FOLDERS[0]}, got {got}. "
             f"Try dataset.root={advice}."
         )
+
+    def _refuse_nested(self, folder: Path) -> None:
+        """Kaggle's archive holds the folder of people inside another of that name."""
+        if any((folder / name).is_dir() for name in FOLDERS):
+            raise Refused(
+                f"expected\n{self.tree()}\nfirst difference in {folder}: expected folders of people, got the set "
+                f"once more, as in Kaggle's archive. Try dataset.root={folder}."
+            )
 
     def _pictures(self, person: Path) -> list[Path]:
         paths = entries(person)

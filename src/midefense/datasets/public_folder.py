@@ -9,6 +9,7 @@ from pathlib import Path
 from midefense.datasets.base import FileDataset, require_positive
 from midefense.datasets.decoding import Decoding
 from midefense.datasets.files import SUFFIXES, Files, is_left_behind, natural_key, require_folder, require_inside
+from midefense.ranges import Count, Side
 from midefense.types import Refused
 
 NODE = "public.dataset"  # where it stands in a configuration
@@ -31,10 +32,10 @@ class PublicFolder(FileDataset):
         *,
         root: str,
         folders: Sequence[str],
-        count: int | None = None,
+        count: Count | None = None,
         numbered: bool = False,
         channels: int = 3,
-        size: int = 64,
+        size: Side = 64,
         framing: str = "centre_crop",
         crop: Sequence[float] | None = None,
         convert: bool = False,

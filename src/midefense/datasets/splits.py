@@ -18,6 +18,7 @@ from torch import Tensor
 
 from midefense.datasets.cache import picture_hashes
 from midefense.datasets.files import Files
+from midefense.store.plain import writable
 from midefense.types import Images, Refused
 
 Part = TypeVar("Part", Images, Files)  # what can be split: images, or files not yet decoded
@@ -76,6 +77,9 @@ class Splits:
         for name, part in parts.items():
             _refuse_malformed(part, name)
         _refuse_mixed_shapes(parts)
+        for part in parts.values():
+            refuse_unwritable(part.names)
+        refuse_few_classes(self.class_names)
         if list(self.private_test.names) != list(self.private_train.names):
             raise Refused("private_test: expected the class names of private_train, in their order, got others")
         refuse_small_classes(self.private_train, self.private_test, "private", tested=int(self.stratified))
@@ -198,6 +202,19 @@ def follow(first: Images, second: Images) -> Images:
     """Images of different classes: the labels of `second` count on after those of `first`."""
     counted_on = replace(second, labels=second.labels + len(first.names))
     return replace(join(first, counted_on), names=[*first.names, *second.names])
+
+
+def refuse_few_classes(names: Sequence[str]) -> None:
+    """Refuse fewer than two private classes: who tells apart one class knows nothing, and nothing can be recovered."""
+    if len(names) < 2:
+        got = ", ".join(map(repr, names)) or "none"
+        raise Refused(f"expected at least 2 private classes, got {got}; try a dataset, or a share of it, with more")
+
+
+def refuse_unwritable(names: Sequence[str]) -> None:
+    """Refuse names of classes that no file can hold: rows, pictures and reports name them."""
+    if odd := [name for name in names if not writable(name)]:
+        raise Refused(f"expected names of classes in UTF-8 without a NUL byte, got {odd[0]!r}; try renaming its folder")
 
 
 def refuse_small_classes(train: Part, test: Part, who: str, tested: int = 1) -> None:

@@ -14,6 +14,7 @@ from midefense.datasets.decoding import Decoding
 from midefense.datasets.files import Files, entries, require_folder, require_inside
 from midefense.datasets.matlab import read_variables
 from midefense.datasets.splits import split_shuffled
+from midefense.ranges import Classes, InnerShare, Seed, Side
 from midefense.types import Refused
 
 LISTS = ("train_list.mat", "test_list.mat")
@@ -35,13 +36,13 @@ class StanfordDogs(FileDataset):
         self,
         *,
         root: str = "data/stanford_dogs",
-        breeds: int = 120,
-        private: int | None = None,
+        breeds: Classes = 120,
+        private: Classes | None = None,
         cropped: bool = False,
-        size: int = 224,
+        size: Side = 224,
         framing: str = "squash",
-        train_share: float = 0.9,
-        split_seed: int = 42,
+        train_share: InnerShare = 0.9,
+        split_seed: Seed = 42,
     ) -> None:
         require_positive(breeds=breeds)
         require_private(private, breeds)

@@ -10,9 +10,13 @@ from torch import Tensor
 
 from midefense import seeds
 from midefense.closed_form import render
+from midefense.compute import require_memory
 from midefense.datasets.base import Dataset, require_positive, to_uint8
 from midefense.datasets.splits import Splits
+from midefense.ranges import Classes, Count, NotNegative, Side, Whole
 from midefense.types import Images, Refused
+
+DRAWN = 16  # bytes per pixel while images are drawn: two numbers in float64
 
 
 class Toy(Dataset):
@@ -28,19 +32,21 @@ class Toy(Dataset):
     def __init__(
         self,
         *,
-        classes: int = 4,
-        public_classes: int = 8,
-        images_per_class: int = 40,
-        test_images_per_class: int = 10,
-        size: int = 32,
-        jitter: float = 0.05,
-        noise: float = 0.03,
-        seed: int = 0,
+        classes: Classes = 4,
+        public_classes: Count = 8,
+        images_per_class: Count = 40,
+        test_images_per_class: Count = 10,
+        size: Side = 32,
+        jitter: NotNegative = 0.05,
+        noise: NotNegative = 0.03,
+        seed: Whole = 0,
     ) -> None:
         require_positive(classes=classes, public_classes=public_classes, size=size)
         require_positive(images_per_class=images_per_class, test_images_per_class=test_images_per_class)
         if jitter < 0 or noise < 0:
             raise Refused(f"dataset.jitter and dataset.noise: expected at least 0, got {jitter} and {noise}")
+        pictures = classes * (images_per_class + test_images_per_class) + public_classes * images_per_class
+        require_memory(pictures * size**2 * DRAWN, f"dataset.size={size} for {pictures:,} images")
         self.classes = classes
         self.public_classes = public_classes
         self.images_per_class = images_per_class

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from midefense.architectures.base import Classifier
 from midefense.defenses.base import Defense
+from midefense.ranges import Positive
 from midefense.types import Batch, Origin, Refused, Trace, refuse_unknown
 
 MEASURES = ("hsic", "coco")
@@ -42,9 +43,9 @@ class BiDO(Defense):
         measure: str,
         lambda_x: float,
         lambda_y: float,
-        sigma: float = 5.0,
+        sigma: Positive = 5.0,
         label_kernel: str = "linear",
-        eps: float = 1e-5,
+        eps: Positive = 1e-5,
         hsic_form: str = "normalized",
         coco_norm: str = "frobenius",
         layers: Sequence[str] | None = None,

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from midefense.defenses.base import Defense, cross_entropy
+from midefense.ranges import Share
 from midefense.types import Batch, Refused, Trace
 
 
@@ -24,7 +25,7 @@ class LabelSmoothing(Defense):
     owns = ("task",)
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
 
-    def __init__(self, *, alpha: float, start: float = 0.5, full: float = 0.75) -> None:
+    def __init__(self, *, alpha: float, start: Share = 0.5, full: Share = 0.75) -> None:
         super().__init__()
         if alpha > 1:
             raise Refused(f"alpha: expected at most 1, got {alpha}; try -0.05 to defend, 0.1 to smooth")

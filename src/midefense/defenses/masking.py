@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from midefense.architectures.base import Classifier
 from midefense.defenses.base import Defense
+from midefense.ranges import Count, Share, Shares, Some
 from midefense.rectangles import fill_of, inside
 from midefense.types import Batch, Origin, Refused, refuse_unknown
 
@@ -81,7 +82,7 @@ class Cutout(Masking):
     revision = 1
 
     def __init__(
-        self, *, p: float = 1.0, side: float = 0.5, value: float | Sequence[float] = 0.0, fill_space: str = "normalized"
+        self, *, p: Share = 1.0, side: Share = 0.5, value: float | Sequence[float] = 0.0, fill_space: str = "normalized"
     ) -> None:
         super().__init__(p=p, value=value, fill_space=fill_space)
         require_share("side", side)
@@ -110,9 +111,9 @@ class HideAndSeek(Masking):
     def __init__(
         self,
         *,
-        p: float = 1.0,
-        grids: Sequence[int] = (4, 8, 16),
-        q: float = 0.5,
+        p: Share = 1.0,
+        grids: Annotated[Sequence[Count], Some()] = (4, 8, 16),
+        q: Share = 0.5,
         value: float | Sequence[float] = (0.485, 0.456, 0.406),
         fill_space: str = "pixel",
     ) -> None:
@@ -147,9 +148,9 @@ class GridMask(Masking):
     def __init__(
         self,
         *,
-        p: float = 1.0,
-        period: Sequence[float] = (0.25, 0.5),
-        kept: float = 0.5,
+        p: Share = 1.0,
+        period: Shares = (0.25, 0.5),
+        kept: Share = 0.5,
         value: float | Sequence[float] = 0.0,
         fill_space: str = "normalized",
     ) -> None:
@@ -181,7 +182,7 @@ class PixelDropout(Masking):
     revision = 1
 
     def __init__(
-        self, *, p: float = 1.0, q: float = 0.25, value: float | Sequence[float] = 0.0, fill_space: str = "normalized"
+        self, *, p: Share = 1.0, q: Share = 0.25, value: float | Sequence[float] = 0.0, fill_space: str = "normalized"
     ) -> None:
         super().__init__(p=p, value=value, fill_space=fill_space)
         require_share("q", q)
@@ -200,7 +201,7 @@ class EntireErasing(Defense):
     revision = 1
     neutral: ClassVar[dict[str, float]] = {"rate": 1.0}
 
-    def __init__(self, *, rate: float = 0.5) -> None:
+    def __init__(self, *, rate: Share = 0.5) -> None:
         super().__init__()
         if not 0 < rate <= 1:
             raise Refused(f"rate: expected a share of the batches in (0, 1], got {rate}; try 0.5")

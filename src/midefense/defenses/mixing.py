@@ -17,6 +17,7 @@ from midefense import seeds
 from midefense.architectures.base import Classifier
 from midefense.defenses.base import Defense
 from midefense.defenses.masking import require_share
+from midefense.ranges import Positive, Share
 from midefense.rectangles import extent, inside
 from midefense.types import Batch, Origin, Refused
 
@@ -31,7 +32,7 @@ class Mixing(Defense):
     neutral: ClassVar[dict[str, float]] = {"p": 0.0}
     classes: int | None = None
 
-    def __init__(self, *, p: float, alpha: float) -> None:
+    def __init__(self, *, p: Share, alpha: Positive) -> None:
         super().__init__()
         require_share("p", p)
         if not alpha > 0:
@@ -69,7 +70,7 @@ class Mixup(Mixing):
 
     revision = 1
 
-    def __init__(self, *, p: float = 1.0, alpha: float = 0.2) -> None:
+    def __init__(self, *, p: Share = 1.0, alpha: Positive = 0.2) -> None:
         super().__init__(p=p, alpha=alpha)
 
     def blend(self, images: Tensor, partners: Tensor, share: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -84,7 +85,7 @@ class CutMix(Mixing):
 
     revision = 1
 
-    def __init__(self, *, p: float = 0.5, alpha: float = 1.0) -> None:
+    def __init__(self, *, p: Share = 0.5, alpha: Positive = 1.0) -> None:
         super().__init__(p=p, alpha=alpha)
 
     def blend(self, images: Tensor, partners: Tensor, share: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from midefense import seeds
 from midefense.architectures.base import Classifier
 from midefense.defenses.masking import Masking
+from midefense.ranges import Ratios, Share, Shares
 from midefense.rectangles import chosen, extent, inside, places_of, require_boxes, roll, sizes_of
 from midefense.types import Batch, Origin, Refused, refuse_unknown
 
@@ -43,9 +44,9 @@ class RandomErasing(Masking):
     def __init__(
         self,
         *,
-        p: float = 1.0,
-        scale: Sequence[float] = (0.1, 0.4),
-        ratio: Sequence[float] = (1.0, 1.0),
+        p: Share = 1.0,
+        scale: Shares = (0.1, 0.4),
+        ratio: Ratios = (1.0, 1.0),
         value: float | Sequence[float] = (0.485, 0.456, 0.406),
         fill_space: str = "normalized",
         location: str = "random",

@@ -9,11 +9,13 @@ every stage.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor
 
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
 from midefense.metrics.features import class_count, evaluator_names, judged_trace
+from midefense.ranges import Count, Some
 from midefense.types import Refused
 
 
@@ -37,9 +39,9 @@ class AttackAccuracy(Metric):
     def __init__(
         self,
         *,
-        top: Sequence[int] = (1, 5),
+        top: Annotated[Sequence[Count], Some()] = (1, 5),
         stages: Sequence[str] = ("initial", "optimised", "stage*"),
-        batch_size: int = 256,
+        batch_size: Count = 256,
     ) -> None:
         super().__init__()
         self.top = tuple(top)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
 from midefense.metrics.features import evaluator_names, judged_trace, reference_features
+from midefense.ranges import Count
 
 
 class FeatureDistance(Metric):
@@ -25,7 +26,7 @@ class FeatureDistance(Metric):
     unhashed = ("batch_size",)
     best = {"knn_distance": 0.0}
 
-    def __init__(self, *, batch_size: int = 256) -> None:
+    def __init__(self, *, batch_size: Count = 256) -> None:
         super().__init__()
         self.batch_size = batch_size
 

@@ -19,6 +19,7 @@ from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
 from midefense.metrics.features import TARGET, ask_features, batch_rows, feature_sets, judged_trace, network
 from midefense.metrics.hull import convex_hull, in_hull
 from midefense.metrics.kid import kernel_distance
+from midefense.ranges import Count, Whole
 from midefense.types import Batch, Refused
 
 ROWS = 1024
@@ -43,7 +44,7 @@ class FeatureSpace(Metric):
     unhashed = ("batch_size",)
     best = {"feature_space_hull_share": 1.0}
 
-    def __init__(self, *, erasing: nn.Module, drawn: int = 4, seed: int = 0, batch_size: int = 256) -> None:
+    def __init__(self, *, erasing: nn.Module, drawn: Count = 4, seed: Whole = 0, batch_size: Count = 256) -> None:
         super().__init__()
         if drawn < 0:
             raise Refused(f"FeatureSpace.drawn: expected 0 or more classes, got {drawn}; try 4")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from midefense.metrics.base import Measured, World
 from midefense.metrics.features import INCEPTION, FeatureMetric, feature_sets
+from midefense.ranges import Count
 from midefense.types import Refused
 
 COMFORTABLE = 10
@@ -30,7 +31,7 @@ class FrechetDistance(FeatureMetric):
     higher_leaks = False
     best = {"fid": 0.0}
 
-    def __init__(self, *, features: str = "auto", legacy_ppa: bool = False, batch_size: int = 256) -> None:
+    def __init__(self, *, features: str = "auto", legacy_ppa: bool = False, batch_size: Count = 256) -> None:
         super().__init__(features=features, batch_size=batch_size, legacy_ppa=legacy_ppa)
         if legacy_ppa and self.features != INCEPTION:
             raise Refused(

@@ -14,6 +14,7 @@ from torch.nn.functional import one_hot
 
 from midefense.metrics.base import INTERVAL, Measured, World, class_resamples
 from midefense.metrics.features import FeatureMetric, feature_sets
+from midefense.ranges import Count
 
 ROWS = 1024
 
@@ -29,7 +30,7 @@ class KernelDistance(FeatureMetric):
     higher_leaks = False
     best = {"kid": 0.0}
 
-    def __init__(self, *, features: str = "auto", batch_size: int = 256) -> None:
+    def __init__(self, *, features: str = "auto", batch_size: Count = 256) -> None:
         super().__init__(features=features, batch_size=batch_size)
 
     def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:

@@ -18,6 +18,7 @@ from midefense.datasets.cache import picture_hashes
 from midefense.datasets.splits import hashes_of
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
 from midefense.metrics.features import ask, batch_rows
+from midefense.ranges import Batch, Count, NotNegative, Positive, Share, Whole
 from midefense.training.recipe import shuffled_batches
 from midefense.types import Images, Refused, to_pixels
 
@@ -50,13 +51,13 @@ class KnowledgeExtraction(Metric):
         *,
         student: Callable[..., nn.Module],
         augment: Sequence[Callable[[Tensor, torch.Generator], Tensor]] = (),
-        epochs: int = 75,
-        batch_size: int = 32,
-        learning_rate: float = 0.1,
-        final_learning_rate: float = 1e-4,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-4,
-        seed: int = 0,
+        epochs: Count = 75,
+        batch_size: Batch = 32,
+        learning_rate: Positive = 0.1,
+        final_learning_rate: NotNegative = 1e-4,
+        momentum: Share = 0.9,
+        weight_decay: NotNegative = 1e-4,
+        seed: Whole = 0,
     ) -> None:
         super().__init__()
         if epochs < 1 or batch_size < 2:

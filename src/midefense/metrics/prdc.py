@@ -14,6 +14,7 @@ from torch import Tensor
 
 from midefense.metrics.base import Measured, World, over_classes
 from midefense.metrics.features import FeatureMetric, feature_sets
+from midefense.ranges import Count
 from midefense.types import Refused
 
 STEMS = ("precision", "recall", "density", "coverage")
@@ -37,7 +38,9 @@ class PRDC(FeatureMetric):
     higher_leaks = True
     best = {"precision": 1.0, "recall": 1.0, "coverage": 1.0}
 
-    def __init__(self, *, k: int = 3, features: str = "auto", legacy_ppa: bool = False, batch_size: int = 256) -> None:
+    def __init__(
+        self, *, k: Count = 3, features: str = "auto", legacy_ppa: bool = False, batch_size: Count = 256
+    ) -> None:
         super().__init__(features=features, batch_size=batch_size, legacy_ppa=legacy_ppa)
         if k < 1:
             raise Refused(f"PRDC.k: expected at least 1, got {k}; try 3, as in PPA")

@@ -92,8 +92,9 @@ def _blank_defended(architecture: Node, plan: TargetPlan) -> tuple[nn.Module, De
 
 
 def require_start(session: Session, plan: TargetPlan) -> None:
-    """Refuse a classifier that is to start from a network whose body does not fit it."""
-    if plan.recipe.arguments.get("start") is not None:
+    """Refuse a classifier that is to start from weights that are not there, or whose body does not fit it."""
+    reads = plan.architecture.arguments != without_weights(plan.architecture).arguments
+    if reads or plan.recipe.arguments.get("start") is not None:
         job = job_of(session, plan)
         if session.store.find(job.draft) is None:
             beginning(session.store, job.architecture, plan)

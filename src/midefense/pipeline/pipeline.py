@@ -374,15 +374,8 @@ class Pipeline:
         run.result(*numbers_of(report, further))
 
     def _named_prior(self, artefact: Artefact) -> StoredPrior:
-        """The prior of the store that the plan names; it must make the target's images and belong to no other."""
-        dataset, target = self.target.plan.dataset.build(), self.target.artefact
-        prior = self.plan.prior.build()
-        made, wanted = (prior.channels, prior.size), (dataset.channels, dataset.size)
-        if made != wanted:
-            raise Refused(
-                f"prior_artefact={artefact.reference}: expected a prior of images with (channels, size) = {wanted}, "
-                f"those of the dataset, got {made}; try another prior, or dataset.size={prior.size}"
-            )
+        """The prior of the store that the plan names; it must belong to no other target."""
+        target, prior = self.target.artefact, self.plan.prior.build()
         if artefact.recipe.get("target", target.id) != target.id:
             raise Refused(
                 f"prior_artefact={artefact.reference}: expected a prior of {target.reference}, or of no target, got "

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from midefense.compute import local_rank
 from midefense.pipeline.ahead import look_ahead
 from midefense.pipeline.pipeline import Pipeline
-from midefense.plan.compose import (
-    COMPLAINTS,
-    CONF,
-    plain_config,
-    refuse_hidden,
-    sentence,
-    with_prior_options,
-)
+from midefense.plan.compose import in_one_sentence, plain_config, refuse_hidden, with_prior_options
 from midefense.plan.overrides import as_typed, with_open_places
 from midefense.plan.read import read_plan
+from midefense.plan.verb_options import CONF, groups, groups_of
 from midefense.store.artefacts import Artefact
 from midefense.tracking.endings import tell
 from midefense.tracking.preemption import ending_when_asked
@@ -34,14 +31,16 @@ def verb(name: str, work: Callable[[Pipeline], Artefact], say: Callable[[Artefac
     `tracking.endings` says; a sweep goes through all its points, and exits as the first one that failed."""
 
     failed: list[int] = []
+    composing = [True]  # until a run begins, and again between the runs of a sweep
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
     def run(config: DictConfig) -> None:
         sys.argv[1:] = as_typed(sys.argv[1:])  # Hydra has read them: further processes and sentences begin with these
-        chosen, tell_of = HydraConfig.get(), tell
+        chosen, tell_of, composing[0] = HydraConfig.get(), tell, False
         try:
             refuse_hidden(chosen.runtime.config_sources)
-            values = plain_config(with_prior_options(config, chosen))
+            with in_one_sentence(name):
+                values = plain_config(with_prior_options(config, chosen))
             plan = read_plan(name, values, dict(chosen.runtime.choices), as_typed(chosen.overrides.task))
             pipeline = Pipeline(plan)
             tell_of = pipeline.session.tell
@@ -53,19 +52,45 @@ def verb(name: str, work: Callable[[Pipeline], Artefact], say: Callable[[Artefac
                 print("\n".join(agenda.lines()), file=sys.stderr, flush=True)
             artefact = work(pipeline)
         except Exception as error:  # here, before Hydra adds lines of its own; the rest of a sweep goes on
-            failed.append(tell_of(error))
+            failed.append(tell_of(_at_point(chosen, error)))
             return
+        finally:
+            composing[0] = True
         print(f"{say(artefact)}\n{artefact.reference}\n{artefact.path}", flush=True)
 
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's printer
         with ending_when_asked():
             try:
-                sys.argv[1:] = with_open_places(sys.argv[1:])
-                run()
-            except COMPLAINTS as error:
-                failed.append(tell(Refused(sentence(error))))
+                with in_one_sentence(name, lambda: composing[0]), _own_groups_in_help(name):
+                    sys.argv[1:] = with_open_places(sys.argv[1:])
+                    run()
+            except Refused as refusal:
+                failed.append(tell(refusal))
         if failed:
             sys.exit(failed[0])
 
     return main
+
+
+@contextlib.contextmanager
+def _own_groups_in_help(name: str) -> Iterator[None]:
+    """Of the groups that Hydra's help lists, which are all of `conf/`, those that the verb takes and the user's own."""
+    if not {"--help", "-h"} & set(sys.argv[1:]):
+        yield
+        return
+    others = set(groups()) - set(groups_of(name))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            yield
+    finally:
+        lines = said.getvalue().splitlines(keepends=True)
+        sys.stdout.write("".join(line for line in lines if line.partition(":")[0] not in others))
+
+
+def _at_point(hydra_config: DictConfig, error: Exception) -> Exception:
+    """A refusal that says which point of a sweep it is about; whatever else ended a run as it is."""
+    if hydra_config.mode != RunMode.MULTIRUN or not isinstance(error, Refused):
+        return error
+    swept = [word for word in hydra_config.overrides.task if word not in sys.argv]
+    return Refused(f"point {hydra_config.job.num + 1} ({' '.join(swept) or 'the only one'}): {error}")

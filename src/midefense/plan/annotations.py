@@ -9,21 +9,26 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
+from midefense.ranges import MARKERS
+
 NUMBERS = {bool: (bool,), int: (int,), float: (int, float)}
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 
 def hints_of(target: Callable) -> dict[str, object]:
     """The annotations of a class's constructor, by argument; arguments without one are absent."""
-    return typing.get_type_hints(target.__init__)
+    return typing.get_type_hints(target.__init__, include_extras=True)
 
 
 def fits(value: object, hint: object) -> bool:
     """Whether `value`, as it comes from YAML, can be given where `hint` stands.
 
     A list stands for any sequence, a text for a path, a whole number for a float. A checked node (`build.Bound`)
-    stands for what it will build. Annotations of other kinds admit everything.
+    stands for what it will build, one that is `_partial_` for a function that gives it. Ranges (`midefense.ranges`)
+    count; annotations of other kinds admit everything.
     """
+    if typing.get_origin(hint) is typing.Annotated:
+        return fits(value, hint.__origin__) and all(marker.holds(value) for marker in _markers(hint))
     inner, kind = typing.get_args(hint), typing.get_origin(hint) or hint
     if kind in (typing.Union, types.UnionType):
         return any(fits(value, choice) for choice in inner)
@@ -32,7 +37,7 @@ def fits(value: object, hint: object) -> bool:
     if not inspect.isclass(kind) or kind is object:
         return True
     if hasattr(value, "partial"):
-        return kind is collections.abc.Callable if value.partial else issubclass(value.target, kind)
+        return _gives(value.target, inner, kind) if value.partial else issubclass(value.target, kind)
     if kind in NUMBERS:
         return isinstance(value, NUMBERS[kind]) and (kind is bool or not isinstance(value, bool))
     if kind is Path:
@@ -47,6 +52,8 @@ def fits(value: object, hint: object) -> bool:
 
 def in_words(hint: object) -> str:
     """What `hint` admits, as a message says it."""
+    if typing.get_origin(hint) is typing.Annotated:
+        return " ".join([in_words(hint.__origin__), *map(str, _markers(hint))])
     inner, kind = typing.get_args(hint), typing.get_origin(hint) or hint
     if kind in (typing.Union, types.UnionType):
         return " or ".join(in_words(choice) for choice in inner)
@@ -59,7 +66,23 @@ def in_words(hint: object) -> str:
         return f"a list of {len(inner)}" if fixed else f"a list ({in_words(inner[0])} each)" if inner else "a list"
     if inspect.isclass(kind) and issubclass(kind, collections.abc.Mapping):
         return f"a mapping ({in_words(inner[1])} each)" if inner else "a mapping"
+    if kind is collections.abc.Callable and _given(inner) is not None:
+        return f"a node of a class {_given(inner).__name__} with _partial_: true"
     return f"a node with a _target_ ({getattr(kind, '__name__', kind)})"
+
+
+def _markers(hint: object) -> list[object]:
+    return [marker for marker in hint.__metadata__ if isinstance(marker, MARKERS)]
+
+
+def _gives(target: type, inner: tuple, kind: object) -> bool:
+    """Whether a partial node of `target` is a function such as the annotation asks for."""
+    return kind is collections.abc.Callable and (_given(inner) is None or issubclass(target, _given(inner)))
+
+
+def _given(inner: tuple) -> type | None:
+    """The class of what an annotated function gives, if it names one."""
+    return inner[-1] if inner and inspect.isclass(inner[-1]) else None
 
 
 def _items_fit(value: list | tuple, inner: tuple) -> bool:

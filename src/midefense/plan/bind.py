@@ -53,6 +53,12 @@ class Node:
         make = functools.partial(self.target, *positional, **arguments)
         return make if self.partial else make()
 
+    def within(self) -> Iterator[Node]:
+        """This node and all below it."""
+        yield self
+        for value in (self.positional, *self.arguments.values()):
+            yield from _nodes_in(value)
+
     def recipe(self) -> dict:
         """What decides the content of what is built: class, revision and arguments, without places and without what
         changes no number (a class's `unhashed`).
@@ -151,8 +157,14 @@ def _bind(node: object, path: str, allow: tuple[str, ...], awaited: tuple[str, .
     except Refused as refusal:
         problems.append(f"{path}: {refusal}")
         return None
-    partial = bool(node.get("_partial_", False))
-    positional = _bind(list(node.get("_args_", ())), path, allow, awaited, problems)
+    partial, listed = node.get("_partial_", False), node.get("_args_", [])
+    if not isinstance(partial, bool):
+        problems.append(f"{path}._partial_: expected true or false, got {partial!r}")
+        partial = False
+    if not isinstance(listed, list | tuple):
+        problems.append(f"{path}._args_: expected a list of positional values, got {listed!r}; try [{listed}]")
+        listed = []
+    positional = _bind(list(listed), path, allow, awaited, problems)
     written = {key: value for key, value in node.items() if key not in ("_target_", "_partial_", "_args_")}
     parameters = _parameters(target, partial, len(positional))
     if len(positional) > (most := _most_positional(target)):
@@ -238,6 +250,14 @@ def _walk(value: object, visit: Callable[[Node], object]) -> object:
     if isinstance(value, list | tuple):
         return [_walk(item, visit) for item in value]
     return value
+
+
+def _nodes_in(value: object) -> Iterator[Node]:
+    if isinstance(value, Node):
+        yield from value.within()
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _nodes_in(item)
 
 
 def _revisions(recipe: object) -> Iterator[tuple[str, int | None]]:

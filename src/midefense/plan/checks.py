@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from midefense.plan.annotations import fits, in_words
+from midefense.plan.verb_options import OVER_ALL
+from midefense.ranges import Whole
 from midefense.store.folders import folders_of
-from midefense.store.plain import environment_secrets, looks_secret
+from midefense.store.plain import environment_secrets, looks_secret, writable
 from midefense.store.store import MISSING
 from midefense.types import Refused, refuse_unknown
 
 SEEDS = ("target", "prior", "attack")
 EVALUATOR_KEYS = ("architecture", "recipe", "train_on", "seed", "artefact")
+NO_EVALUATORS: dict = {}  # of a verb that has none
 TOLD = ("tracking", "compute", "store")  # parts that no recipe holds; what is told of them is masked
 BROUGHT_KEYS = ("dataset", "defense")  # of a stored evaluator: places within them may be given
 CHOICES = {"missing": MISSING, "train_on": ("private", "all")}
@@ -21,16 +26,17 @@ def check_shape(verb: str, config: Mapping, keys: Iterable[str]) -> None:
     keys = tuple(keys)
     refuse_all(
         [
-            *(str(refuse_unknown(f"{verb}: no such option", key, keys)) for key in config if key not in keys),
+            *(_not_an_option(verb, key, keys) for key in config if key not in keys),
             *(f"{verb}: expected the option {key}, got none; try without ~{key}" for key in keys if key not in config),
         ]
     )
     refuse_all(
         [
+            *_unwritable(config),
             *_secrets(config),
             *_environment_values(config),
             *_plain_values(config),
-            *_evaluators(config.get("evaluators", {})),
+            *_evaluators(config.get("evaluators", NO_EVALUATORS)),
             *_metrics(config),
         ]
     )
@@ -51,6 +57,22 @@ def refuse_together(steps: Iterable[Callable[[], object]]) -> None:
         except Refused as refusal:
             problems.append(str(refusal))
     refuse_all(problems)
+
+
+def _not_an_option(verb: str, key: str, keys: tuple[str, ...]) -> str:
+    if key in OVER_ALL:
+        return (
+            f"{key}=...: expected a file that sets options of {verb}, got one whose options stand under {key!r}; "
+            "its first line must be `# @package _global_`, and options must follow"
+        )
+    return str(refuse_unknown(f"{verb}: no such option", key, keys))
+
+
+def _unwritable(config: Mapping) -> Iterator[str]:
+    """Texts end up in names of files and in JSON."""
+    for here, text in _texts(config):
+        if not writable(text):
+            yield f"{here}: expected a text of Unicode characters without a NUL byte, got {text!r}; try retyping it"
 
 
 def _secrets(node: object) -> Iterator[str]:
@@ -94,6 +116,12 @@ def _plain_values(config: Mapping) -> Iterator[str]:
     allow = config["allow"]
     if not (isinstance(allow, list) and all(isinstance(name, str) for name in allow)):
         yield f"allow: expected a list of module names, got {allow!r}; try 'allow=[my_module]'"
+    else:
+        yield from (
+            f"allow: expected modules that Python finds, got {name!r}; try its folder in PYTHONPATH, or its right name"
+            for name in allow
+            if not _is_module(name)
+        )
     if not isinstance(config["seeds"], Mapping) or set(config["seeds"]) != set(SEEDS):
         yield f"seeds: expected {', '.join(SEEDS)}, got {config['seeds']!r}"
     else:
@@ -104,6 +132,8 @@ def _evaluators(evaluators: object) -> Iterator[str]:
     if not isinstance(evaluators, Mapping):
         yield f"evaluators: expected evaluators by name, got {evaluators!r}; try evaluator@evaluators.main=cnn_wide"
         return
+    if evaluators is not NO_EVALUATORS and not evaluators:
+        yield "evaluators: expected one or more, got none to judge by; try evaluator@evaluators.main=cnn_wide"
     for name, node in evaluators.items():
         brought = BROUGHT_KEYS if isinstance(node, Mapping) and node.get("artefact") is not None else ()
         if not isinstance(node, Mapping) or set(node) - set(brought) != set(EVALUATOR_KEYS):
@@ -122,9 +152,16 @@ def _metrics(config: Mapping) -> Iterator[str]:
         yield f"metrics: expected metrics by name, got {config['metrics']!r}; try metrics=all"
 
 
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # a parent that is not there; no name of a module at all
+        return False
+
+
 def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return fits(value, Whole)
 
 
 def _not_a_seed(name: str, value: object) -> str:
-    return f"{name}: expected a whole number, got {value!r}; try {name}=0"
+    return f"{name}: expected {in_words(Whole)}, got {value!r}; try {name}=0"

@@ -3,32 +3,40 @@ knows Hydra."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from omegaconf.resolvers import oc
-from yaml import YAMLError
 
 from midefense.plan.overrides import chosen_of, parsed, with_open_places
 from midefense.plan.prior_options import KEY, lay_over, options_for, require_known
+from midefense.plan.verb_options import CONF, unknown_group, unknown_option
 from midefense.store.folders import can_be_written, folders_of
 from midefense.store.plain import mask_variable
 from midefense.types import Refused, refuse_unknown
 
-PACKAGE = Path(__file__).resolve().parents[1]
-# Inside the installed package, or beside `src/` in a checkout.
-CONF = next((path for path in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if path.is_dir()), PACKAGE / "conf")
 NO_OPTION = "Config group override must be"  # what Hydra says of GROUP=null, as a plain ValueError
-# What Hydra and its readers raise where a word of the command line or a file of configuration is not what it must be.
-COMPLAINTS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 NULL_OPTION = "GROUP=null: expected the name of an option, got null; choices: --help; try ~GROUP"
+# What Hydra says, by a piece of it, and what to do about it.
+ADVICE = {
+    "Could not delete": "expected ~KEY of an option that is there; try --cfg job to see them all",
+    "Could not append": "try the same word without +",
+    "Multiple values for": "try the same word without +",
+    "appears more than once": "try the same word without +",
+    "Ambiguous value": "try -m for one run of each value, [1,2] for a list, or quotes for a text",
+    "Sweep parameters": "try -m in front of them",
+}
+NO_RANGE = "range() arg 3"  # what Python says of a step of 0, through Hydra
 
 
 def _environment(name: str, *default: object) -> object:
@@ -45,17 +53,57 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> tuple[dict, dict[str, s
 
     Raises `Refused`, in the words of the verbs, for an override that Hydra cannot follow.
     """
+    with in_one_sentence(verb), initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        words = with_open_places(overrides)
+        config = hydra_compose(config_name=verb, overrides=words, return_hydra_config=True)
+        hydra = config.hydra
+        with open_dict(config):
+            del config["hydra"]
+        config = with_prior_options(config, hydra)
+        return plain_config(config), dict(hydra.runtime.choices)
+
+
+@contextlib.contextmanager
+def in_one_sentence(verb: str, composing: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Whatever is raised while a configuration is composed, as `Refused` in the words of the verbs.
+
+    Args:
+        composing: whether it still is; what is raised later (in an entry point, by the work) passes.
+    """
     try:
-        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            words = with_open_places(overrides)
-            config = hydra_compose(config_name=verb, overrides=words, return_hydra_config=True)
-            hydra = config.hydra
-            with open_dict(config):
-                del config["hydra"]
-            config = with_prior_options(config, hydra)
-    except COMPLAINTS as error:
-        raise Refused(sentence(error)) from error
-    return plain_config(config), dict(hydra.runtime.choices)
+        yield
+    except Refused:
+        raise
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
+        if not composing() or (said := _in_words(verb, error)) is None:
+            raise
+        raise Refused(said) from error
+
+
+def _in_words(verb: str, error: Exception) -> str | None:
+    """What is wrong with a configuration, by the exception it ended in; None for what is none of its mistakes."""
+    if isinstance(error, HydraException):
+        return sentence(verb, error)
+    if isinstance(error, OmegaConfBaseException):
+        where = f"{error.full_key}: " if error.full_key else ""
+        return f"{where}expected an interpolation that can be resolved, got: {_first_line(error)}; see --cfg job"
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark
+        where = f"{mark.name}, line {mark.line + 1}" if mark else "a configuration file"
+        return f"{where}: expected YAML, got: {error.problem}; try blanks instead of tabs, or quotes around the value"
+    if isinstance(error, UnicodeDecodeError | yaml.YAMLError):
+        name = getattr(error, "name", None) or "a configuration file that was named"
+        return (
+            f"{name}: expected YAML as UTF-8 text, got another file: {' '.join(str(error).split())}; try another name"
+        )
+    if isinstance(error, RecursionError):
+        return (
+            "expected configuration files whose `defaults` end somewhere, got some that name each other in a circle; "
+            "look at the `defaults` of the file you wrote"
+        )
+    if str(error).startswith(NO_OPTION):
+        return NULL_OPTION if "NoneType" in str(error) else f"GROUP=OPTION: expected the names of both; got: {error}"
+    return f"range: expected a step other than 0, got 0 ({error}); try range(0,3)" if NO_RANGE in str(error) else None
 
 
 def with_prior_options(config: DictConfig, hydra: DictConfig) -> DictConfig:
@@ -101,17 +149,10 @@ def plain_config(config: DictConfig) -> dict:
 
     Where `store` names several folders, `${store}` is the one that is written to.
     """
-    try:
-        missing = sorted(OmegaConf.missing_keys(config))
-        values = OmegaConf.to_container(config, resolve=True) if "store" not in config else _values(config)
-    except OmegaConfBaseException as error:
-        raise Refused(sentence(error)) from error
-    if missing:
+    if missing := sorted(OmegaConf.missing_keys(config)):
         raise Refused(f"these options need a value: {', '.join(missing)}; give them on the command line")
-    return values
-
-
-def _values(config: DictConfig) -> dict:
+    if "store" not in config:
+        return OmegaConf.to_container(config, resolve=True)
     store = list(config.store) if isinstance(config.store, ListConfig) else config.store
     written = {"store": folders_of(store)[0]}
     return {**OmegaConf.to_container(OmegaConf.merge(config, written), resolve=True), "store": store}
@@ -126,54 +167,42 @@ def written_folder(store: object, inside: str) -> str:
 OmegaConf.register_new_resolver("written_folder", written_folder, replace=True, use_cache=True)
 
 
-def sentence(error: Exception) -> str:
-    """A complaint (`COMPLAINTS`) about the command line or a file of configuration, with the choices that are left out.
-    What it cannot be is raised again."""
-    if isinstance(error, OmegaConfBaseException):
-        said = str(error).split("\n")[0]
-        return f"{error.full_key or 'a value'}: {said}; expected a value, or ${{KEY}} of an option that has one"
-    if isinstance(error, YAMLError):
-        return _yaml_sentence(error)
-    if isinstance(error, UnicodeDecodeError):
-        return f"a file of configuration: expected YAML in UTF-8, got other bytes ({error}); is it another file's name?"
-    if isinstance(error, ValueError):
-        if not str(error).startswith(NO_OPTION):
-            raise error
-        return NULL_OPTION
+def sentence(verb: str, error: HydraException) -> str:
+    """Hydra's complaint about the command line, with the choices it leaves out."""
     if isinstance(error, MissingConfigException) and error.options:
         chosen = str(error.missing_cfg_file).split("/")[-1]
         return str(refuse_unknown(f"{error.missing_cfg_file}: no such option", chosen, error.options))
-    text = str(error).split("\n")[0]
+    text = _first_line(error)
     if isinstance(error, OverrideParseException):
         return f"expected KEY=VALUE, +KEY=VALUE or ~KEY, got {error.override!r}; try quoting the value ({text})"
     cause = error.__cause__
     if isinstance(cause, GrammarParseError):
-        return sentence(cause)
+        return _in_words(verb, cause)
     if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None and cause.key is not None:
-        if "/" in str(cause.key):
-            return str(refuse_unknown("no such config group", cause.key, sorted(groups()), "See --help."))
-        known = [key for key in map(str, cause.parent_node) if key != "hydra" and not key.startswith("_")]
-        return str(refuse_unknown(f"{cause.full_key}: no such option", cause.key, known))
-    if "Could not override '" in text:
-        group = text.split("'")[1]
-        return str(refuse_unknown("no such config group", group, sorted(groups()), "See --help."))
-    if "Could not delete" in text:
-        return f"{text} Expected ~KEY of an option that is there; try --cfg job to see them all"
+        return str(_unknown_key(verb, cause))
+    if match := re.match(r"(?:In '(?P<file>.+?)': )?Could not override '(?P<group>.+?)'", text):
+        option = re.search(rf"{re.escape(match['group'])}=(\S+)", str(error))
+        refusal = unknown_group(verb, match["group"], option and option[1])
+        return f"{match['file']} sets what {verb} cannot be told. {refusal}" if match["file"] else str(refusal)
+    for piece, advice in ADVICE.items():
+        if piece in text:
+            return f"{text.rstrip('.')}; {advice}"
     return text
 
 
-def _yaml_sentence(error: YAMLError) -> str:
-    """Where a file of configuration stops being YAML, and why."""
-    mark, said = getattr(error, "problem_mark", None), " ".join(str(error).split())
-    if mark is None:
-        return f"a file of configuration: expected YAML, got {said}"
-    return f"{mark.name}, line {mark.line + 1}: expected YAML, got what is none ({error.problem})"
+def _unknown_key(verb: str, error: OmegaConfBaseException) -> Refused:
+    """The refusal of a key that is not there."""
+    key = str(error.key)
+    if "/" in key:
+        return unknown_group(verb, key)
+    known = [name for name in map(str, error.parent_node) if name != "hydra" and not name.startswith("_")]
+    if str(error.full_key) == key:
+        return unknown_option(verb, key, known)
+    return refuse_unknown(f"{error.full_key}: no such option", key, known)
 
 
-def groups() -> list[str]:
-    """The config groups, as `attack/search`."""
-    folders = (path for path in CONF.rglob("*") if path.is_dir())
-    return [path.relative_to(CONF).as_posix() for path in folders if any(path.glob("*.yaml"))]
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0]
 
 
 def refuse_hidden(sources: Iterable[Mapping[str, str]]) -> None:

@@ -31,7 +31,7 @@ def architecture_facts(
     classes = architecture.arguments.get("classes") or classes
     node = without_weights(architecture).given(classes=classes or SOME_CLASSES, channels=channels, size=size)
     try:
-        model = _deployed(node, defense)
+        model = _without_memory(node, defense)
     except Refused as refusal:
         if classes is None:
             raise NotYetKnown("the network, which is built for a number of classes") from refusal
@@ -63,15 +63,16 @@ def without_weights(architecture: Node) -> Node:
     return replace(architecture, arguments={**architecture.arguments, **none})
 
 
-def _deployed(architecture: Node, defense: Node) -> nn.Module:
+def deployed(architecture: Node, defense: Node) -> nn.Module:
+    """The network as deployed, with some weights."""
+    model, built = assembled(drawn(architecture, 0), defense, 0, Origin.LOADED)
+    return built.seal(model, None)
+
+
+def _without_memory(architecture: Node, defense: Node) -> nn.Module:
     """The network as deployed, in no memory; one that computes while it is built takes what it needs."""
     try:
         with torch.device("meta"):
-            return _sealed(architecture, defense)
+            return deployed(architecture, defense)
     except RuntimeError:
-        return _sealed(architecture, defense)
-
-
-def _sealed(architecture: Node, defense: Node) -> nn.Module:
-    model, built = assembled(drawn(architecture, 0), defense, 0, Origin.LOADED)
-    return built.seal(model, None)
+        return deployed(architecture, defense)

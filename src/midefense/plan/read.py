@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from midefense.architectures.base import Classifier
@@ -28,6 +28,7 @@ from midefense.plan.references import (
     named_prior,
     with_start,
 )
+from midefense.plan.trials import optimizer_trials, try_network, try_prior
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, content_id
 from midefense.store.store import Store
@@ -54,7 +55,7 @@ KINDS = {
     "tracking": Settings,
     "compute": Compute,
 }
-HEAVY = ("architecture", "prior")  # not built to see whether their values are right, as everything else is
+HEAVY = ("architecture", "prior")  # built as `trials` does, to see whether their values are right
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
     names |= target.provenance["names"] if target else {}
     names |= {"prior": prior.provenance["names"]["prior"]} if prior else {}
     refuse_all(_other_kinds(bound))
-    refuse_together(node.build for path, node in bound.items() if path.split(".")[-1] not in HEAVY)
+    built = [node.build for path, node in bound.items() if path.split(".")[-1] not in HEAVY]
+    refuse_together([*built, *optimizer_trials(bound.values())])
     plan = Plan(
         verb=verb,
         target=stored_target(target, allow) if target else _target_plan(bound, config, seeds, names),
@@ -153,6 +155,7 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
             else _evaluator_plan(name, node, plan.target, bound, choices)
             for name, node in config["evaluators"].items()
         }
+    refuse_together(_network_trials(plan, new_target=target is None))
     if plan.attack is not None:
         _check_match(plan)
     return plan
@@ -262,9 +265,20 @@ def read_setting(plan: Plan) -> Setting:
     return Setting(plan.prior.target, DatasetFacts(**shape), evidence, describe)
 
 
+def _network_trials(plan: Plan, new_target: bool) -> Iterator[Callable[[], None]]:
+    """A trial of every classifier that may have to be trained, and of the attacker's own networks."""
+    dataset = plan.target.dataset.build()
+    images = DatasetFacts(dataset.channels, dataset.size)
+    classifiers = [*([plan.target] if new_target else []), *plan.evaluators.values()]
+    for classifier in classifiers:
+        yield functools.partial(try_network, classifier.architecture, classifier.defense, images)
+
+
 def _check_match(plan: Plan) -> None:
-    """Let the attack refuse a setting it cannot work in, and a weak attack a prior that asked for more."""
+    """Refuse a prior that cannot make the target's images, a setting in which the attack cannot work, and a prior that
+    asked for more than a weak attack may see."""
     attack = plan.attack.build()
+    _check_prior(plan, attack)
     with contextlib.suppress(NotYetKnown):
         attack.check(read_setting(plan))
     asks = getattr(plan.prior.target, "asks", None)
@@ -273,6 +287,26 @@ def _check_match(plan: Plan) -> None:
             f"prior {plan.names.get('prior', '')} learned with access={asks.value}, more than attack.access="
             f"{attack.access.value} reveals; choose a prior that asks less, or a stronger access"
         )
+
+
+def _check_prior(plan: Plan, attack: Attack) -> None:
+    """Refuse a prior for other images than the target's, one that cannot be built, and one the attack cannot enter."""
+    dataset = plan.target.dataset.build()
+    plan.prior.target.require_world(plan.target.dataset.target)
+    if plan.stored_prior is not None:
+        made, wanted = (
+            (plan.prior.arguments["channels"], plan.prior.arguments["size"]),
+            (dataset.channels, dataset.size),
+        )
+        if made != wanted:
+            raise Refused(
+                f"prior_artefact={plan.stored_prior.reference}: expected a prior of images with (channels, size) = "
+                f"{wanted}, those of the dataset, got {made}; try another prior, or dataset.size={made[1]}"
+            )
+        return
+    prior = try_prior(plan.prior, DatasetFacts(dataset.channels, dataset.size))
+    if prior is not None:
+        attack.check_prior(prior)
 
 
 def name_of(names: Mapping[str, str], *parts: str) -> str:

@@ -105,6 +105,10 @@ class Prior(nn.Module):
         before anything is trained."""
 
     @classmethod
+    def require_world(cls, dataset: type) -> None:
+        """Refuse a dataset (its class) whose images this prior can never make; called before anything is trained."""
+
+    @classmethod
     def require_some(cls, images: Images) -> None:
         """Refuse to learn from no public images at all."""
         if cls.learns and not len(images):

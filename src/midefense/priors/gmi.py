@@ -11,6 +11,7 @@ from torch import Tensor
 from midefense.priors.base import Prior
 from midefense.priors.gan import adversarial_fit
 from midefense.priors.nets.gmi import Critic, Generator
+from midefense.ranges import Batch, Betas, Count, NotNegative, Positive, Width
 from midefense.types import Images, Progress, Refused
 
 
@@ -36,16 +37,16 @@ class GmiGan(Prior):
         *,
         channels: int,
         size: int,
-        latent_size: int = 100,
-        width: int = 64,
-        epochs: int = 120,
-        steps: int | None = None,
-        batch_size: int = 64,
-        critic_steps: int = 5,
-        learning_rate: float = 2e-4,
-        betas: tuple[float, float] = (0.5, 0.999),
-        penalty: float = 10.0,
-        unit: int = 100,
+        latent_size: Width = 100,
+        width: Width = 64,
+        epochs: Count = 120,
+        steps: Count | None = None,
+        batch_size: Batch = 64,
+        critic_steps: Count = 5,
+        learning_rate: Positive = 2e-4,
+        betas: Betas = (0.5, 0.999),
+        penalty: NotNegative = 10.0,
+        unit: Count = 100,
     ):
         super().__init__(channels=channels, size=size)
         if size not in (32, 64):

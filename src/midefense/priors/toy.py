@@ -11,6 +11,8 @@ from midefense.closed_form import render
 from midefense.priors.base import Prior
 from midefense.types import Refused
 
+WORLD = "Toy"  # the class of the dataset; a prior does not import datasets
+
 
 class ToyFamily(Prior):
     """Latents [B, 2] in [-1, 1] place the bell; `decode` draws it without noise.
@@ -27,6 +29,15 @@ class ToyFamily(Prior):
         if channels != 1:
             raise Refused(f"the toy prior makes grey images, got channels={channels}; use it with dataset=toy")
         self.mass = float(render(torch.zeros(1, 2, dtype=torch.float64), size).mean())
+
+    @classmethod
+    def require_world(cls, dataset: type) -> None:
+        """The bells of the toy, and nothing else."""
+        if WORLD not in {kind.__name__ for kind in dataset.__mro__}:
+            raise Refused(
+                f"prior=toy: expected dataset=toy, whose images it draws in closed form, got {dataset.__name__}; "
+                "try prior=gmi_gan or prior=gmi_gan_small"
+            )
 
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
         """Places [count, 2], uniform in the square."""

@@ -31,6 +31,14 @@ def looks_secret(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
 
+def writable(text: str) -> bool:
+    """Whether a text can stand in a file and in a file's name: Unicode characters, and none of them NUL."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:  # half a character, as Python reads names of files that are not UTF-8
+        return False
+
+
 def _plain(value: object, secrets: Sequence[str]) -> object:
     if isinstance(value, Mapping):
         return {

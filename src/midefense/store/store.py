@@ -46,6 +46,14 @@ from midefense.types import Refused, refuse_unknown
 
 POLL_SECONDS = 0.2
 MISSING = ("make", "fail", "plan")  # what is done about what is missing
+# What brings the first artefact of a kind into a store.
+NONE_YET = {
+    "target": "Make one with train_target.py, or bring weights in with midefense import",
+    "prior": "Make one with attack.py or evaluate.py, or bring weights in with midefense import",
+    "recovered": "Make one with attack.py",
+    "prepared": "Make one with attack.py",
+    "result": "Make one with evaluate.py",
+}
 TRIES = 3  # to save into a folder that another process clears
 
 
@@ -115,7 +123,8 @@ class Store:
         else:
             found = self.named(reference, kind) or self.named(reference)
         if not found:
-            raise refuse_unknown(f"{kind}={reference}", reference, self._names(kind))
+            names = self._names(kind)
+            raise refuse_unknown(f"{kind}={reference}", reference, names, "" if names else NONE_YET[kind])
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise Refused(f"{kind}={reference}: expected the name of one artefact, got {len(found)}; choices: {names}")

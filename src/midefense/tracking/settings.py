@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from midefense.ranges import Whole
 from midefense.types import Refused, refuse_unknown
 
 MODES = ("auto", "online", "offline", "disabled")
@@ -27,8 +28,8 @@ class Settings:
     entity: str | None = None
     group: str | None = None
     tags: tuple[str, ...] = ()
-    media_limit: int = 500
-    finish_seconds: int = 120
+    media_limit: Whole = 500
+    finish_seconds: Whole = 120
     folder: Path = Path("runs")
 
     revision: ClassVar[int] = 1

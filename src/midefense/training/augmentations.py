@@ -7,7 +7,7 @@ of the same shape and range.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from kornia.enhance import (
 )
 from torch import Tensor
 
+from midefense.ranges import Range, Ratios, Share, Shares
 from midefense.types import Refused
 
 
@@ -26,7 +27,7 @@ class HorizontalFlip:
 
     revision = 1
 
-    def __init__(self, *, p: float = 0.5) -> None:
+    def __init__(self, *, p: Share = 0.5) -> None:
         if not 0 <= p <= 1:
             raise Refused(f"p: expected a probability in [0, 1], got {p}; try 0.5")
         self.p = p
@@ -43,7 +44,7 @@ class ResizedCrop:
 
     revision = 1
 
-    def __init__(self, *, scale: Sequence[float] = (0.85, 1.0), ratio: Sequence[float] = (1.0, 1.0)) -> None:
+    def __init__(self, *, scale: Shares = (0.85, 1.0), ratio: Ratios = (1.0, 1.0)) -> None:
         if not 0 < scale[0] <= scale[1] <= 1:
             raise Refused(f"scale: expected 0 < low <= high <= 1, got {list(scale)}; try [0.85, 1.0]")
         if not 0 < ratio[0] <= ratio[1]:
@@ -75,7 +76,12 @@ class ColorJitter:
     revision = 1
 
     def __init__(
-        self, *, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0
+        self,
+        *,
+        brightness: Share = 0.0,
+        contrast: Share = 0.0,
+        saturation: Share = 0.0,
+        hue: Annotated[float, Range(0, 0.5)] = 0.0,
     ) -> None:
         if min(brightness, contrast, saturation) < 0 or max(brightness, contrast, saturation) > 1:
             raise Refused("brightness, contrast, saturation: expected values in [0, 1]; try 0.2")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from midefense import seeds
+from midefense.ranges import Batch, InnerShare, NotNegative, Positive, Whole
 from midefense.training.start import Start
 from midefense.types import Images, Refused, refuse_unknown
 
@@ -46,20 +47,20 @@ class Recipe:
     def __init__(
         self,
         *,
-        epochs: int,
-        batch_size: int,
+        epochs: Whole,
+        batch_size: Batch,
         optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
         milestones: Sequence[float | int] = (),
-        factor: float = 0.1,
-        warmup: int = 0,
+        factor: NotNegative = 0.1,
+        warmup: Whole = 0,
         augment: Sequence[Augmentation] = (),
         sampler: Sampler = "shuffle",
         select: str = "last",
         head: str = "trained",
-        validation_share: float = 0.1,
+        validation_share: InnerShare = 0.1,
         precision: str = "32-true",
         compile: bool = False,
-        clip_norm: float | None = None,
+        clip_norm: Positive | None = None,
         drop_last: bool = False,
         start: Start | None = None,
     ) -> None:
@@ -87,6 +88,8 @@ class Recipe:
         self.batch_size = batch_size
         self.optimizer = optimizer
         self.milestones = [_as_epoch(milestone, epochs) for milestone in milestones]
+        if self.milestones != sorted(self.milestones):
+            raise Refused(f"milestones: expected epochs in ascending order, got {list(milestones)}; try [0.5, 0.75]")
         self.factor = factor
         self.warmup = warmup
         self.augment = list(augment)
@@ -219,6 +222,8 @@ def _groups(rows: Tensor, images: int, rng: torch.Generator) -> list[Tensor]:
 def _as_epoch(milestone: float | int, epochs: int) -> int:
     """A milestone in epochs; floats are shares of all epochs."""
     if isinstance(milestone, int):
+        if milestone < 0:
+            raise Refused(f"milestones: expected epochs from 0, got {milestone}; try 0.75")
         return milestone
     if not 0 < milestone < 1:
         raise Refused(f"milestones: expected integers or shares in (0, 1), got {milestone}; try 0.75")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from midefense.attacks.base import Part, Problem, seen
 from midefense.attacks.schedules import Schedule, paced
+from midefense.ranges import Count, Positive, Whole
 from midefense.types import Found, Refused, refuse_unknown
 
 # what a recipe calls `schedules.Milestones`, wherever it lies
@@ -37,8 +38,8 @@ class Gradient(Part):
         self,
         *,
         optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
-        steps: int,
-        reference_batch: float = 1,
+        steps: Whole,
+        reference_batch: Positive = 1,
         box: float | tuple[float, float] | None = None,
         schedule: Schedule | None = None,
         keep: str = "last",
@@ -166,7 +167,7 @@ class Rest(Part):
             candidates are still asked about.
     """
 
-    def __init__(self, *, cost: float = 0.01, patience: int = 100, check_every: int = 25):
+    def __init__(self, *, cost: float = 0.01, patience: Count = 100, check_every: Count = 25):
         if patience < 1 or check_every < 1:
             raise Refused(
                 f"attack.search.stop: expected patience and check_every from 1, got {patience}, {check_every}"

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from midefense.attacks.base import Look, Part, Problem, seen
+from midefense.priors.base import Prior
+from midefense.ranges import NotNegative, Positive
 from midefense.types import Found, Refused, to_pixels
 
 
@@ -36,10 +38,10 @@ class Layerwise(Part):
         *,
         steps: Sequence[int],
         optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
-        feature_radius: Sequence[float],
-        latent_radius: Sequence[float],
+        feature_radius: Sequence[NotNegative],
+        latent_radius: Sequence[NotNegative],
         keep_skip: bool = False,
-        reference_batch: float = 1,
+        reference_batch: Positive = 1,
     ):
         if not steps or min(steps) < 0 or reference_batch <= 0:
             raise Refused(
@@ -61,13 +63,17 @@ class Layerwise(Part):
         """What a search yields."""
         return sum(self.stages) + 2 * len(self.stages)
 
-    def __call__(self, problem: Problem, found: Found) -> Iterator[Found]:
-        """Yields `optimised` after every step, and each stage at its end."""
-        if len(self.stages) > problem.prior.blocks:
+    def check_prior(self, prior: Prior) -> None:
+        """Refuse a generator with fewer blocks than stages."""
+        if len(self.stages) > prior.blocks:
             raise Refused(
-                f"attack.search.steps: expected at most {problem.prior.blocks} stages, the blocks of the generator, "
+                f"attack.search.steps: expected at most {prior.blocks} stages, the blocks of the generator, "
                 f"got {len(self.stages)}; try fewer"
             )
+
+    def __call__(self, problem: Problem, found: Found) -> Iterator[Found]:
+        """Yields `optimised` after every step, and each stage at its end."""
+        self.check_prior(problem.prior)
         rng, chosen, sure = problem.draw("search"), None, None
         inner = _Inner(found.latents.detach().clone())
         for stage in range(len(self.stages)):

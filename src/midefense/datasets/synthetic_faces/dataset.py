@@ -17,6 +17,7 @@ from midefense.datasets.base import Dataset, require_positive, to_uint8
 from midefense.datasets.splits import Splits
 from midefense.datasets.synthetic_faces.renderer import render
 from midefense.datasets.synthetic_faces.traits import ATTRIBUTES, Conditions, Traits, shown_attributes
+from midefense.ranges import Classes, Count, Side, Whole
 from midefense.types import Images, Refused
 
 PARTS = ("train", "test", "public")  # an id is made of the part, the identity and the picture's number, in that order
@@ -38,13 +39,13 @@ class SyntheticFaces(Dataset):
     def __init__(
         self,
         *,
-        identities: int = 50,
-        public_identities: int = 100,
-        images_per_identity: int = 40,
-        test_images_per_identity: int = 10,
-        public_images_per_identity: int = 40,
-        size: int = 64,
-        seed: int = 0,
+        identities: Classes = 50,
+        public_identities: Whole = 100,
+        images_per_identity: Count = 40,
+        test_images_per_identity: Count = 10,
+        public_images_per_identity: Count = 40,
+        size: Side = 64,
+        seed: Whole = 0,
     ) -> None:
         people = {"identities": identities, "public_identities": public_identities}
         pictures = {

@@ -17,6 +17,7 @@ from midefense.priors.stylegan2.critic import Discriminator, minibatch_deviation
 from midefense.priors.stylegan2.fit import Training, fit_styles
 from midefense.priors.stylegan2.generator import Generator, StyleGan2Config
 from midefense.priors.stylegan2.importer import read_imported
+from midefense.ranges import Betas, Count, Depth, NotNegative, Positive, Share, Width
 from midefense.store.artefacts import file_sha256
 from midefense.types import Images, Progress, Refused
 
@@ -181,7 +182,7 @@ class StyleGan2(StyleBased):
         weights: str,
         sha256: str | None = None,
         crop: Crop | None = None,
-        max_resolution: int | None = None,
+        max_resolution: Count | None = None,
         checkpoint: bool = False,
     ):
         if sha256 is not None:
@@ -264,23 +265,23 @@ class StyleGan2Trained(StyleBased):
         *,
         channels: int,
         size: int,
-        resolution: int | None = None,
-        latent_size: int = 512,
-        channel_base: int = 16384,
-        channel_max: int = 512,
-        mapping_layers: int = 2,
-        conv_clamp: float | None = None,
-        minibatch_group: int = 4,
-        steps: int = 100_000,
-        batch_size: int = 32,
-        learning_rate: float = 2.5e-3,
-        betas: tuple[float, float] = (0.0, 0.99),
-        r1: float = 1.0,
-        r1_every: int = 16,
-        average_images: float = 10_000,
-        mixing: float = 0.9,
+        resolution: Count | None = None,
+        latent_size: Width = 512,
+        channel_base: Count = 16384,
+        channel_max: Width = 512,
+        mapping_layers: Depth = 2,
+        conv_clamp: Positive | None = None,
+        minibatch_group: Count = 4,
+        steps: Count = 100_000,
+        batch_size: Count = 32,
+        learning_rate: Positive = 2.5e-3,
+        betas: Betas = (0.0, 0.99),
+        r1: NotNegative = 1.0,
+        r1_every: Count = 16,
+        average_images: Positive = 10_000,
+        mixing: Share = 0.9,
         mirror: bool = True,
-        unit: int = 100,
+        unit: Count = 100,
         checkpoint: bool = False,
     ):
         config = StyleGan2Config(

@@ -1,0 +1,214 @@
+"""Bad inputs by the hundred: every one is refused with a sentence that names it, by the plan alone.
+
+The configurations are composed once; each case puts an option's file, with one wrong value, in its place. What a word
+of the command line, a file of one's own or images do wrong is in `test_bad_input`.
+"""
+
+import copy
+
+import pytest
+import yaml
+from contract.listing import composed, within
+
+from midefense.plan.compose import CONF
+from midefense.plan.read import read_plan
+from midefense.types import Refused
+
+BASES = {
+    "train_target": ("dataset=toy",),
+    "attack": ("dataset=toy", "prior=toy", "attack=gmi"),
+    "evaluate": ("dataset=toy", "prior=toy", "attack=gmi"),
+}
+ATTACKERS = ("prior", "evidence", "attack", "public")
+NUMBER = (-1, "many", None)
+SHARE = (-0.1, 1.5, "half")
+OPEN_SHARE = (0, 1, "half")
+COUNT = (0, -3, 2.5, "many")
+PAIR = ([0.1], [0.5, 0.1], [0.1, 0.2, 0.3], "wide")
+# The option whose file is used, and by the path of a value within it, what it cannot be.
+WRONG = {
+    "dataset/toy": {
+        "classes": (1, 0, -1, 2.5, "three", True, None),
+        "images_per_class": COUNT,
+        "size": (0, -1, 10**6, 8000, "big", [32]),
+        "noise": NUMBER,
+        "seed": (-1, 0.5),
+    },
+    "dataset/digits": {
+        "private_classes": ([3], [1, 1], [0, 11], "all", [-1, 2], []),
+        "size": (0, 10**6, 8000),
+        "test_share": (*OPEN_SHARE, -0.2),
+        "split_seed": (-1, 2**32, "x"),
+    },
+    "dataset/synthetic_faces": {"identities": (1, 0, "x"), "images_per_identity": COUNT, "size": (0, 10**5)},
+    "architecture/cnn": {
+        "widths": ([0], [-8], [8, "b"], [], 8, [60000, 60000, 60000], [10**9]),
+        "features": (*COUNT, 10**9),
+        "size": (-1, 0, 1, 10**6, "x"),
+        "std": (0, -0.5, [0.5, 0], "x"),
+    },
+    "architecture/mlp": {"widths": ([0], [65537]), "dropout": SHARE},
+    "architecture/vit_tiny": {"heads": (5, 0, "x"), "patch": (5, 0), "depth": (0, 10**6), "dropout": SHARE},
+    "defense/random_erasing": {
+        "p": SHARE,
+        "scale": (*PAIR, [-0.1, 0.5], [0.5, 1.5]),
+        "ratio": ([0, 1], [1], [2, 1]),
+        "fill_space": ("nowhere",),
+        "location": ("moon",),
+        "value": ("red",),
+    },
+    "defense/bido_hsic": {
+        "sigma": (0, -1, "x"),
+        "eps": (0, -1e-5),
+        "measure": ("mutual",),
+        "layers": (["nope"], "stage1"),
+        "dtype": ("float16",),
+    },
+    "defense/positive_label_smoothing": {"start": SHARE, "full": SHARE},
+    "defense/mixup": {"p": SHARE, "alpha": (0, -1, "x")},
+    "defense/cutout": {"p": SHARE, "side": SHARE},
+    "defense/gridmask": {"period": PAIR, "kept": SHARE},
+    "defense/hide_and_seek": {"grids": ([], [0], 4), "q": SHARE},
+    "defense/pixel_dropout": {"q": SHARE},
+    "defense/entire_erasing": {"rate": SHARE},
+    "recipe/quick": {
+        "epochs": (0, -1, 1.5, "ten", None),
+        "batch_size": (1, 0, -4, "x"),
+        "optimizer.lr": (-1, "fast", [0.1], float("nan"), float("inf")),
+        "optimizer.betas": ([0.9], [2, 3], ["a", "b"], 0.9),
+        "optimizer.weight_decay": (-1, "x"),
+        "optimizer._args_": (5, [5]),
+        "optimizer._partial_": ("maybe", False),
+        "optimizer._target_": ("torch.nn.ReLU", "torch.optim.Nope", "os.system"),
+        "milestones": ([5, 2], [-1], [1.5], ["x"], 3),
+        "factor": (-0.1, "x"),
+        "warmup": (-1, 0.5),
+        "select": ("best",),
+        "head": ("none",),
+        "precision": ("8-bit",),
+        "clip_norm": (0, -1),
+        "sampler": ("random", {"identities": 0, "images": 4}, {"identities": 4}),
+        "augment": ("flip", [3]),
+    },
+    "recipe/toolbox_sgd": {"optimizer.momentum": (-1, "x"), "optimizer.lr": (-0.1, "x")},
+    "compute/cpu": {
+        "threads": (0, -1, 100_000, "x"),
+        "devices": (0, -1, 10**6),
+        "num_nodes": (0, "x"),
+        "accelerator": ("warp",),
+        "strategy": ("fsdp",),
+    },
+    "tracking/offline": {"media_limit": (-1, "x"), "finish_seconds": (-1,), "wandb": ("yes",), "tags": ("one",)},
+    "prior/gmi_gan_small": {
+        "steps": (0, -1, "x"),
+        "epochs": COUNT,
+        "width": (0, -1, 10**9, "x"),
+        "latent_size": (0, 10**8),
+        "batch_size": (1, 0),
+        "critic_steps": COUNT,
+        "learning_rate": (0, -1, "fast"),
+        "betas": ([0.9], [1, 2], "x"),
+        "penalty": (-1,),
+        "unit": (0,),
+        "size": (28,),
+    },
+    "prior/stylegan2_small": {
+        "steps": (0,),
+        "resolution": (31, 4, "x"),
+        "channel_base": (0,),
+        "mapping_layers": (0, 10**6),
+        "mixing": SHARE,
+        "r1_every": (0,),
+        "average_images": (0, -1),
+    },
+    "evidence/class_labels": {"classes": ("seven", 3, ["a"])},
+    "attack/gmi": {
+        "access": ("score", "labels"),
+        "budget": (0, -1, "x"),
+        "group": COUNT,
+        "chunk": (0, -1),
+        "init": (None, 3),
+        "views": (3,),
+    },
+}
+SEARCH = {
+    "init.candidates": (0, -1, 10**8, "x"),
+    "search.steps": (-1, 2.5, "x"),
+    "search.reference_batch": (0, -1),
+    "search.keep": ("all",),
+    "search.box": (0, -1, [1, 0]),
+    "search.optimizer.lr": (-1, "fast"),
+    "search.optimizer.momentum": (-1,),
+}
+PLAIN = {
+    "train_target": {
+        "seeds.target": (-1, 1.5, "x", None, True),
+        "missing": ("maybe",),
+        "train_on": ("some", "a\0b"),
+        "store": ("", " ", 3, None, "a\0b"),
+        "allow": (5, ["nosuchmodule"], ["no.such"], [3], [".."]),
+        "tracking.project": ("a\0b", "half \udcff"),
+    },
+    "evaluate": {
+        "evaluators": ({}, None, 3),
+        "evaluators.main.seed": (-1, "x"),
+        "evaluators.main.train_on": ("some",),
+        "evaluators.main.architecture.size": (-1, 0, 1, 10**6),
+        "evaluators.main.architecture.widths": ([0], [60000, 60000, 60000]),
+        "evaluators.main.recipe.epochs": (0, -1),
+        "evaluators.main.recipe.optimizer.lr": (-1, "fast"),
+        "metrics": ({}, None),
+    },
+}
+
+
+def changed(config: dict, path: str, value: object) -> dict:
+    """A copy with `value` at a dotted path."""
+    config = copy.deepcopy(config)
+    *parents, last = path.split(".")
+    inner = config
+    for parent in parents:
+        inner = inner[parent]
+    inner[last] = value
+    return config
+
+
+def cases():
+    """(verb, option whose file is put in place or None, path of the wrong value, value)."""
+    for option, values in WRONG.items():
+        group = option.split("/")[0]
+        verb = "attack" if group in ATTACKERS else "train_target"
+        yield from ((verb, option, f"{group}.{path}", wrong) for path, many in values.items() for wrong in many)
+    yield from (("attack", None, f"attack.{path}", wrong) for path, many in SEARCH.items() for wrong in many)
+    for verb, values in PLAIN.items():
+        yield from ((verb, None, path, wrong) for path, many in values.items() for wrong in many)
+
+
+CASES = [pytest.param(*case, id=f"{case[1] or case[0]} {case[2]}={case[3]!r:.40}") for case in cases()]
+
+
+def test_there_are_as_many_as_were_asked_for():
+    assert len(CASES) >= 250 and len({case.id for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize(("verb", "option", "path", "wrong"), CASES)
+def test_a_wrong_value_is_refused_with_a_sentence_by_the_plan_alone(store, verb, option, path, wrong):
+    config, choices = composed(verb, *BASES[verb])
+    config = within(store, config)
+    if option is not None and not option.startswith("attack/"):
+        group = option.split("/")[0]
+        written = yaml.safe_load((CONF / f"{option}.yaml").read_text())
+        config[group] = {key: value for key, value in written.items() if key != "defaults"}
+    with pytest.raises(Refused) as refusal:
+        read_plan(verb, changed(config, path, wrong), choices)
+    said = str(refusal.value)
+    named = [part for part in path.split(".") if not part.startswith("_")][-1]
+    assert named in said or "the memory of this machine" in said, said
+    assert any(word in said for word in ("expected", "choices", "whitelist", "needs", "levels that would do")), said
+    assert len(said) < 700 and all(line == line.strip() for line in said.splitlines()), said
+
+
+@pytest.mark.parametrize("verb", BASES)
+def test_what_the_wrong_values_stand_in_is_accepted(store, verb):
+    config, choices = composed(verb, *BASES[verb])
+    read_plan(verb, within(store, config), choices)
