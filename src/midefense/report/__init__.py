@@ -31,11 +31,12 @@ ANCHORS = ("real", "prior", "chance")
 HEADS = ("dataset", "architecture", "defense", "prior", "attack")
 
 
-def build(rows: Sequence[Row], out: Path, broken: Sequence[Broken] = ()) -> Path:
-    """Write the self-contained HTML page `out`; results in `broken` are named on it. Returns `out`."""
+def build(rows: Sequence[Row], out: Path, broken: Sequence[Broken] = (), lead: str = "") -> Path:
+    """Write the self-contained HTML page `out`; results in `broken` are named on it, and `lead` is its first sentence.
+    Returns `out`."""
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(render(rows, broken, out.parent.resolve()), encoding="utf-8")
+    out.write_text(render(rows, broken, out.parent.resolve(), lead), encoding="utf-8")
     return out
 
 

@@ -37,8 +37,8 @@ LONG_NAME = 16  # characters
 EMPTY = "No results yet. python evaluate.py dataset=digits architecture=cnn attack=gmi makes one."
 
 
-def render(rows: Sequence[Row], broken: Sequence[Broken], place: Path) -> str:
-    """The page as text; links to results are relative to the folder `place`."""
+def render(rows: Sequence[Row], broken: Sequence[Broken], place: Path, lead: str = "") -> str:
+    """The page as text; links to results are relative to the folder `place`, and `lead` stands before all else."""
     groups = by_protocol(rows)
     sections = [_protocol(name, group, place, number) for number, (name, group) in enumerate(groups.items(), 1)]
     template = string.Template(resources.files("midefense.report").joinpath("page.html").read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def render(rows: Sequence[Row], broken: Sequence[Broken], place: Path) -> str:
         apart = tag("p", text, tag("b", "They are not ranked together."), class_="notice")
     return template.substitute(
         counts=counts,
-        notices=join(_skipped(broken), apart),
+        notices=join(tag("p", tag("b", lead), class_="notice") if lead else None, _skipped(broken), apart),
         sections=join(*sections) if sections else tag("p", EMPTY, class_="notice"),
     )
 
