@@ -188,7 +188,12 @@ def small(config: dict, generator_file: Path, attack: str) -> dict:
 DEMONSTRATIONS = [(file, 0) for file in FILES if file.parts[1] not in (*PAPERS, "base")]
 
 
-@pytest.mark.parametrize(("file", "number"), [*SETUPS, *DEMONSTRATIONS], ids=setup)
+def rerun_of(file: Path, number: int) -> object:
+    """The second and third command of a file put a defense before the attack that the first runs: on slow runs."""
+    return pytest.param(file, number, marks=[pytest.mark.slow] if number else [])
+
+
+@pytest.mark.parametrize(("file", "number"), [rerun_of(*each) for each in [*SETUPS, *DEMONSTRATIONS]], ids=setup)
 def test_a_dry_run_gives_a_row_of_what_a_command_names(file, number, shared, generator_file):
     config, choices, overrides = as_written(file, number)
     shrunk = within(shared, small(config, generator_file, choices["attack"]))

@@ -111,7 +111,8 @@ def test_two_ranks_train_one_target(start_process, run_verb, store):
     assert snapshot(store) == before, "the second call is a no-op"
 
 
-@pytest.mark.parametrize("finished_elsewhere", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("finished_elsewhere", [False, True])
 def test_ranks_wait_for_another_process_that_trains_their_target(
     start_process, run_verb, store, tmp_path, finished_elsewhere
 ):

@@ -146,9 +146,7 @@ def reached(store, kind):
 
 def strike(process, store, kind, moments):
     """SIGKILL a process at a random moment of a kind of work; checks what the kill cost, and gives the unit to redo."""
-    moment = moments.uniform(0.01, 0.8) * LAST[kind]
-    wait_for(lambda: reached(store, kind) >= moment, process)
-    time.sleep(moments.uniform(0, 0.05))
+    wait_for_a_moment(process, store, kind, moments)
     code, _ = end(process, signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert list((store / "work" / kind).glob("*/*.claim")), "a killed process cannot give its claims back"
@@ -162,6 +160,23 @@ def strike(process, store, kind, moments):
     return done + UNIT[kind]
 
 
+def wait_for_a_moment(process, store, kind, moments):
+    moment = moments.uniform(0.01, 0.8) * LAST[kind]
+    wait_for(lambda: reached(store, kind) >= moment, process)
+    time.sleep(moments.uniform(0, 0.05))
+
+
+def preempt(process, store, kind, moments):
+    """SIGTERM a process at a random moment of a kind of work, which it may end in order."""
+    wait_for_a_moment(process, store, kind, moments)
+    code, errors = end(process, signal.SIGTERM)
+    assert code == 143
+    assert errors.startswith("preempted; continue with: python ") and "prior.steps=100" in errors
+    assert "Traceback" not in errors
+    assert status(store, kind)["state"] == "preempted"
+    assert not list((store / "work").rglob("*.claim")), "claims are given back"
+
+
 def require_continued(store, kind, attempt, expected):
     """The `attempt`-th run of a kind of work began at `expected`, as `strike` gave it."""
     first = next(line["step"] for line in logged(store, kind) if line["attempt"] == attempt)
@@ -170,14 +185,16 @@ def require_continued(store, kind, attempt, expected):
     assert first == expected
 
 
-def test_killed_once_in_every_phase(start_process, store, whole):
-    moments = random.Random(4)
-    began = {}
-    for kind in JOBS:
-        process = start_process("attack", *SECONDS_EACH)
-        began[kind] = strike(process, store, kind, moments)
+def test_ended_once_in_every_phase(start_process, store, whole):
+    """Killed while the target trains and while it is attacked, preempted in between."""
+    moments, began = random.Random(4), {}
+    began["target"] = strike(start_process("attack", *SECONDS_EACH), store, "target", moments)
+    preempt(start_process("attack", *SECONDS_EACH), store, "prior", moments)
+    assert status(store, "target")["state"] == "finished"
+    began["recovered"] = strike(start_process("attack", *SECONDS_EACH), store, "recovered", moments)
     errors = finish(start_process("attack", *SECONDS_EACH))
     assert "waiting" not in errors, "claims of the dead are taken over at once"
+    assert status(store, "prior")["state"] == "finished"
     require_same(store, whole)
     for kind, expected in began.items():
         require_continued(store, kind, 2, expected)
@@ -194,18 +211,3 @@ def test_killed_at_ten_random_moments(start_process, whole, tmp_path):
         finish(start_process("attack", *SECONDS_EACH, store=place))
         require_same(place, whole)
         require_continued(place, kind, 2, expected)
-
-
-def test_sigterm_ends_cleanly(start_process, store, whole):
-    process = start_process("attack", *SECONDS_EACH)
-    wait_for(lambda: saved_units(store, "prior"), process)
-    code, errors = end(process, signal.SIGTERM)
-    assert code == 143
-    assert errors.startswith("preempted; continue with: python ") and "prior.steps=100" in errors
-    assert "Traceback" not in errors
-    assert status(store, "prior")["state"] == "preempted"
-    assert status(store, "target")["state"] == "finished"
-    assert not list((store / "work").rglob("*.claim")), "claims are given back"
-    finish(start_process("attack", *SECONDS_EACH))
-    assert status(store, "prior")["state"] == "finished"
-    require_same(store, whole)
