@@ -120,6 +120,17 @@ def test_custom_equals_the_network_it_was_given():
     assert sum(parameter.numel() for parameter in model.parameters()) == 64 * 5 + 5 + 5 * 3 + 3
 
 
+def test_custom_takes_the_last_linear_layer_where_none_is_named():
+    def network():
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.Linear(5, 3))
+
+    told = {"classes": 3, "channels": 1, "size": 4}
+    states = [Custom(network=network(), **named, **told).state_dict() for named in ({}, {"feature_layer": "2"})]
+    assert list(states[0]) == list(states[1]) and states[0]["classifier.weight"].shape == (3, 5)
+    with pytest.raises(Refused, match="feature_layer"):
+        Custom(network=nn.Flatten(), **told)
+
+
 def test_custom_refusals():
     def network():
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Softmax(dim=1))

@@ -206,6 +206,13 @@ def test_image_folder_with_its_own_test_folder(folders, tmp_path):
     refused(ImageFolder(**folders, private_test_root=test_root).load, "first difference: expected 2, got 3")
 
 
+def test_an_image_folder_without_public_pictures_has_only_private_ones(folders):
+    splits = ImageFolder(**{**folders, "public_root": None}).load()
+    assert len(splits.public) == 0 and len(splits.public.names) == 0
+    whole = ImageFolder(**folders).load()
+    assert digest(splits.private_train, splits.private_test) == digest(whole.private_train, whole.private_test)
+
+
 def test_image_folder_refuses_missing_roots(folders, tmp_path):
     refused(ImageFolder().load, "dataset.private_root is not set", "dataset.private_root=DIR", "ROOT/<class>/<image>")
     missing = {**folders, "public_root": str(tmp_path / "nowhere")}

@@ -15,6 +15,7 @@ import folder_trees
 import pytest
 import torch
 from conftest import ROOT, plan_for
+from PIL import Image
 
 from midefense.architectures.state_names import to_published
 from midefense.commands.main import COMMANDS, main
@@ -190,6 +191,19 @@ def import_mcnn(place, *words):
     assert midefense([data if word == "dataset.root=DIR" else word for word in words], place / "store") == 0
 
 
+def audit(place, *words):
+    """A checkpoint of the network of one's own, of two people: one in the dark, one in the light."""
+    for number in range(12):
+        for name, shade in (("dark", 20), ("light", 200)):
+            folder_trees.picture(place / "DIR" / name / f"{number}.png", seed=number, size=(32, 32), mode="L")
+            path = place / "DIR" / name / f"{number}.png"
+            Image.open(path).point([shade + value // 8 for value in range(256)]).save(path)
+        folder_trees.picture(place / "DIR2" / f"{number}.png", seed=100 + number, size=(32, 32), mode="L")
+    weight = torch.ones(1, 3072) * torch.tensor([[-1.0], [1.0]])
+    torch.save({"fc.weight": weight, "fc.bias": torch.zeros(2)}, place / "CHECKPOINT")
+    assert midefense([*words, *AUDIT], place / "store") == 0
+
+
 def run_midefense(place, *words):
     assert midefense(list(words), place / "store") == 0
 
@@ -208,6 +222,7 @@ OWN_NETWORK = (
     "architecture.feature_layer=fc 'allow=[mynet]'"
 )
 FOLDERS = "dataset.private_root=DIR dataset.public_root=DIR dataset.channels=3 dataset.size=64"
+AUDIT = (*GAN, "attack.search.steps=2", "compute=cpu", "compute.threads=1", *JUDGE)
 # Every command of the README, in its order, and how it is run here.
 KNOWN = {
     "make demo": run_make,
@@ -220,6 +235,7 @@ KNOWN = {
     "python attack.py target=REF attack=pool_small": run_on_a_stored_target,
     "midefense report": run_midefense,
     "midefense store list": run_midefense,
+    "midefense audit CHECKPOINT --network mynet:Net --images DIR --public DIR2": audit,
     f"python evaluate.py dataset=image_folder {FOLDERS}": run_on_images,
     f"python train_target.py {OWN_NETWORK}": verb,
     "midefense import FILE --as target --architecture mcnn --dataset mnist dataset.root=DIR": import_mcnn,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from midefense.architectures.strangers import STATE_ALONE, other_archive, stranger_by_beginning, what_a_pickle_asks
 from midefense.types import Refused, refuse_unknown
 
 if TYPE_CHECKING:  # torchvision takes seconds to import, and only its networks need it
@@ -31,6 +31,8 @@ BEGINNINGS = (b"PK\x03\x04", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
 
 # What reading a torch file that was cut short or changed can raise, by where it was.
 CUT_SHORT = (AssertionError, EOFError, IndexError, KeyError, OSError, RuntimeError, ValueError, struct.error)
+
+READ_AHEAD = 1 << 16  # bytes that say what a file is
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,70 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     return read_checkpoint(path).state
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """As `read_tensors`, with what stands beside the state dict."""
+def read_checkpoint(path: str | Path, entry: str | None = None) -> Checkpoint:
+    """As `read_tensors`, with what stands beside the state dict.
+
+    `entry` names the state dict to take, with dots for one that lies deeper (`model.ema`); it is needed where several
+    stand in the file.
+    """
     file = Path(path)
     if not file.is_file():
-        raise Refused(f"weights: expected {ACCEPTED}, got no file {file}; try the path of one")
+        what = "the folder" if file.is_dir() else "no file"
+        raise Refused(f"weights: expected {ACCEPTED}, got {what} {file}; try the path of one")
     content = _read(file)
+    if entry is not None:
+        return _entry(file, content, entry)
     if _is_state(content):
-        return Checkpoint(dict(content))
-    states = [name for name, value in content.items() if _is_state(value)] if isinstance(content, Mapping) else []
-    if len(states) != 1:
+        return _sound(file, Checkpoint(dict(content)))
+    states = _states(content)
+    if len(states) > 1:
+        raise _refusal(file, _in_words(content), f"--entry {states[0]} of `midefense import`, or {STATE_ALONE}")
+    if not states:
         raise _refusal(file, _in_words(content))
     others = {str(name): value for name, value in content.items() if name != states[0]}
-    return Checkpoint(dict(content[states[0]]), str(states[0]), others)
+    return _sound(file, Checkpoint(dict(content[states[0]]), str(states[0]), others))
+
+
+def _entry(file: Path, content: object, entry: str) -> Checkpoint:
+    """The state dict that `entry` names."""
+    inside, rest = content, entry
+    while rest and isinstance(inside, Mapping) and not _is_state(inside):
+        name = rest if rest in inside else rest.split(".")[0]
+        if name not in inside:
+            break
+        inside, rest = inside[name], rest.removeprefix(name).removeprefix(".")
+    if rest:
+        holds = [str(name) for name in _states(content)]
+        raise refuse_unknown("--entry", entry, holds, f"{file} holds {_in_words(content)}.")
+    if not _is_state(inside):
+        raise Refused(f"--entry {entry}: expected a state dict, got {_in_words(inside)}; try another entry")
+    others = {str(name): value for name, value in content.items() if not _is_state(value)}
+    return _sound(file, Checkpoint(dict(inside), entry, others))
+
+
+def _states(content: object) -> list[str]:
+    """The entries of a file that are state dicts."""
+    return [name for name, value in content.items() if _is_state(value)] if isinstance(content, Mapping) else []
+
+
+def _sound(file: Path, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint; refused where its tensors hold no plain numbers."""
+    kinds = {name: kind for name, tensor in checkpoint.state.items() if (kind := _odd_kind(tensor))}
+    if kinds:
+        name, (kind, advice) = next(iter(kinds.items()))
+        raise _refusal(file, f"{len(kinds)} {kind} among {len(checkpoint.state)} ({name}, ...)", advice)
+    return checkpoint
+
+
+def _odd_kind(tensor: Tensor) -> tuple[str, str] | None:
+    """What a tensor is that holds no plain numbers, and what to do about it; None for an ordinary one."""
+    if tensor.is_meta:
+        return "tensors without values (on the meta device)", "saving the model after its weights were loaded"
+    if tensor.is_quantized:
+        return "quantised tensors", "the network from before it was quantised"
+    if tensor.layout != torch.strided:
+        return "sparse tensors", "saving them with .to_dense()"
+    return None
 
 
 def official_weights(choices: type[WeightsEnum], name: str | None, download: bool) -> dict[str, Tensor]:
@@ -104,30 +157,37 @@ def _require_hash(file: Path, prefix: str, advice: str) -> None:
 
 
 def _read(file: Path) -> object:
-    """What a file holds, read without running any of it."""
-    if file.suffix == ".safetensors":
+    """What a file holds, read without running any of it; its first bytes decide how, and not its name."""
+    with file.open("rb") as stream:
+        beginning = stream.read(READ_AHEAD)
+    is_torch = beginning.startswith(BEGINNINGS)
+    if stranger := None if is_torch else stranger_by_beginning(file, beginning):
+        raise _refusal(file, *stranger)
+    if not is_torch and (file.suffix == ".safetensors" or _is_safetensors(beginning)):
         try:
             return safetensors.torch.load_file(file)
         except SafetensorError as error:
             raise _refusal(file, f"no safetensors ({error})") from error
-    with file.open("rb") as stream:
-        beginning = stream.read(max(map(len, BEGINNINGS)))
-    if not beginning.startswith(BEGINNINGS):
+    if not is_torch:
         raise _refusal(file, "nothing that torch saved")
+    if archive := other_archive(file):
+        raise _refusal(file, *archive)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with file.open("rb") as stream:  # by a name that ends in .safetensors torch would read it as such
+            return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise _refusal(file, f"a pickle that asks for {asked[1] if asked else 'more than tensors'}") from error
+        raise _refusal(file, *what_a_pickle_asks(file, str(error))) from error
     except CUT_SHORT as error:
         raise _refusal(file, "a torch file cut short or changed") from error
 
 
-def _refusal(file: Path, what: str) -> Refused:
-    return Refused(
-        f"weights: expected {ACCEPTED}, got {file}, which holds {what}; "
-        "try saving the state dict alone, with safetensors or torch.save, where you trust the file"
-    )
+def _is_safetensors(beginning: bytes) -> bool:
+    """Whether this is how safetensors begin: the length of a header in JSON, and the header."""
+    return beginning[8:9] == b"{" and beginning[9:10] in (b'"', b"}")
+
+
+def _refusal(file: Path, what: str, advice: str = STATE_ALONE) -> Refused:
+    return Refused(f"weights: expected {ACCEPTED}, got {file}, which holds {what}; try {advice}")
 
 
 def _is_state(content: object) -> bool:
@@ -141,6 +201,8 @@ def _is_state(content: object) -> bool:
 
 def _in_words(content: object) -> str:
     """What a file holds, as a message says it."""
+    if isinstance(content, Mapping) and any("_packed_params" in str(name) for name in content):
+        return "the state of a quantised network"
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
     entries = [f"{name} ({'a state dict' if _is_state(v) else type(v).__name__})" for name, v in content.items()]

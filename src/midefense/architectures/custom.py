@@ -15,9 +15,10 @@ from midefense.types import Refused, refuse_unknown
 class Custom(Classifier):
     """A network of your own, that takes normalised images [B, channels, size, size] and gives logits [B, classes].
 
-    `feature_layer` names its last linear layer (as in `network.named_modules()`). The layer is taken out of the
-    network and becomes the head; what flowed into it are the features, the only tap. `fresh_head` replaces the layer
-    by a new one for `classes` (a network that comes with 1000 outputs); otherwise its width must already be right.
+    `feature_layer` names its last linear layer (as in `network.named_modules()`; None: the last one there). The layer
+    is taken out of the network and becomes the head; what flowed into it are the features, the only tap. `fresh_head`
+    replaces the layer by a new one for `classes` (a network that comes with 1000 outputs); otherwise its width must
+    already be right. Weights come in and go out under the names of the network's own state dict.
 
     Raises `Refused` if there is no such linear layer, if its width is not `classes`, or if the network does more
     with its output than return it.
@@ -29,7 +30,7 @@ class Custom(Classifier):
         self,
         *,
         network: nn.Module,
-        feature_layer: str,
+        feature_layer: str | None = None,
         classes: Count,
         channels: Channels,
         size: Side = 32,
@@ -38,6 +39,8 @@ class Custom(Classifier):
         std: Deviation = 0.5,
     ) -> None:
         linear_layers = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+        if feature_layer is None:
+            feature_layer = next(reversed(linear_layers), None)
         if feature_layer not in linear_layers:
             raise refuse_unknown("feature_layer", feature_layer, linear_layers, "Name the network's last linear layer.")
         head = linear_layers[feature_layer]
@@ -46,6 +49,7 @@ class Custom(Classifier):
                 f"network: expected {classes} outputs of {feature_layer!r}, got {head.out_features}; "
                 "try a network with this many outputs, or fresh_head=true"
             )
+        has_bias = head.bias is not None
         probe = torch.zeros(2, channels, size, size)
         logits = _quiet_forward(network, probe)
         network.set_submodule(feature_layer, nn.Identity())
@@ -53,7 +57,10 @@ class Custom(Classifier):
         _require_last(feature_layer, head, _quiet_forward(body, probe), logits)
         if fresh_head:
             head = nn.Linear(head.in_features, classes)
+        own = list(network.state_dict())  # the head is no longer among them
         super().__init__({"features": body}, head, channels=channels, size=size, mean=mean, std=std)
+        self.published = {**{name: f"stages.features.0.{name}" for name in own}, feature_layer: "classifier"}
+        self.zero_if_absent = () if has_bias else ("classifier.bias",)  # a fresh head has one whatever it replaces
 
 
 def _quiet_forward(network: nn.Module, images: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("file", help="a new .pt, .pth, .tar or .safetensors")
     names = "names of the original implementation, or ours (default: published)"
     parser.add_argument("--format", choices=("published", "plain"), default="published", help=names)
+    allow = "a module of your own that the network is of (more than once for several)"
+    parser.add_argument("--allow", action="append", default=[], metavar="MODULE", help=allow)
     options = parser.parse_args(words)
     return refusing(lambda: _export(options))
 
@@ -24,5 +26,5 @@ def _export(options: argparse.Namespace) -> int:
     from midefense.exchange.classifiers import export_classifier
     from midefense.store.store import Store
 
-    print(export_classifier(Store(options.store), options.reference, options.file, options.format))
+    print(export_classifier(Store(options.store), options.reference, options.file, options.format, options.allow))
     return 0

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from midefense.commands.parsing import add_store, is_override, refusing
+from midefense.commands.parsing import add_choice, add_store, is_override, refusing
 from midefense.store.store import Store
 from midefense.types import Refused
 
@@ -51,11 +51,12 @@ def _classifier(parser: argparse.ArgumentParser) -> Act:
     expect = "test accuracy that was reported, in [0, 1]; refused well below it"
     parser.add_argument("--expect", type=float, help=expect)
     parser.add_argument("--select", choices=SELECTIONS, default="unknown", help="how its authors chose the epoch")
+    add_choice(parser)
     return _import_classifier
 
 
 def _import_classifier(options: argparse.Namespace) -> int:
-    from midefense.exchange.classifiers import import_classifier
+    from midefense.exchange.classifiers import Choice, import_classifier
 
     artefact = import_classifier(
         Store(options.store),
@@ -69,10 +70,13 @@ def _import_classifier(options: argparse.Namespace) -> int:
         reorder=options.reorder,
         expect=options.expect,
         select=options.select,
+        choice=Choice(options.entry, options.strip, options.add),
     )
     place = "evaluators.main.artefact" if options.role == "evaluator" else "target"
     print(artefact.reference)
     print(f"test accuracy {artefact.metrics['test_accuracy_top1']:.4f}; use it as {place}={artefact.id}")
+    if doubt := artefact.metrics["claim"].get("doubt"):
+        print(f"note: {doubt}")
     return 0
 
 
@@ -81,10 +85,12 @@ def _prior(parser: argparse.ArgumentParser) -> Act:
     parser.add_argument("--prior", required=True, help="an option of conf/prior; FILE is its generator")
     parser.add_argument("--critic", help="the file of the prior's critic")
     parser.add_argument("--name", help="what to call the artefact")
+    add_choice(parser)
     return _import_prior
 
 
 def _import_prior(options: argparse.Namespace) -> int:
+    from midefense.exchange.classifiers import Choice
     from midefense.exchange.priors import import_prior
 
     artefact = import_prior(
@@ -95,6 +101,7 @@ def _import_prior(options: argparse.Namespace) -> int:
         dataset=options.dataset,
         overrides=options.overrides,
         name=options.name,
+        choice=Choice(options.entry, options.strip, options.add),
     )
     print(artefact.reference)
     print(f"use it as prior_artefact={artefact.id}")

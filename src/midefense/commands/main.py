@@ -24,6 +24,7 @@ class Command:
 
 
 COMMANDS = {
+    "audit": Command("audit", "a checkpoint and a folder of private images: does it leak?"),
     "train": Command("train_target", "train a classifier with a defense", verb=True),
     "attack": Command("attack", "attack a target through its oracle", verb=True),
     "evaluate": Command("evaluate", "judge what an attack recovered; makes what is missing upstream", verb=True),

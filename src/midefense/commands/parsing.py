@@ -21,6 +21,14 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", default=default, help=told)
 
 
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """The options that say what to take of a file of weights."""
+    entry = "the state dict to take, where the file holds several, as state_dict_ema or model.ema"
+    parser.add_argument("--entry", help=entry)
+    parser.add_argument("--strip", metavar="PREFIX", help="take the tensors under this prefix, without it")
+    parser.add_argument("--add", metavar="PREFIX", help="put this prefix in front of all names")
+
+
 def is_override(word: str) -> bool:
     """Whether a free word is one for Hydra: KEY=VALUE, +KEY=VALUE or ~KEY."""
     return not word.startswith("-") and ("=" in word or word.startswith("~"))

@@ -98,7 +98,7 @@ class Files:
     def grouped(cls, groups: Sequence[Sequence[Path]], names: Sequence[str], first_id: int = 0) -> Files:
         """One group of pictures per label, one after the other; ids count on from `first_id`."""
         paths = [path for group in groups for path in group]
-        counts = torch.tensor([len(group) for group in groups])
+        counts = torch.tensor([len(group) for group in groups], dtype=torch.int64)
         labels = torch.arange(len(groups)).repeat_interleave(counts)
         return cls(paths, labels, torch.arange(first_id, first_id + len(paths)), names)
 

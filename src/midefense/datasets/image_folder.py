@@ -1,4 +1,4 @@
-"""Bring your own images: a private and a public folder, each with one folder per class."""
+"""Bring your own images: a private folder and, if there is one, a public folder, each with one folder per class."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ TREE = f"  ROOT/<class>/<image>    one folder per class, images directly inside 
 class ImageFolder(FileDataset):
     """Classes are named after their folders and numbered in natural order (2 before 10).
 
-    Without `private_test_root`, `test_share` of each private class is cut off as the test set; with it, that folder
-    holds the test images of the same classes. `channels`, `size`, `framing`, `crop`, `convert`, `orientation` and
-    `alpha` are those of `Decoding`: without `convert` the first image that is not as `channels` says is refused.
+    Without `public_root` nothing is public. Without `private_test_root`, `test_share` of each private class is cut off
+    as the test set; with it, that folder holds the test images of the same classes. `channels`, `size`, `framing`,
+    `crop`, `convert`, `orientation` and `alpha` are those of `Decoding`: without `convert` the first image that is not
+    as `channels` says is refused.
     """
 
     places = ("private_root", "public_root", "private_test_root")
@@ -65,6 +66,8 @@ class ImageFolder(FileDataset):
     def listing(self) -> tuple[Files, Files, Files]:
         """Private images first, then the separate test images if any, then the public ones; ids count them."""
         train, test = self._private_listing()
+        if not self.public_root:
+            return train, test, Files.grouped([], [])
         return train, test, self._list("public_root", first_id=len(train) + len(test))
 
     def public_listing(self) -> Files:

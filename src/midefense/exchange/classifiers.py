@@ -5,14 +5,13 @@
 
 Read are the files of Plug & Play Attacks (`model_state_dict`), of KED-MI, Re-thinking MI, PLG-MI and Defend_MI
 (`state_dict`), of MIBench (`state_dict`, `config`, `model_name`), and plain state dicts, by torch or as safetensors.
-Names are translated by `midefense.published`; nothing missing or left over is accepted. What comes in is a target like
-any other, with an accuracy that was measured here, on the test images of its dataset.
+Names are translated by `architectures.state_names`; nothing missing or left over is accepted. What comes in is a target
+like any other, with an accuracy that was measured here, on the test images of its dataset.
 """
 
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from midefense.architectures.checkpoints import Checkpoint, read_checkpoint
-from midefense.architectures.state_names import from_published, published_names, to_published, unwrapped
+from midefense.architectures.state_names import (
+    from_published,
+    may_lack,
+    named_as,
+    prefixes_of,
+    published_names,
+    to_published,
+)
 from midefense.datasets.splits import digest
 from midefense.defenses.base import NoDefense
+from midefense.exchange.accuracy import doubt_of, require_accuracy
 from midefense.exchange.class_order import order_of, published_names_of, read_names, refuse_order, suspect_order
 from midefense.exchange.roles import looks_like
 from midefense.pipeline.classifiers import TrainingJob, blank_classifier, job_of, rebuild_classifier, utility_of
@@ -37,7 +44,6 @@ from midefense.store.store import Store, Work
 from midefense.training.inference import answers_of
 from midefense.types import Refused, refuse_unknown
 
-TOLERANCE = 0.02  # how far below the accuracy that was expected the measured one may lie
 FORMATS = ("published", "plain")
 SUFFIXES = (".pt", ".pth", ".tar", ".safetensors")
 HEAD = ("classifier.weight", "classifier.bias")
@@ -45,19 +51,56 @@ HEAD = ("classifier.weight", "classifier.bias")
 
 @dataclass(frozen=True)
 class Source:
-    """A file of weights that was read: `sha256` in hex, `format` in a word."""
+    """A file of weights that was read: `sha256` in hex, `format` in a word, and what was `chosen` of it."""
 
     file: Path
     sha256: str
     format: str
     checkpoint: Checkpoint
+    chosen: Mapping[str, str]
+
+    def origin(self) -> dict[str, str]:
+        """What decides which tensors they are: the file by its content, and what was chosen of it."""
+        return {"sha256": self.sha256, "format": self.format, **self.chosen}
 
 
-def read_source(file: str | Path) -> Source:
-    """Read a file of weights. Raises `Refused` for what is no file of tensors; no code of it is run."""
+@dataclass(frozen=True)
+class Choice:
+    """What to take of a file that holds more than one state dict, or one under other names.
+
+    entry: of a checkpoint, with dots for one that lies deeper; None: the only state dict there is.
+    strip: a prefix; the tensors under it are taken, without it, and the others left.
+    add: a prefix that all names get.
+    """
+
+    entry: str | None = None
+    strip: str | None = None
+    add: str | None = None
+
+    def made(self) -> dict[str, str]:
+        """The choices that were made, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def read_source(file: str | Path, choice: Choice | None = None) -> Source:
+    """Read a file of weights. Raises `Refused` for what is no file of tensors, and for a choice that it does not offer;
+    no code of it is run."""
+    choice = choice or Choice()
     file = Path(file).expanduser().resolve()
-    checkpoint = read_checkpoint(file)
-    return Source(file, file_sha256(file), format_of(file, checkpoint), checkpoint)
+    checkpoint = read_checkpoint(file, choice.entry)
+    state = renamed(checkpoint.state, choice.strip, choice.add)
+    chosen = choice.made()
+    return Source(file, file_sha256(file), format_of(file, checkpoint), replace(checkpoint, state=state), chosen)
+
+
+def renamed(state: Mapping[str, Tensor], strip: str | None, add: str | None) -> dict[str, Tensor]:
+    """The tensors whose names begin with the prefix `strip`, without it and behind the prefix `add`."""
+    strip, add = (prefix if not prefix or prefix.endswith(".") else f"{prefix}." for prefix in (strip or "", add or ""))
+    taken = {add + name.removeprefix(strip): tensor for name, tensor in state.items() if name.startswith(strip)}
+    if not taken:
+        first = {name.split(".")[0] for name in state if "." in name}
+        raise refuse_unknown("--strip", strip.removesuffix("."), sorted(first))
+    return taken
 
 
 def format_of(file: Path, checkpoint: Checkpoint) -> str:
@@ -82,6 +125,7 @@ def import_classifier(
     reorder: bool = False,
     expect: float | None = None,
     select: str = "unknown",
+    choice: Choice | None = None,
 ) -> Artefact:
     """A target of the store with the weights of `file`; found if it was imported before.
 
@@ -92,8 +136,9 @@ def import_classifier(
         class_names: a file with the classes in the order of the head, see `class_order.read_names`; None takes those
             in the checkpoint, if any.
         reorder: whether to put the rows of the head in the dataset's order of these names, instead of refusing another.
-        expect: the accuracy that its authors report; refused if the measured one lies `TOLERANCE` below.
+        expect: the accuracy that its authors report; refused if the measured one lies `accuracy.TOLERANCE` below.
         select: how its authors chose the epoch, see `Recipe`.
+        choice: what to take of the file.
     Raises:
         Refused: the file, its names, shapes, role, classes or their order, or its accuracy are not those expected.
     """
@@ -101,15 +146,14 @@ def import_classifier(
         raise Refused(f"import: expected no recipe, as nothing is trained, got {beside[0]}; leave it out")
     if expect is not None and not 0 <= expect <= 1:
         raise Refused(f"--expect: expected an accuracy in [0, 1], got {expect}; try {expect / 100}")
-    source = read_source(file)
+    source = read_source(file, choice)
     words = [f"dataset={dataset}", f"architecture={architecture}", *overrides]
     config, choices = compose("train_target", words)
     config["store"] = [str(root) for root in store.roots]
     config["recipe"] = {
         "_target_": "midefense.training.recipe.Imported",
         "file": str(source.file),
-        "sha256": source.sha256,
-        "format": source.format,
+        **source.origin(),
         "select": select,
     }
     plan = read_plan("train_target", config, {**choices, "recipe": "imported"}, words)
@@ -121,7 +165,7 @@ def import_classifier(
     draft = job.draft if name is None else replace(job.draft, name=name)
     known = store.find(draft)
     if known is not None:
-        _require_accuracy(known.metrics["test_accuracy_top1"], expect, job, "")
+        require_accuracy(known.metrics["test_accuracy_top1"], len(job.test), len(job.test.names), expect, "")
         return known
     return store.get_or_make(draft, lambda work: _measured(session, work, job, source, expect))
 
@@ -148,9 +192,11 @@ def _measured(session: Session, work: Work, job: TrainingJob, source: Source, ex
     deployed.load_state_dict(state)
     deployed.to(session.device).eval()
     answers = answers_of(deployed, job.test, device=session.device)
-    accuracy = (answers == job.test.labels).double().mean().item()
-    _require_accuracy(accuracy, expect, job, suspect_order(answers, job.test.labels, job.test.names))
+    accuracy, images, classes = (answers == job.test.labels).double().mean().item(), len(job.test), len(job.test.names)
+    suspicion = suspect_order(answers, job.test.labels, job.test.names)
+    require_accuracy(accuracy, images, classes, expect, suspicion)
     claim = {"test_accuracy_top1": accuracy, "expected": expect, "test_split": digest(job.test)}
+    claim |= {"doubt": doubt} if (doubt := doubt_of(images, classes, expect)) else {}
     metrics = {**utility_of(deployed, job, session.device), "claim": claim}
     return work.finish(deployed.state_dict(), metrics, device=str(session.device))
 
@@ -176,7 +222,19 @@ def translated(
                 f"classes: expected a head of {classes}, the classes of the dataset, got one of {inside}; try the "
                 "dataset it was trained on, or train_on=all if it knows the public classes too"
             ) from refusal
+        if prefixes := network_prefixes(module, state):
+            names = " or ".join(f"--strip {prefix.removesuffix('.')}" for prefix in prefixes)
+            raise Refused(
+                f"{refusal}; the names are all there behind a prefix, beside others: try {names}"
+            ) from refusal
         raise
+
+
+def network_prefixes(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """The prefixes under which `state` holds every tensor of `module`, beside others."""
+    own = module.state_dict()
+    names, optional = published_names(own, getattr(module, "published", {})), may_lack(module, own)
+    return prefixes_of(state, [names[name] for name in own if name not in optional])
 
 
 def reordered(state: Mapping[str, Tensor], order: Sequence[int]) -> dict[str, Tensor]:
@@ -188,33 +246,17 @@ def reordered(state: Mapping[str, Tensor], order: Sequence[int]) -> dict[str, Te
 
 def head_classes(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     """How many classes the head in `state` has; None where no tensor has the name of the head of `module`."""
-    names = published_names(module.state_dict(), getattr(module, "published", {}))
-    head = unwrapped(state, {}).get(names.get(HEAD[0], ""))
+    names, adapted = named_as(module, state)
+    head = adapted.get(names.get(HEAD[0], ""))
     return None if head is None else len(head)
 
 
-def _require_accuracy(measured: float, expect: float | None, job: TrainingJob, suspicion: str) -> None:
-    """Refuse weights that know less of the dataset than expected, or, without an expectation, no more than chance."""
-    reasons = (
-        f"likely reasons: the order of the labels{suspicion}; the crop or the size of the images; the normalisation "
-        "(architecture.mean, architecture.std). Try --class-names FILE"
-    )
-    if expect is not None and measured < expect - TOLERANCE:
-        raise Refused(
-            f"test accuracy: expected {expect:.4f} or at most {TOLERANCE} less, got {measured:.4f}; {reasons}"
-        )
-    chance = 1 / len(job.test.names)
-    luck = 3 * math.sqrt(chance * (1 - chance) / len(job.test))  # three standard deviations of blind guessing
-    if expect is None and measured <= chance + luck:
-        raise Refused(
-            f"test accuracy: expected more than chance, which is {chance:.4f} of these images, got {measured:.4f}; "
-            f"{reasons}, or --expect with the accuracy that is meant"
-        )
-
-
-def export_classifier(store: Store, reference: str, file: str | Path, format: str = "published") -> Path:
+def export_classifier(
+    store: Store, reference: str, file: str | Path, format: str = "published", allow: Sequence[str] = ()
+) -> Path:
     """Write the weights of a target to `file` (`.safetensors`, or torch's `.pt`, `.pth`, `.tar`): tensors and their
     names, nothing else. `published` names are those of the original implementation, where there is one; `plain` ours.
+    `allow` names modules of the user's own that the target's network may be of.
 
     Raises `Refused` for another ending, and rather than overwrite a file.
     """
@@ -225,7 +267,7 @@ def export_classifier(store: Store, reference: str, file: str | Path, format: st
         raise refuse_unknown("export: the ending of the file", file.suffix, SUFFIXES)
     if file.exists():
         raise Refused(f"export: expected a new file, got {file}, which exists; try another name")
-    model = rebuild_classifier(store.open(reference, "target"))
+    model = rebuild_classifier(store.open(reference, "target"), allow)
     state = savable(to_published(model) if format == "published" else model.state_dict())
     content = io.BytesIO()
     if file.suffix == ".safetensors":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from midefense.exchange.classifiers import read_source, translated
+from midefense.exchange.classifiers import Choice, read_source, translated
 from midefense.plan.bind import bind_all
 from midefense.plan.compose import compose
 from midefense.plan.read import name_of
@@ -32,6 +32,7 @@ def import_prior(
     dataset: str,
     overrides: Sequence[str] = (),
     name: str | None = None,
+    choice: Choice | None = None,
 ) -> Artefact:
     """A prior of the store with the generator in `file` and the critic in `critic`; found if it was imported before.
 
@@ -39,6 +40,7 @@ def import_prior(
         prior, dataset: options of their groups; the dataset says how many channels and pixels the images have.
             `overrides` are those of `attack.py`.
         name: what the artefact is called; None calls it by its parts.
+        choice: what to take of both files.
     Raises:
         Refused: the prior asks a target, or has other parts than these two; or a file is not that of its part.
     """
@@ -51,14 +53,14 @@ def import_prior(
     _require_two_parts(module, prior)
     if critic is None:
         raise Refused(f"--critic: expected the file of the critic of {prior}, got none; try --critic FILE")
-    sources = {"generator": read_source(file), "critic": read_source(critic)}
+    sources = {"generator": read_source(file, choice), "critic": read_source(critic, choice)}
     draft = Draft(
         kind="prior",
         name=name or name_of({"dataset": dataset, "public": "imported", "prior": prior}, "dataset", "public", "prior"),
         recipe={
             "kind": "prior",
             "prior": node.recipe(),
-            "imported": {part: {"sha256": s.sha256, "format": s.format} for part, s in sources.items()},
+            "imported": {part: source.origin() for part, source in sources.items()},
         },
         names={"prior": f"{prior}(imported)"},
         places=node.places(),

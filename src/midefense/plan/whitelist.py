@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Iterable
 
 from midefense.plan.stored_names import present_name
@@ -28,7 +30,8 @@ def resolve(name: str, allow: Iterable[str] = ()) -> Callable:
     """The class a `_target_` names, if it is *defined* in a place that configurations may name.
 
     The string alone decides nothing: `torch.nn.functional.torch.load` begins with torch.nn and is torch.load. What is
-    tested is the module the resolved object says it was defined in. A module outside the list is never imported.
+    tested is the module the resolved object says it was defined in. A module outside the list is never imported. One of
+    the user's own (`allow`) may also lie in the folder that the command is called from.
     """
     name, admitted = present_name(name), (*(f"midefense.{room}" for room in ROOMS), *LIBRARIES, *allow)
     outside = Refused(
@@ -40,6 +43,8 @@ def resolve(name: str, allow: Iterable[str] = ()) -> Callable:
     if "." not in name:
         raise Refused(f"_target_: expected module.Class, got {name!r}")
     parts = name.split(".")
+    if _within(name, allow) and (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # last, so that nothing installed is shadowed; `python -m` looks there too
     for cut in range(len(parts) - 1, 0, -1):
         module_name = ".".join(parts[:cut])
         try:

@@ -114,7 +114,8 @@ class Prior(nn.Module):
         if cls.learns and not len(images):
             raise Refused(
                 f"{cls.__name__}: expected public images to learn from, got none: this dataset has only private ones; "
-                "try public=... (see --help), or prior=pixels with an attack that takes it"
+                "try public=... (see --help), dataset.public_root=DIR of an image folder, or prior=pixels with an "
+                "attack that takes it"
             )
 
     def require(self, images: Images) -> None:

@@ -30,15 +30,15 @@ __all__ = ["Broken", "Row", "build", "read_rows", "refuse_odd_places", "table", 
 HEADS = ("dataset", "architecture", "defense", "prior", "attack")
 
 
-def build(rows: Sequence[Row], out: Path, broken: Sequence[Broken] = ()) -> Path:
+def build(rows: Sequence[Row], out: Path, broken: Sequence[Broken] = (), lead: str = "") -> Path:
     """Write the self-contained HTML page `out`, whole or not at all, and return `out`. Results in `broken` are named on
-    it.
+    it, and `lead` is its first sentence.
 
     Raises:
         Refused: `out` is no place for a file.
         OSError: the disk is full or may not be written.
     """
-    return save(Path(out), render(rows, broken, Path(out).parent.resolve()))
+    return save(Path(out), render(rows, broken, Path(out).parent.resolve(), lead))
 
 
 def table(rows: Sequence[Row]) -> str:

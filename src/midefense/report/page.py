@@ -28,8 +28,8 @@ EMPTY = "No results yet. python evaluate.py dataset=digits architecture=cnn atta
 APART = "The results below follow different protocols (evidence, references, evaluators, metrics). "
 
 
-def render(rows: Sequence[Row], broken: Sequence[Broken], place: Path) -> str:
-    """The page as text; links to results are relative to the folder `place`."""
+def render(rows: Sequence[Row], broken: Sequence[Broken], place: Path, lead: str = "") -> str:
+    """The page as text; links to results are relative to the folder `place`, and `lead` stands before all else."""
     groups = {name: (own, setups(own)) for name, own in by_protocol(rows).items()}
     everyone = [setup for _, found in groups.values() for setup in found]
     numbered = {id(setup): number for number, setup in enumerate(everyone)}
@@ -39,11 +39,12 @@ def render(rows: Sequence[Row], broken: Sequence[Broken], place: Path) -> str:
     ]
     counts = [(len(everyone), "setup"), (len(rows), "result"), (len(groups), "protocol")]
     apart = tag("p", APART, tag("b", "They are not ranked together."), class_="notice") if len(groups) > 1 else None
+    first = tag("p", tag("b", lead), class_="notice") if lead else None
     return string.Template(_source("page.html")).substitute(
         style=_source("page.css"),
         script=_source("page.js"),
         counts=" · ".join(_count(*count) for count in counts),
-        notices=join(_skipped(broken), apart),
+        notices=join(first, _skipped(broken), apart),
         sections=join(*sections) if sections else tag("p", EMPTY, class_="notice"),
         data=script_data(groups, place),
     )

@@ -13,6 +13,8 @@ COMMANDS = {"train_target": "train"}  # the subcommand of `midefense`, where it 
 
 def command_given() -> str:
     """The words that started this process."""
+    if _program():
+        return shlex.join(["midefense", *sys.argv[1:]])
     if _installed():
         return shlex.join(["midefense", _subcommand(Path(sys.argv[0]).stem), *sys.argv[1:]])
     return shlex.join(["python", *sys.argv])
@@ -25,8 +27,14 @@ def command_of(verb: str, words: Sequence[str]) -> str:
 
 
 def _installed() -> bool:
-    """Whether `midefense VERB` started this process: it runs the verb's module of `midefense.commands`."""
-    return Path(sys.argv[0]).parent.name == "commands"
+    """Whether `midefense` started this process: it runs a verb's module of `midefense.commands`, or itself."""
+    return _program() or Path(sys.argv[0]).parent.name == "commands"
+
+
+def _program() -> bool:
+    """Whether `midefense` itself is what runs, and no verb's module of it."""
+    path = Path(sys.argv[0])
+    return path.stem == "midefense" or (path.stem == "__main__" and path.parent.name == "midefense")
 
 
 def _subcommand(verb: str) -> str:

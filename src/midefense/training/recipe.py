@@ -136,10 +136,14 @@ class Imported(Recipe):
     format: what kind of file it was.
     select: how its authors chose the epoch, as in `Recipe`, or `unknown`.
     order: for each label, the row of the file's head that became its own; None left them as they were.
+    entry: the state dict of the file that was taken, where it was named.
+    strip: the prefix of the names that were taken, and lost it; the others were left.
+    add: the prefix that all names got.
     """
 
     revision = 1
     places = ("file",)
+    later: ClassVar[dict[str, object]] = {"entry": None, "strip": None, "add": None}
 
     def __init__(
         self,
@@ -149,6 +153,9 @@ class Imported(Recipe):
         format: str,
         select: str = "unknown",
         order: Sequence[int] | None = None,
+        entry: str | None = None,
+        strip: str | None = None,
+        add: str | None = None,
     ) -> None:
         if select not in (*SELECTIONS, "unknown"):
             raise refuse_unknown("select", select, (*SELECTIONS, "unknown"))
@@ -157,6 +164,9 @@ class Imported(Recipe):
         self.format = format
         self.select = select
         self.order = order
+        self.entry = entry
+        self.strip = strip
+        self.add = add
 
     def refuse_training(self) -> None:
         """Say why these weights cannot be made again."""
