@@ -337,12 +337,12 @@ FILES = {
     "twice": ("seed: 1\nseed: 2\n", "found duplicate key seed"),
     "object": ("seed: !!python/object:os.system 1\n", "line 2: expected YAML"),
     "alias": ("seed: *other\n", "found undefined alias"),
-    "binary": ("\udcff\udcfe", "expected YAML in UTF-8"),
-    "control": ("seed: \0", "expected YAML, got unacceptable character"),
-    "nowhere": ("seed: ${nowhere}\n", "seed: Interpolation key 'nowhere' not found"),
-    "itself": ("seed: ${seed}\n", "seed: Recursive interpolation detected"),
-    "half": ("seed: ${seed\n", "seed: no viable alternative"),
-    "resolver": ("seed: ${clock:1}\n", "seed: Unsupported interpolation type clock"),
+    "binary": ("\udcff\udcfe", "expected YAML as UTF-8 text"),
+    "control": ("seed: \0", "control.yaml: expected YAML as UTF-8 text, got another file: unacceptable character"),
+    "nowhere": ("seed: ${nowhere}\n", "got: Interpolation key 'nowhere' not found"),
+    "itself": ("seed: ${seed}\n", "got: Recursive interpolation detected"),
+    "half": ("seed: ${seed\n", "got: no viable alternative"),
+    "resolver": ("seed: ${clock:1}\n", "got: Unsupported interpolation type clock"),
     "environment": ("seed: ${oc.env:NOT_SET_ANYWHERE}\n", "Environment variable 'NOT_SET_ANYWHERE' not found"),
 }
 

@@ -38,6 +38,10 @@ class Weighed(ToyFamily):
         self.pin({"weights": weights})
 
     @classmethod
+    def require_world(cls, dataset):
+        """It may stand before any pictures here: nothing is asked of what it makes."""
+
+    @classmethod
     def pin(cls, arguments):
         return {**arguments, "sha256": file_sha256(Path(arguments["weights"]))}
 
@@ -96,13 +100,13 @@ def kinds(store: Path) -> list[str]:
 
 
 def test_without_the_place_the_folder_is_asked_for(moved, call):
-    code, _, said = call("attack", f"target={moved['target']}", "prior=toy", *ATTACK, f"store={moved['store']}")
+    code, _, said = call("attack", f"target={moved['target']}", "prior=pixels", *ATTACK, f"store={moved['store']}")
     assert code == 2 and "no folder at" in said and "Try dataset.private_root=DIR" in said
 
 
 def test_the_place_is_given_beside_the_target(moved, call):
     """Also to Hydra, which knows the options of the dataset that is the default."""
-    words = (f"target={moved['target']}", "prior=toy", *ATTACK, *folders(moved["now"]))
+    words = (f"target={moved['target']}", "prior=pixels", *ATTACK, *folders(moved["now"]))
     before = kinds(moved["store"])
     code, said, err = call("attack", *words, f"store={moved['store']}")
     assert code == 0, err
@@ -131,7 +135,7 @@ def test_it_is_given_beside_a_prior(moved):
 
 def test_it_is_given_beside_an_evaluator(moved):
     at, now = "evaluators.main", f"{moved['now']}/private"
-    words = (f"target={moved['target']}", "prior=toy", *ATTACK, *folders(moved["now"]), "metrics=utility")
+    words = (f"target={moved['target']}", "prior=pixels", *ATTACK, *folders(moved["now"]), "metrics=utility")
     words += (f"{at}.artefact={moved['target']}", f"{at}.dataset.private_root={now}")
     pipeline = Pipeline(plan_for("evaluate", *words, store=moved["store"]))
     assert pipeline.result.provenance["parents"]["evaluator.main"].endswith(moved["target"])
@@ -162,7 +166,7 @@ def test_a_place_is_a_text(moved, call):
 def test_other_images_in_its_place_are_refused(moved, tmp_path):
     others = folders(pictures(tmp_path / "others", seed=1))
     before = kinds(moved["store"])
-    for words in ((f"target={moved['target']}", "prior=toy"), (f"recovered={moved['recovered']}", *JUDGED)):
+    for words in ((f"target={moved['target']}", "prior=pixels"), (f"recovered={moved['recovered']}", *JUDGED)):
         verb = "evaluate" if words[0].startswith("recovered") else "attack"
         attack = ATTACK if verb == "attack" else (f"prior.weights={moved['now']}/weights", MINE)
         with pytest.raises(Refused, match=r"expected the images that it learned from .*, got others"):
@@ -179,7 +183,7 @@ def test_relocate_keeps_it(moved, call, capsys, monkeypatch):
     assert main(["store", "--store", store, "relocate", target, f"dataset.public_root={moved['now']}/public"]) == 0
     assert f"dataset.private_root={moved['now']}/private (was " in capsys.readouterr().out
     monkeypatch.chdir(moved["store"])
-    code, _, err = call("attack", f"target={target}", "prior=toy", *ATTACK, f"store={store}")
+    code, _, err = call("attack", f"target={target}", "prior=pixels", *ATTACK, f"store={store}")
     assert code == 0, err
     assert {file.name: file.read_bytes() for file in path.iterdir()} == untouched
     assert main(["store", "--store", store, "show", target]) == 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,11 @@ from pathlib import Path
 from midefense.commands.parsing import add_choice, add_store, is_override, refusing
 from midefense.plan.overrides import Override, parsed
 from midefense.store.artefacts import Artefact
-from midefense.store.command import command_given
 from midefense.store.store import Store
-from midefense.tracking.preemption import Preempted, install_signal_handlers
 from midefense.types import Refused
 
 SIDES = (32, 64)  # pixels that images are made: what the small GAN can make, in minutes
 LOOKED_AT = 50  # pictures whose headers say how large they are, and whether grey or colour
-PREEMPTED = 143
 # With public images a small GAN learns from them; without any the attacker has only pixels.
 WITH_PUBLIC = ("attack=gmi_small", "attack.init.candidates=5")
 WITHOUT_PUBLIC = ("attack=mi_face", "attack/objective=cross_entropy_tv")
@@ -36,23 +32,13 @@ ON_THE_TARGET = ("dataset", "architecture", "defense", "train_on")
 
 
 def run(words: Sequence[str]) -> int:
-    """Run the command; returns the exit code (1: refused, 143: asked to end)."""
+    """Run the command; returns the exit code (1: refused)."""
     parser = _parser()
     options, rest = parser.parse_known_args(words)
     options.overrides = [word for word in rest if is_override(word)]
     if options.overrides != rest:
         parser.error(f"expected KEY=VALUE, got {' '.join(rest)}")
-    return refusing(lambda: _audit(options))
-
-
-def _audit(options: argparse.Namespace) -> int:
-    commands = commands_of(options)
-    install_signal_handlers()
-    try:
-        return _carry_out(commands, options)
-    except Preempted:
-        print(f"preempted; continue with: {command_given()}", file=sys.stderr)
-        return PREEMPTED
+    return refusing(lambda: _carry_out(commands_of(options), options))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from midefense.report.rows import Row, columns, show
+from midefense.report.columns import columns
+from midefense.report.numbers import show
+from midefense.report.rows import Row
 from midefense.types import Refused
 
 ANCHORS = {"chance": "chance", "prior": "unattacked samples", "real": "real images"}

@@ -24,7 +24,7 @@ def folders_of(store: object) -> list[str]:
     if (
         not isinstance(named, Sequence)
         or not named
-        or not all(isinstance(one, str | Path) and str(one) for one in named)
+        or not all(isinstance(one, str | Path) and str(one).strip() for one in named)
     ):
         raise Refused(f"store: expected a folder, or a list of folders, got {store!r}; {ADVICE}")
     return [str(one) for one in named]
