@@ -20,7 +20,8 @@ from midefense.store.store import Store
 from midefense.types import Refused
 
 NETWORK = ("architecture=cnn", "architecture.widths=[4]", "architecture.size=8", "recipe.epochs=1", "tracking=none")
-JUDGED = ("metrics=utility", "evaluators.main.architecture.widths=[4]", "evaluators.main.recipe.epochs=1")
+JUDGED = ("metrics=utility", "judge_at_chance=true")
+JUDGED += ("evaluators.main.architecture.widths=[4]", "evaluators.main.recipe.epochs=1")
 ATTACK = ("attack=gmi", "attack/objective=cross_entropy", "attack.search.steps=1", "evidence.classes=[0]")
 ATTACK += ("tracking=none",)
 WEIGHED, LEARNED = "prior._target_=test_moved.Weighed", "prior._target_=test_moved.Learned"
@@ -135,7 +136,7 @@ def test_it_is_given_beside_a_prior(moved):
 
 def test_it_is_given_beside_an_evaluator(moved):
     at, now = "evaluators.main", f"{moved['now']}/private"
-    words = (f"target={moved['target']}", "prior=pixels", *ATTACK, *folders(moved["now"]), "metrics=utility")
+    words = (f"target={moved['target']}", "prior=pixels", *ATTACK, *folders(moved["now"]), *JUDGED[:2])
     words += (f"{at}.artefact={moved['target']}", f"{at}.dataset.private_root={now}")
     pipeline = Pipeline(plan_for("evaluate", *words, store=moved["store"]))
     assert pipeline.result.provenance["parents"]["evaluator.main"].endswith(moved["target"])

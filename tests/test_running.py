@@ -126,7 +126,7 @@ def test_what_will_be_made_is_said_first_then_each_stage_and_nothing_where_all_i
     code, out, said = call("evaluate", *words)
     assert code == 0 and "1/5" not in out
     lines = said.splitlines()
-    what = ["training the target", "training the prior", "attacking", "training the evaluator main", "judging"]
+    what = ["training the target", "training the evaluator main", "training the prior", "attacking", "judging"]
     for number, doing in enumerate(what, start=1):
         ahead = lines[number - 1]
         assert ahead.startswith(f"{number}/5  {doing}: ") and ahead.endswith("(unknown until measured)")

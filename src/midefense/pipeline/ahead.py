@@ -35,16 +35,19 @@ class _Looking:
             recovered = self._item("attacking", plan.recovered)
             parent = self._store.open(plan.recovered.provenance["parents"]["target"], "target")
             target = self._item("training the target", parent)
-            yield from (target, recovered)
+            judges = self._judges()
+            yield from (target, recovered, *judges.values())
         else:
             target, classes = self._classifier("training the target", plan.target)
             yield target
             if plan.verb == "train_target":
                 return
+            judges = self._judges() if plan.verb == "evaluate" else {}
+            yield from judges.values()
             *before, recovered = self._attack(target, classes)
             yield from (*before, recovered)
         if plan.verb == "evaluate":
-            yield from self._result(target, recovered)
+            yield self._result(target, recovered, judges)
 
     def _attack(self, target: Item, classes: int) -> Iterator[Item]:
         pipeline = self._pipeline
@@ -71,14 +74,15 @@ class _Looking:
         steps = 1 if attack.steps is None else attack.steps * groups
         yield self._item("attacking", pipeline.recovered_draft(*made_of, prepared), steps, on)
 
-    def _result(self, target: Item, recovered: Item) -> Iterator[Item]:
-        judges = {}
-        for name, plan in self._plan.evaluators.items():
-            item, _ = self._classifier(f"training the evaluator {name}", plan)
-            judges[name] = item.artefact
-            yield item
-        draft = self._pipeline.result_draft(recovered.artefact, target.artefact, judges)
-        yield self._item("judging", draft, on=target.artefact.recipe)
+    def _judges(self) -> dict[str, Item]:
+        """The evaluators, which are made before an attack is spent on them."""
+        plans = self._plan.evaluators.items()
+        return {name: self._classifier(f"training the evaluator {name}", plan)[0] for name, plan in plans}
+
+    def _result(self, target: Item, recovered: Item, judges: Mapping[str, Item]) -> Item:
+        known = {name: item.artefact for name, item in judges.items()}
+        draft = self._pipeline.result_draft(recovered.artefact, target.artefact, known)
+        return self._item("judging", draft, on=target.artefact.recipe)
 
     def _classifier(self, what: str, plan: TargetPlan) -> tuple[Item, int]:
         """A classifier, and the classes it knows."""
