@@ -215,7 +215,9 @@ def test_an_empty_variable_for_the_store(call, monkeypatch, tmp_path):
     monkeypatch.setenv("MIDEFENSE_STORE", "")
     monkeypatch.chdir(tmp_path)
     code, _, err = call("train_target", *TOY[:1])
-    assert code == 2 and "store: expected a folder, got ''" in err and list(tmp_path.iterdir()) == []
+    assert (
+        code == 2 and "store: expected a folder, or a list of folders, got ''" in err and list(tmp_path.iterdir()) == []
+    )
 
 
 def test_the_closed_form_knows_its_own_world_alone(refused):

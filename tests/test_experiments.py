@@ -182,6 +182,7 @@ def small(config: dict, generator_file: Path, attack: str) -> dict:
         "evaluators": evaluators,
         # so that attacks that differ in what is made small here have rows of their own
         "seeds": {**config["seeds"], "attack": options("attack").index(attack)},
+        "judge_at_chance": True,  # evaluators of one epoch
     }
 
 

@@ -262,8 +262,8 @@ def test_celeba_rounds_the_test_share_up():
 
 
 def test_celeba_crops_the_centre(tmp_path):
-    celeba_tree(tmp_path, [1001, 3, 3, 3], size=(178, 218))
-    splits = few(tmp_path, identities=1, min_images=3, size=108).load()
+    celeba_tree(tmp_path, [1001, 3, 3, 3, 4, 4, 4], size=(178, 218))
+    splits = few(tmp_path, identities=2, min_images=3, size=108).load()
     whole = np.asarray(Image.open(tmp_path / "img_align_celeba" / "000001.jpg"))
     assert np.array_equal(splits.public.pixels[0].numpy(), whole[55:163, 35:143].transpose(2, 0, 1))
     half = Decoding(channels=3, size=54, crop=(35, 55, 143, 163, 178, 218)).box(89, 109)

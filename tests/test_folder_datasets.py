@@ -581,9 +581,10 @@ def test_check_sets_without_files_and_with_several_folders(tmp_path, capsys):
     assert "private_root=DIR, public_root=DIR" in checked(capsys, "image_folder", "--root", tmp_path)[2]
     for number in range(5):
         picture(tmp_path / "private" / "ann" / f"{number}.png", number)
+        picture(tmp_path / "private" / "eve" / f"{number}.png", 20 + number)
         picture(tmp_path / "public" / "bob" / f"{number}.png", 10 + number)
     roots = [f"private_root={tmp_path / 'private'}", f"public_root={tmp_path / 'public'}"]
-    assert "private_test   images 1," in checked(capsys, "image_folder", *roots)[1]
+    assert "private_test   images 2," in checked(capsys, "image_folder", *roots)[1]
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_the_demos_numbers_are_those_of_its_file():
 TRAIN = ("recipe.epochs=1", "tracking=none", "compute=cpu", "compute.threads=1")
 GAN = ("prior.steps=2", "prior.width=4", "prior.batch_size=8")
 SEARCH = ("attack.search.steps=2", "attack.init.candidates=4", "evidence.classes=[0,1]", *GAN)
-JUDGE = ("evaluators.main.recipe.epochs=1", "evaluators.main.architecture.widths=[4,8,8]")
+JUDGE = ("evaluators.main.recipe.epochs=1", "evaluators.main.architecture.widths=[4,8,8]", "judge_at_chance=true")
 CNN = ("architecture.widths=[4,8,8]",)
 SMALL = {"train_target": TRAIN, "attack": (*TRAIN, *SEARCH), "evaluate": (*TRAIN, *SEARCH, *JUDGE)}
 

@@ -14,6 +14,7 @@ from midefense.commands.report import run
 from midefense.report import Row, read_rows, write_csv
 from midefense.report.files import save
 from midefense.report.spreadsheet import quoted
+from midefense.tracking.endings import DISK
 
 
 @pytest.fixture
@@ -43,8 +44,8 @@ def test_a_full_disk_leaves_what_was_there_and_one_sentence(store, outputs, tmp_
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    assert run(["--store", str(store), *words]) == 1
-    assert "refused: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert run(["--store", str(store), *words]) == DISK
+    assert capsys.readouterr().err.startswith("stopped: the disk is full ([Errno 28]")
     assert [place.read_text() for place in places] == ["earlier"] * 3 and listing(tmp_path) == before
     monkeypatch.undo()
     assert run(["--store", str(store), *words]) == 0
@@ -73,7 +74,8 @@ def test_without_results_no_page_is_replaced(made, outputs, tmp_path, capsys):
         (typo / "picture.png").write_text("")
     assert run(["--store", str(typo), *words]) == 1
     said = capsys.readouterr()
-    assert said.err.startswith(f"refused: --store {typo}: expected ") and said.err.count("\n") == 1 and not said.out
+    expected = f"store: expected a folder, got the file {typo}" if made == "a file" else f"--store {typo}: expected "
+    assert said.err.startswith(f"refused: {expected}") and said.err.count("\n") == 1 and not said.out
     assert [place.read_text() for place in places] == ["earlier"] * 3
     assert typo.exists() == (made != "nothing"), "a store is not made by looking for one"
 

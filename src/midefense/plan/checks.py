@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from midefense.plan.annotations import fits, in_words
 from midefense.plan.verb_options import OVER_ALL
+from midefense.plan.whitelist import look_here_too
 from midefense.ranges import Whole
 from midefense.store.folders import folders_of
 from midefense.store.plain import environment_secrets, looks_secret, writable
@@ -116,7 +117,8 @@ def _plain_values(config: Mapping) -> Iterator[str]:
     allow = config["allow"]
     if not (isinstance(allow, list) and all(isinstance(name, str) for name in allow)):
         yield f"allow: expected a list of module names, got {allow!r}; try 'allow=[my_module]'"
-    else:
+    elif allow:
+        look_here_too()
         yield from (
             f"allow: expected modules that Python finds, got {name!r}; try its folder in PYTHONPATH, or its right name"
             for name in allow

@@ -26,6 +26,13 @@ ROOMS = (
 LIBRARIES = ("torch.optim", "torch.nn", "torchvision.transforms")
 
 
+def look_here_too() -> None:
+    """Let Python find modules of the user's own in the current folder, as `python -m` does: last, so that nothing
+    installed is shadowed."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+
+
 def resolve(name: str, allow: Iterable[str] = ()) -> Callable:
     """The class a `_target_` names, if it is *defined* in a place that configurations may name.
 
@@ -43,8 +50,8 @@ def resolve(name: str, allow: Iterable[str] = ()) -> Callable:
     if "." not in name:
         raise Refused(f"_target_: expected module.Class, got {name!r}")
     parts = name.split(".")
-    if _within(name, allow) and (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)  # last, so that nothing installed is shadowed; `python -m` looks there too
+    if _within(name, allow):
+        look_here_too()
     for cut in range(len(parts) - 1, 0, -1):
         module_name = ".".join(parts[:cut])
         try:

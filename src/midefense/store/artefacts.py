@@ -157,7 +157,8 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # the system names none where it refuses to write
+        if error.errno is not None:  # the system's own, which names no file where it refuses to write
+            error.filename = error.filename or str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)  # a half of it would fill a disk that is full

@@ -10,7 +10,7 @@ import yaml
 
 from midefense.types import Refused
 
-ADVICE = "try store=DIR, or 'store=[MINE,SHARED]' to write into MINE and read both"
+ADVICE = "try store=DIR (or unset an empty MIDEFENSE_STORE), or 'store=[MINE,SHARED]' to write into MINE and read both"
 
 
 def folders_of(store: object) -> list[str]:

@@ -22,7 +22,8 @@ def reserve(path: Path, size: int) -> None:
                     file.write(bytes(min(BLOCK, size - start)))
     except OSError as error:
         path.unlink(missing_ok=True)
-        error.filename = str(path)
+        if error.errno is not None:
+            error.filename = str(path)
         raise
 
 
