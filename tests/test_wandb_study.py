@@ -94,6 +94,7 @@ def log_of(home, run_id):
 
 
 # W&B leaves the file of an agent's parameters to the garbage collector
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_study_of_two_defenses_and_three_seeds(agent, home):
     grid = points()
