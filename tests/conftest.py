@@ -77,6 +77,16 @@ def call(monkeypatch, capsys):
     logging.root.setLevel(level)
 
 
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """W&B's own files stay in the test's folder, and no login of this machine counts."""
+    for variable in ("WANDB_CONFIG_DIR", "WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "wandb"))
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def bytecode(tmp_path_factory):
     """Where modules are compiled once per session: every process but the first starts in half the time."""

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import math
 import os
 import pickle
 import runpy
@@ -22,7 +21,7 @@ from midefense.architectures.checkpoints import read_checkpoint
 from midefense.architectures.mnist_cnn import MCNN
 from midefense.architectures.state_names import to_published
 from midefense.commands.main import main
-from midefense.exchange.accuracy import by_luck, doubt_of, require_accuracy
+from midefense.exchange.accuracy import doubt_of, require_accuracy
 from midefense.exchange.class_order import (
     names_in,
     order_of,
@@ -459,13 +458,6 @@ def test_an_accuracy_below_the_one_expected_is_refused(state, save, bring, store
     code, said = bring(save(state), "--expect", "88")
     assert code == 1 and "expected an accuracy in [0, 1], got 88.0; try 0.88" in said
     assert Store(store).list() == []
-
-
-def test_the_tail_is_that_of_the_binomial_distribution():
-    for images, classes in ((3, 3), (20, 4), (7, 2)):
-        for right in range(images + 1):
-            ways = (math.comb(images, k) * (classes - 1) ** (images - k) for k in range(right, images + 1))
-            assert by_luck(right, images, 1 / classes) == pytest.approx(sum(ways) / classes**images)
 
 
 def test_few_images_are_said_to_be_too_few_and_many_judge():

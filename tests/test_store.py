@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from midefense.commands.store import run as command
-from midefense.store import claims
+from midefense.store import artefacts, claims
 from midefense.store import store as store_module
 from midefense.store.artefacts import Artefact, Draft, content_id
 from midefense.store.store import Store
@@ -530,3 +530,16 @@ def test_the_command_line_refuses_with_a_sentence(shelf, family, capsys):
     assert "refused: expected one artefact called nothing, got 0: none; see" in capsys.readouterr().err
     assert command(["--store", str(shelf.root), "rm", "toy"]) == 1
     assert "got 3: " in capsys.readouterr().err
+
+
+def test_what_was_verified_is_not_read_again_until_it_changes(shelf, monkeypatch):
+    artefact, read, hash_of = made(shelf, draft(seed=1)), [], artefacts.file_sha256
+    shelf = Store(shelf.root)
+    monkeypatch.setattr(artefacts, "file_sha256", lambda path: read.append(path) or hash_of(path))
+    for _ in range(2):
+        assert shelf.find(draft(seed=1)).id == artefact.id
+        assert len(read) == len(artefact.provenance["files"])
+    tensors = artefact.path / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(Refused, match="expected sha256"):
+        shelf.find(draft(seed=1))

@@ -28,16 +28,6 @@ SMALL = (
 JOBS = ("train_target", "train_prior", "attack", "evaluate")
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """W&B's own files stay in the test's folder, and no login of this machine counts."""
-    for variable in ("WANDB_CONFIG_DIR", "WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
-        monkeypatch.setenv(variable, str(tmp_path / "wandb"))
-    (tmp_path / "wandb").mkdir()
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    return tmp_path
-
-
 def offline_logs(home):
     """The records of every offline run, by run id, as W&B's own tool reads them."""
     return {folder.name.split("-", 3)[-1]: offline_log.records(folder) for folder in home.rglob("offline-run-*")}

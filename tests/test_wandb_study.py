@@ -43,23 +43,13 @@ OF_WANDB = {"_step", "_runtime", "_timestamp", "_wandb"}
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    """W&B's own files stay in the test's folder, and no login of this machine counts."""
-    for variable in ("WANDB_CONFIG_DIR", "WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
-        monkeypatch.setenv(variable, str(tmp_path / "wandb"))
-    (tmp_path / "wandb").mkdir()
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    return tmp_path
-
-
-@pytest.fixture
 def agent(home, call, monkeypatch):
     """`agent(point)`: what an agent does with one point of a sweep: it tells a process its run's id and, in a file, the
     parameters, and starts the command. Returns the run's id."""
     import wandb
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
+    monkeypatch.setenv("WANDB_MODE", "offline")
     sweep, numbers = yaml.safe_load(SWEEP.read_text()), itertools.count()
 
     def run(point, *further):

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import math
 
-from scipy.special import bdtr, bdtrc
+from scipy.special import bdtr
 
+from midefense.training.chance import odds_of
 from midefense.types import Refused
 
 TOLERANCE = 0.02  # how far below the accuracy that was expected the measured one may lie
 LUCK = 0.001  # how rarely blind guessing may do as well as weights that are said to know something
 
 
-def by_luck(right: int, images: int, accuracy: float) -> float:
-    """The probability that answers which are right with probability `accuracy` are right for at least `right` of
-    `images`: the exact tail of the binomial distribution."""
-    return 1.0 if right == 0 else float(bdtrc(right - 1, images, accuracy))
-
-
 def can_tell(images: int, classes: int) -> bool:
     """Whether so many test images can tell weights that are always right from blind guessing."""
-    return by_luck(images, images, 1 / classes) <= LUCK
+    return odds_of(images, images, 1 / classes) <= LUCK
 
 
 def doubt_of(images: int, classes: int, expect: float | None = None) -> str:
     """What so few test images leave open, in a sentence; "" where they judge."""
     if expect is None and not can_tell(images, classes):
-        odds = round(1 / by_luck(images, images, 1 / classes))
+        odds = round(1 / odds_of(images, images, 1 / classes))
         return (
             f"{images} test images of {classes} classes are too few to judge: blind guessing gets all of them right in "
             f"1 of {odds:,} tries; more test images would tell (dataset.test_share, or a test folder)"
@@ -59,7 +54,7 @@ def require_accuracy(measured: float, images: int, classes: int, expect: float |
                 f"test accuracy: expected {expect:.4f} or at most {TOLERANCE} less, got {measured:.4f}; {reasons}"
             )
         return
-    luck = by_luck(right, images, chance)
+    luck = odds_of(right, images, chance)
     if measured <= chance or (luck > LUCK and can_tell(images, classes)):
         raise Refused(
             f"test accuracy: expected more than chance, which is {chance:.4f} of these images, got {measured:.4f} "

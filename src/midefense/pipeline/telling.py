@@ -133,9 +133,7 @@ class _Chain:
         if self.prior is not None:
             settings["prior"] = self.prior["prior"]
         if self.attack is not None:
-            settings |= {
-                name: self.attack[name] for name in ("attack", "preparation", "evidence") if name in self.attack
-            }
+            settings |= {name: self.attack[name] for name in ATTACK_SETTINGS if name in self.attack}
         if self.evaluators:
             settings["evaluators"] = {
                 name: {part: one.recipe[part] for part in EVALUATOR_SETTINGS} for name, one in self.evaluators.items()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from midefense.store.artefacts import write_whole
 from midefense.types import Refused
 
 
@@ -24,21 +23,10 @@ def refuse_odd_places(places: Iterable[Path]) -> None:
 
 
 def save(place: Path, text: str) -> Path:
-    """Write `text` as UTF-8 under a temporary name beside `place` and rename it, so that a reader, a full disk or a
-    kill never meets half a file; what stood there before stands until then. A link keeps leading where it leads.
-    Returns `place`."""
+    """Write `text` as UTF-8 so that a reader, a full disk or a kill never meets half a file; what stood there before
+    stands until then. A link keeps leading where it leads. Returns `place`."""
     refuse_odd_places([place])
     target = place.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    write_whole(target, text.encode())
     return place
