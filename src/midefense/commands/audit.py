@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,13 +194,18 @@ def _import_words(commands: Commands, options: argparse.Namespace) -> list[str]:
 
 
 def _result(words: Sequence[str]) -> Artefact:
-    """The artefact of one row, got or made."""
+    """The artefact of one row, got or made; what has to be made is said before, and each stage as it goes."""
+    from midefense.pipeline.ahead import look_ahead
     from midefense.pipeline.pipeline import Pipeline
     from midefense.plan.compose import compose
     from midefense.plan.read import read_plan
 
     config, choices = compose("evaluate", words)
-    return Pipeline(read_plan("evaluate", config, choices, words)).result
+    pipeline = Pipeline(read_plan("evaluate", config, choices, words))
+    agenda = look_ahead(pipeline)
+    if agenda.missing:
+        print("\n".join(agenda.lines()), file=sys.stderr, flush=True)
+    return pipeline.result
 
 
 def _say(*words: object) -> None:
