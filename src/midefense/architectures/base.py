@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense.ranges import Deviation
+from midefense.resampling import resized
 from midefense.types import Refused, Trace, refuse_unknown
 
 
@@ -49,9 +50,7 @@ class Preprocess(nn.Module):
 
     def fit(self, images: Tensor) -> Tensor:
         """Images of any size to the one that the network takes, still in [0, 1]."""
-        if images.shape[-2:] == (self.size, self.size):
-            return images
-        return F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
+        return resized(images, self.size)
 
 
 def per_channel(name: str, values: float | Sequence[float], channels: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense.architectures.base import Preprocess
+from midefense.resampling import Taps, grid_taps, resized, warped
 from midefense.types import Refused
 
 # Where the recogniser's alignment puts eyes, nose and corners of the mouth in 96 x 112 pixels, (x, y).
@@ -32,7 +33,6 @@ class FaceWarp(nn.Module):
     """
 
     revision = 1
-    grid: Tensor
 
     def __init__(self, *, landmarks: Sequence[Sequence[float]], box: Sequence[float]) -> None:
         super().__init__()
@@ -41,14 +41,17 @@ class FaceWarp(nn.Module):
         if len(box) != 4 or box[0] >= box[2] or box[1] >= box[3]:
             raise Refused(f"box: expected left, top, right, bottom, got {list(box)}; try [0, 0, 178, 218]")
         self.width, self.height = round(box[2] - box[0]), round(box[3] - box[1])
-        self.register_buffer("grid", _sampling_grid(landmarks, box), persistent=False)
+        self.grid = _sampling_grid(landmarks, box)
+        self.taps: dict[tuple, Taps] = {}  # by size and kind of images, made when first needed
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] to faces [B, C, 112, 96], both in [0, 1]."""
         height, width = min(self.height, images.shape[2]), min(self.width, images.shape[3])
-        if images.shape[-2:] != (height, width):  # finer than the frame: a sample would pass over pixels
-            images = F.interpolate(images, size=(height, width), mode="bilinear", antialias=True)
-        return F.grid_sample(images, self.grid.expand(len(images), -1, -1, -1), align_corners=False)
+        images = resized(images, height, width)  # finer than the frame: a sample would pass over pixels
+        kind = (height, width, images.device, images.dtype)
+        if kind not in self.taps:
+            self.taps[kind] = grid_taps(self.grid, height, width).to(images.device, images.dtype)
+        return warped(images, self.taps[kind], TARGET_HEIGHT, TARGET_WIDTH)
 
 
 class AlignedFaces(Preprocess):
@@ -92,7 +95,7 @@ def similarity(source: Sequence[Sequence[float]], target: Sequence[Sequence[floa
 
 
 def _sampling_grid(landmarks: Sequence[Sequence[float]], box: Sequence[float]) -> Tensor:
-    """For each target pixel the place [1, 112, 96, 2] it is read from, from -1 to 1 across the stored image."""
+    """For each target pixel the place [112 x 96, 2] it is read from, from -1 to 1 across the stored image; float64."""
     factor, shift = similarity(landmarks, TARGET_LANDMARKS)
     y, x = torch.meshgrid(
         torch.arange(TARGET_HEIGHT, dtype=torch.float64), torch.arange(TARGET_WIDTH, dtype=torch.float64), indexing="ij"
@@ -101,4 +104,4 @@ def _sampling_grid(landmarks: Sequence[Sequence[float]], box: Sequence[float]) -
     left, top, right, bottom = box
     across = 2 * (frame.real + 0.5 - left) / (right - left) - 1
     down = 2 * (frame.imag + 0.5 - top) / (bottom - top) - 1
-    return torch.stack([across, down], dim=-1).float().unsqueeze(0)
+    return torch.stack([across, down], dim=-1).flatten(0, 1)

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from midefense import rectangles
+from midefense import rectangles, resampling
 from midefense.attacks.base import Part
 from midefense.ranges import Colour, Ratios, Share, Shares
 from midefense.types import Refused, Setting
@@ -46,6 +45,7 @@ class RandomResizedCrop(Part):
                 f"got scale={tuple(scale)}, ratio={tuple(ratio)}, flip={flip}"
             )
         self.scale, self.ratio, self.flip, self.shared = tuple(scale), tuple(ratio), flip, shared
+        self.smallest = min(1.0, (scale[0] * min(ratio[0], 1 / ratio[1])) ** 0.5)
 
     def draw(self, count: int, rng: torch.Generator) -> Tensor:
         """Affine parameters [count, 4]: half-width, half-height, centre x, centre y, in units of the image."""
@@ -60,11 +60,7 @@ class RandomResizedCrop(Part):
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         """Views [B, C, H, W] of images [B, C, H, W]; `draws` [B, 4] on the images' device."""
-        width, height, x, y = draws.unbind(1)
-        zero = torch.zeros_like(width)
-        affine = torch.stack([torch.stack([width, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
-        grid = F.affine_grid(affine.to(images.dtype), list(images.shape), align_corners=False)
-        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return resampling.cropped(images, draws, self.smallest)
 
 
 class RandomErase(Part):

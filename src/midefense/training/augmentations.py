@@ -10,7 +10,6 @@ import math
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from kornia.enhance import (
     adjust_brightness_accumulative,
     adjust_contrast_with_mean_subtraction,
@@ -19,6 +18,7 @@ from kornia.enhance import (
 from torch import Tensor
 
 from midefense.ranges import Range, Ratios, Share, Shares
+from midefense.resampling import cropped
 from midefense.types import Refused
 
 
@@ -60,10 +60,14 @@ class ResizedCrop:
         tall = (area / ratio).sqrt().round().clamp(1, height)
         top = (_uniform(count, 0, 1, rng) * (height - tall + 1)).floor()
         left = (_uniform(count, 0, 1, rng) * (width - wide + 1)).floor()
-        rows = _source_positions(top, tall, height).unsqueeze(2).expand(-1, -1, width)
-        columns = _source_positions(left, wide, width).unsqueeze(1).expand(-1, height, -1)
-        grid = torch.stack([columns, rows], dim=-1).to(images)
-        return F.grid_sample(images, grid, mode="bilinear", align_corners=False)
+        x, y = (2 * left + wide) / width - 1, (2 * top + tall) / height - 1
+        boxes = torch.stack([wide / width, tall / height, x, y], 1).to(images.device)
+        return cropped(images, boxes, self._smallest(min(height, width)), apart=True)
+
+    def _smallest(self, side: int) -> float:
+        """The least side of a box, as a share of the image's."""
+        share = math.sqrt(self.scale[0] * min(self.ratio[0], 1 / self.ratio[1]))
+        return min(1.0, max(share - 1 / side, 1 / side))  # boxes have whole pixels
 
 
 class ColorJitter:
@@ -137,11 +141,3 @@ def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 def _uniform(count: int, low: float, high: float, rng: torch.Generator) -> Tensor:
     return torch.rand(count, generator=rng, dtype=torch.float64) * (high - low) + low
-
-
-def _source_positions(start: Tensor, length: Tensor, side: int) -> Tensor:
-    """Where the pixels of the output come from, [B, side], in grid_sample's units. Positions are kept inside the
-    crop, which makes this equal to cropping and then resizing."""
-    centres = (torch.arange(side, dtype=torch.float64) + 0.5) * (length / side).unsqueeze(1) - 0.5
-    pixels = start.unsqueeze(1) + torch.minimum(centres.clamp(min=0), (length - 1).unsqueeze(1))
-    return (2 * pixels + 1) / side - 1

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from midefense.resampling import resized
+
 
 class ConditionalBatchNorm(nn.BatchNorm2d):
     """Batch norm, then a gain and a bias per class and channel, which start at 1 and 0."""
@@ -84,4 +86,4 @@ class Generator(nn.Module):
 
 
 def _double(hidden: Tensor) -> Tensor:
-    return F.interpolate(hidden, scale_factor=2, mode="bilinear")
+    return resized(hidden, 2 * hidden.shape[2], 2 * hidden.shape[3])

@@ -15,6 +15,7 @@ from midefense import seeds
 from midefense.priors.gan import load_training, training_state
 from midefense.priors.stylegan2.critic import Discriminator
 from midefense.priors.stylegan2.generator import Generator
+from midefense.resampling import resized
 from midefense.types import Images, Progress, Refused
 
 RAMP = 0.05  # the half-life of the average is at most this share of the images shown so far
@@ -138,9 +139,7 @@ class _Round:
         """Public images [B, C, r, r] in [-1, 1]."""
         rows = torch.randint(len(public), (self.training.batch_size,), generator=self.rng)
         images = public.floats(rows, self.device)
-        size = self.generator.config.resolution
-        if images.shape[-1] != size:
-            images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+        images = resized(images, self.generator.config.resolution)
         if self.training.mirror:
             turned = (torch.rand(len(images), 1, 1, 1, generator=self.rng) < 0.5).to(self.device)
             images = torch.where(turned, images.flip(3), images)

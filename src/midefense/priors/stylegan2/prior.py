@@ -18,6 +18,7 @@ from midefense.priors.stylegan2.fit import Training, fit_styles
 from midefense.priors.stylegan2.generator import Generator, StyleGan2Config
 from midefense.priors.stylegan2.importer import read_imported
 from midefense.ranges import Betas, Count, Depth, NotNegative, Positive, Share, Width
+from midefense.resampling import resized
 from midefense.store.artefacts import file_sha256
 from midefense.types import Images, Progress, Refused
 
@@ -87,9 +88,7 @@ class StyleBased(Prior):
 
     def frame(self, drawn: Tensor) -> Tensor:
         """Pictures cropped and resized (bilinear, antialiased) to images [B, channels, size, size]."""
-        images = drawn if self.crop is None else self.crop(drawn)
-        if images.shape[-1] != self.size:
-            images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
+        images = resized(drawn if self.crop is None else self.crop(drawn), self.size)
         if images.shape[1] == self.channels:
             return images
         if self.channels == 1:

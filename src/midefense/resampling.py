@@ -1,0 +1,189 @@
+"""Crops, resizes and warps as weighted sums of a few pixels, with a gradient that is the same sum read backwards.
+
+torch's own `grid_sample`, and its resizes on a GPU, add up their gradients in whatever order the threads arrive: the
+same command twice gives other bits. Here each output reads a fixed number of inputs ("taps") and, for the gradient,
+each input reads a fixed number of outputs, both in a fixed order. Axis-aligned crops and resizes are separable: one
+axis after the other.
+
+Pixels are areas: pixel i of a side of n covers [i, i + 1] of it, as with `align_corners=False`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Taps(NamedTuple):
+    """What each of N outputs reads, and what reads each of M inputs: indices and weights, [..., N, K] and [..., M, L].
+
+    A place that is not needed has weight 0. Leading dimensions, where there are any, are images.
+    """
+
+    indices: Tensor
+    weights: Tensor
+    back_indices: Tensor
+    back_weights: Tensor
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Taps:
+        """The same with indices on `device` and weights as `dtype` there."""
+        return Taps(
+            self.indices.to(device),
+            self.weights.to(device, dtype),
+            self.back_indices.to(device),
+            self.back_weights.to(device, dtype),
+        )
+
+
+class _WeightedRows(torch.autograd.Function):
+    """Rows [N, W]: sums of K rows each of a table [M, W]; differentiable as often as wanted."""
+
+    @staticmethod
+    def forward(table: Tensor, taps: Taps) -> Tensor:
+        return F.embedding_bag(taps.indices, table, per_sample_weights=taps.weights, mode="sum")
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.taps = inputs[1]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        taps = ctx.taps
+        return _WeightedRows.apply(gradient.contiguous(), Taps(*taps[2:], *taps[:2])), None
+
+
+def resized(images: Tensor, height: int, width: int | None = None) -> Tensor:
+    """Images [B, C, H, W] resized to [B, C, height, width] (None: square), bilinear and antialiased.
+
+    Equal to torch's `interpolate(..., mode="bilinear", antialias=True)` up to the rounding of its weights; on a CPU two
+    to five times as fast with its gradient, on a GPU the same twice.
+    """
+    for side in (height, height if width is None else width):
+        if images.shape[2] != side:
+            images = _rows(images, _shared(_resize_taps(images.shape[2], side, images.device, images.dtype), images))
+        images = images.mT
+    return images.contiguous()
+
+
+def cropped(images: Tensor, boxes: Tensor, smallest: float, *, apart: bool = False) -> Tensor:
+    """A box of each image [B, C, H, W], enlarged to the image's size: bilinear.
+
+    Args:
+        boxes: [B, 4] half width, half height, centre x and centre y, where the image reaches from -1 to 1 along both
+            axes; a negative half mirrors. On the images' device.
+        smallest: the least half (without its sign) of all boxes that may come, above 0 and at most 1. It bounds how
+            many outputs read one pixel, and is a number of the caller's so that no device must be waited for.
+    """
+    half_width, half_height, x, y = boxes.double().unbind(1)
+    for half, centre in ((half_height, y), (half_width, x)):
+        taps = _crop_taps(half, centre, images.shape[2], smallest, apart)
+        images = _rows(images, taps.to(images.device, images.dtype)).mT
+    return images.contiguous()
+
+
+def warped(images: Tensor, taps: Taps, height: int, width: int) -> Tensor:
+    """Images [B, C, H, W] read at fixed places: [B, C, height, width]; `taps` as `grid_taps` gives them, on the images'
+    device and of their kind of number."""
+    pixels = images.flatten(2).permute(2, 0, 1)
+    rows = _WeightedRows.apply(pixels.flatten(1).contiguous(), taps)
+    return rows.unflatten(1, images.shape[:2]).permute(1, 2, 0).unflatten(2, (height, width))
+
+
+def _rows(images: Tensor, taps: Taps) -> Tensor:
+    """Weighted sums of the rows of images [B, C, H, W]; `taps` [B, N, K] and [B, H, L] per image."""
+    batch, channels, height, width = images.shape
+    table = images.reshape(batch * channels * height, width)
+    spread = Taps(
+        _of_every_channel(taps.indices, height, channels),
+        taps.weights[:, None].expand(-1, channels, -1, -1).flatten(0, 2),
+        _of_every_channel(taps.back_indices, taps.indices.shape[1], channels),
+        taps.back_weights[:, None].expand(-1, channels, -1, -1).flatten(0, 2),
+    )
+    return _WeightedRows.apply(table, spread).view(batch, channels, -1, width)
+
+
+def _of_every_channel(indices: Tensor, height: int, channels: int) -> Tensor:
+    """Indices [B, N, K] of rows of an image as rows of the table of all channels of all images [B C N, K]."""
+    planes = torch.arange(len(indices) * channels, device=indices.device).view(len(indices), channels, 1, 1)
+    return (indices[:, None] + planes * height).flatten(0, 2)
+
+
+def _shared(taps: Taps, images: Tensor) -> Taps:
+    """Taps of one axis [N, K] for every image of a batch."""
+    return Taps(*(part.expand(len(images), *part.shape) for part in taps))
+
+
+def _crop_taps(half: Tensor, centre: Tensor, side: int, smallest: float, apart: bool) -> Taps:
+    """Taps [B, side, 2] and back [B, side, L] of crops along one axis, float64."""
+    places = torch.arange(side, dtype=half.dtype, device=half.device)
+    half, centre = half[:, None], centre[:, None]
+    first = ((centre - half + 1) * side + half - 1) / 2  # where output 0 reads; its neighbours read `half` apart
+    least, most = torch.zeros_like(half), torch.full_like(half, side - 1)
+    if apart:
+        least, most = ((centre + way * half.abs() + 1) * side / 2 for way in (-1, 1))
+        most = most - 1
+    position = torch.minimum((first + half * places).clamp(min=least), most)
+    low = position.floor().clamp(max=max(side - 2, 0))
+    share = position - low
+    indices = torch.stack([low, (low + 1).clamp(max=side - 1)], 2).long()
+    # output i reads input j where they are less than a pixel apart: a window of outputs around (j - first) / half
+    reach = math.ceil(1 / smallest + 0.5) - 1
+    nearest = ((places - first) / half).round()
+    readers = nearest[:, :, None] + torch.arange(-reach, reach + 1, device=half.device)
+    there = (readers >= 0) & (readers < side)
+    readers = readers.clamp(0, side - 1).long()
+    distance = (position.gather(1, readers.flatten(1)).view_as(readers) - places[:, None]).abs()
+    return Taps(indices, torch.stack([1 - share, share], 2), readers, (1 - distance).clamp(min=0) * there)
+
+
+@functools.lru_cache(maxsize=64)
+def _resize_taps(inputs: int, outputs: int, device: torch.device, dtype: torch.dtype) -> Taps:
+    """Taps of a resize along one axis: a triangle as wide as a pixel of the coarser side, of sum 1 within the image."""
+    scale = inputs / outputs
+    centres = (torch.arange(outputs, dtype=torch.float64) + 0.5) * scale
+    pixels = torch.arange(inputs, dtype=torch.float64) + 0.5
+    weights = (1 - (pixels - centres[:, None]).abs() / max(scale, 1)).clamp(min=0)
+    weights /= weights.sum(1, keepdim=True)
+    return Taps(*_densest(weights), *_densest(weights.T)).to(device, dtype)
+
+
+def _densest(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The places and values [N, K] of a matrix [N, M] that are not 0, K the most in a row."""
+    most = max(int((matrix != 0).sum(1).max()), 1)
+    values, indices = matrix.topk(most, dim=1)
+    return indices, values
+
+
+def grid_taps(grid: Tensor, height: int, width: int) -> Taps:
+    """Taps of reading images of height x width at the places `grid` [N, 2] (x, y), where the image reaches from -1 to 1
+    along both axes: bilinear, 0 outside; float64."""
+    place = (grid.double() + 1) * torch.tensor([width, height]) / 2 - 0.5
+    corners = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]])
+    pixel = place.floor()[:, None] + corners
+    weights = (1 - (place[:, None] - pixel).abs()).prod(2)
+    inside = ((pixel >= 0) & (pixel < torch.tensor([width, height]))).all(2)
+    pixel = torch.where(inside[..., None], pixel, 0).long()
+    indices, weights = pixel[..., 1] * width + pixel[..., 0], weights * inside
+    return Taps(indices, weights, *_turned(indices, weights, height * width))
+
+
+def _turned(indices: Tensor, weights: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
+    """For each of `inputs` who reads it and how much [inputs, L], from what each output reads [N, K]."""
+    needed = weights.flatten() != 0
+    read = indices.flatten()[needed]
+    order = read.argsort(stable=True)
+    read = read[order]
+    counts = read.bincount(minlength=inputs)
+    slot = torch.arange(len(read)) - (counts.cumsum(0) - counts)[read]
+    most = max(int(counts.max()), 1)
+    readers = torch.zeros(inputs, most, dtype=torch.long)
+    amounts = torch.zeros(inputs, most, dtype=weights.dtype)
+    outputs = torch.arange(len(indices)).repeat_interleave(indices.shape[1])[needed][order]
+    readers[read, slot] = outputs
+    amounts[read, slot] = weights.flatten()[needed][order]
+    return readers, amounts
