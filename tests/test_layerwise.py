@@ -14,7 +14,7 @@ from midefense.attacks.base import Part, SearchAttack, run_group
 from midefense.attacks.init import BestOfStyles
 from midefense.attacks.objectives import NonSaturating, Poincare, Weighted, WeightedSum
 from midefense.attacks.search.gradient import Gradient
-from midefense.attacks.search.layerwise import Layerwise, project_l1
+from midefense.attacks.search.layerwise import Layerwise, project_l1, running_sum
 from midefense.attacks.select import Everything, TargetConfidence
 from midefense.attacks.views import Chain, Clip, RandomResizedCrop
 from midefense.oracle import Oracle
@@ -95,6 +95,13 @@ def run(attack, seed=0):
 )
 def test_projections_of_the_card(vector, radius, expected):
     torch.testing.assert_close(project_l1(torch.tensor([vector]), radius), torch.tensor([expected]))
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 5000, 300_000])
+def test_sums_along_a_row_are_those_of_float64(count):
+    values = torch.rand(2, count, generator=torch.Generator().manual_seed(0))
+    exact = values.double().cumsum(1)
+    torch.testing.assert_close(running_sum(values).double(), exact, rtol=1e-6, atol=0)
 
 
 def test_a_projection_is_inside_the_nearest_and_stays():

@@ -52,9 +52,11 @@ class Compute:
         self.num_nodes, self.threads = num_nodes, threads
 
     def prepare(self) -> None:
-        """Set this process's threads."""
+        """Set this process's threads, and on a GPU the kernels that give the same numbers twice."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        if self.device().type == "cuda":
+            repeat_exactly()
 
     def device(self) -> torch.device:
         """The device of this process: its own GPU where there is one."""
@@ -88,6 +90,20 @@ class Compute:
         if ranks:
             atexit.register(leave_group)
         return fabric
+
+
+def repeat_exactly() -> None:
+    """From here on this process takes only kernels that add in a fixed order, so that a command gives the same bits
+    twice. What has no such kernel (in a network of the user's own; none of ours is known) warns once and is not refused.
+
+    Before the first use of a GPU: cuBLAS reads its workspace when it starts.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # costs a pass over memory, and nothing of ours reads it
+    )
+    torch.backends.cudnn.benchmark = False  # the fastest kernel of the moment need not be the same tomorrow
 
 
 def leave_group() -> None:

@@ -95,7 +95,7 @@ def overlap(private: Tensor, recovered: Tensor, k: int, legacy_ppa: bool = False
 
 def _reaches(features: Tensor, k: int) -> Tensor:
     """Distance [N] of each image to its k-th neighbour; the smallest of its row is the distance to itself."""
-    return _distances(features, features).kthvalue(k + 1, dim=1).values
+    return _distances(features, features).topk(k + 1, dim=1, largest=False).values[:, -1]
 
 
 def _distances(first: Tensor, second: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from midefense.attacks.base import Look, Part, Problem, seen
@@ -177,12 +178,26 @@ def surer(new: tuple[Found, Tensor], old: tuple[Found, Tensor]) -> tuple[Found, 
     return replace(found, **chosen), either(sure, less_sure)
 
 
+def running_sum(values: Tensor, block: int = 64) -> Tensor:
+    """Sums [B, N] of each row of values [B, N] up to and with every place, by blocks and then over the blocks' sums.
+
+    On a GPU `cumsum` adds in whatever order its threads arrive; these products do not, and round less.
+    """
+    count = values.shape[1]
+    blocks = F.pad(values, (0, -count % block)).unflatten(1, (-1, block))
+    upper = torch.ones(block, block, dtype=values.dtype, device=values.device).triu()
+    within = blocks @ upper
+    if count > block:  # what came before a block is the sum up to the one before it
+        within = within + F.pad(running_sum(within[:, :, -1]), (1, -1))[..., None]
+    return within.flatten(1)[:, :count]
+
+
 def project_l1(vectors: Tensor, radius: float) -> Tensor:
     """The nearest point of the L1 ball to each of `vectors` [B, ...] (Duchi et al., ICML 2008, figure 1)."""
     flat = vectors.flatten(1)
     sizes = flat.abs()
     ordered = sizes.sort(1, descending=True).values
-    excess = ordered.cumsum(1) - radius
+    excess = running_sum(ordered) - radius
     ranks = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=flat.dtype)
     last = (ordered * ranks > excess).sum(1, keepdim=True).clamp(min=1)
     threshold = (excess.gather(1, last - 1) / last).clamp(min=0)
