@@ -146,8 +146,7 @@ class Styled(nn.Module):
             drawn = torch.randn_like(convolved[:, :1])
             offset = offset + drawn * self.noise_strength
         # the rectifier's gain is positive, so it may be applied before it, to the smaller tensors
-        outputs = torch.addcmul(offset * GAIN, convolved, (strength * GAIN)[:, :, None, None])
-        return rectified(outputs, self.clamp)
+        return _Finished.apply(convolved, strength * GAIN, offset * GAIN, self.clamp)
 
 
 class ToRgb(nn.Module):
@@ -283,15 +282,16 @@ def modulated(
         convolved = _convolved(grouped, own.flatten(0, 1), up=up, groups=batch)
         return convolved.unflatten(1, (batch, -1))[0], torch.ones_like(own[:, :, 0, 0, 0])
     strength = (style.square() @ weight.square().sum((2, 3)).T + 1e-8).rsqrt()
-    return _convolved(features * style[:, :, None, None], weight, up=up, groups=1), strength
+    return _convolved(_Scaled.apply(features, style), weight, up=up, groups=1), strength
 
 
 def _convolved(features: Tensor, weight: Tensor, *, up: bool, groups: int) -> Tensor:
     if not up:
-        return F.conv2d(features, weight, padding=1, groups=groups)
+        return convolve(features, weight, padding=1, groups=groups)
     # inputs and outputs change places within a group: the transposed convolution is a true one of the stretched input
     swapped = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    return blurred(F.conv_transpose2d(features, swapped, stride=2, groups=groups), padding=1, gain=4.0)
+    stretched = convolve(features, swapped, stride=2, groups=groups, transposed=True)
+    return blurred(stretched, padding=1, gain=4.0)
 
 
 def resample_filter() -> Tensor:
@@ -313,7 +313,7 @@ def blurred(images: Tensor, *, padding: int, gain: float = 1.0) -> Tensor:
     """
     channels = images.shape[1]
     kernel = _kernel(gain, images.device, images.dtype).expand(channels, 1, 4, 4)
-    return F.conv2d(images, kernel, padding=padding, groups=channels)
+    return convolve(images, kernel, padding=padding, groups=channels)
 
 
 def upsampled(images: Tensor) -> Tensor:
@@ -321,7 +321,18 @@ def upsampled(images: Tensor) -> Tensor:
     zero outside."""
     channels = images.shape[1]
     kernel = _kernel(4.0, images.device, images.dtype).expand(channels, 1, 4, 4)
-    return F.conv_transpose2d(images, kernel, stride=2, padding=1, groups=channels)
+    return convolve(images, kernel, stride=2, padding=1, groups=channels, transposed=True)
+
+
+def convolve(
+    images: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0, groups: int = 1, transposed: bool = False
+) -> Tensor:
+    """torch's convolution, or its transposed one. Where the weight learns nothing, its input is not kept for it: half
+    of what a frozen generator would keep for the gradient to its styles."""
+    how = (stride, padding, groups, transposed)
+    if weight.requires_grad or not images.requires_grad:
+        return _by_torch(images, weight, *how)
+    return _Frozen.apply(images, weight, how)
 
 
 def rectified(values: Tensor, clamp: float | None) -> Tensor:
@@ -329,13 +340,37 @@ def rectified(values: Tensor, clamp: float | None) -> Tensor:
     return _Rectified.apply(values, clamp)
 
 
+def _by_torch(images: Tensor, weight: Tensor, stride: int, padding: int, groups: int, transposed: bool) -> Tensor:
+    convolution = F.conv_transpose2d if transposed else F.conv2d
+    return convolution(images, weight, stride=stride, padding=padding, groups=groups)
+
+
+class _Frozen(torch.autograd.Function):
+    """A convolution by a weight that gets no gradient; its own gradient is the same convolution the other way round."""
+
+    @staticmethod
+    def forward(ctx, images: Tensor, weight: Tensor, how: tuple) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.how, ctx.shape = how, images.shape
+        return _by_torch(images, weight, *how)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        stride, padding, groups, transposed = ctx.how
+        if torch.is_grad_enabled():  # a gradient of the gradient is wanted
+            return _Frozen.apply(gradient, weight, (stride, padding, groups, not transposed)), None, None
+        images = gradient.new_empty(1).expand(ctx.shape)  # only its shape is read
+        pair = ([stride, stride], [padding, padding], [1, 1], transposed, [0, 0], groups)
+        wanted = [True, False, False]
+        given = torch.ops.aten.convolution_backward(gradient, images, weight, None, *pair, wanted)
+        return given[0], None, None
+
+
 class _Rectified(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values: Tensor, clamp: float | None) -> Tensor:
-        F.leaky_relu_(values, SLOPE)
-        if clamp is not None:
-            values.clamp_(-clamp, clamp)
-        ctx.mark_dirty(values)
+        ctx.mark_dirty(_rectify_(values, clamp))
         ctx.save_for_backward(values)
         ctx.clamp = clamp
         return values
@@ -343,13 +378,80 @@ class _Rectified(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         (values,) = ctx.saved_tensors
-        gradient = torch.ops.aten.leaky_relu_backward(gradient, values, SLOPE, True)
-        if ctx.clamp is None:
-            return gradient, None
-        if torch.is_grad_enabled():  # a gradient of the gradient is wanted: nothing may be overwritten
-            return torch.ops.aten.hardtanh_backward(gradient, values, -ctx.clamp, ctx.clamp), None
-        within = {"min_val": -ctx.clamp, "max_val": ctx.clamp, "grad_input": gradient}
-        return torch.ops.aten.hardtanh_backward(gradient, values, **within), None
+        return _before(_unclamped(gradient, values, ctx.clamp), values, overwrite=ctx.clamp is not None), None
+
+
+class _Finished(torch.autograd.Function):
+    """The end of a layer in the convolution's own memory: times `strength` [B, O], plus `offset` [1, O, h, w] (one
+    place stands for all), rectified and clamped. What the convolution gave is not kept but read off the result."""
+
+    @staticmethod
+    def forward(ctx, convolved: Tensor, strength: Tensor, offset: Tensor, clamp: float | None) -> Tensor:
+        torch.addcmul(offset, convolved, strength[:, :, None, None], out=convolved)
+        ctx.mark_dirty(_rectify_(convolved, clamp))
+        ctx.save_for_backward(convolved, strength, offset)
+        ctx.clamp = clamp
+        return convolved
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        outputs, strength, offset = ctx.saved_tensors
+        gradient = _unclamped(gradient, outputs, ctx.clamp)
+        along = None
+        if ctx.needs_input_grad[1]:
+            # below zero outputs are SLOPE times what was rectified, and its gradient SLOPE times theirs: the product of
+            # outputs and their gradient is that of what was rectified and its own
+            along = _inner(gradient, outputs)
+        gradient = _before(gradient, outputs, overwrite=ctx.clamp is not None)
+        if along is not None:
+            along = (along - _inner(gradient, offset)) / strength
+        apart = gradient.sum_to_size(offset.shape) if ctx.needs_input_grad[2] else None
+        scale = strength[:, :, None, None]
+        # the sums above have read it, so that it may be written over, unless a gradient of the gradient is wanted
+        return gradient * scale if torch.is_grad_enabled() else gradient.mul_(scale), along, apart, None
+
+
+class _Scaled(torch.autograd.Function):
+    """Features [B, I, H, H] times a style [B, I]; the style's gradient is one inner product, without their product."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor, style: Tensor) -> Tensor:
+        ctx.save_for_backward(features, style)
+        return features * style[:, :, None, None]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        features, style = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        return (
+            gradient * style[:, :, None, None] if needed[0] else None,
+            _inner(gradient, features) if needed[1] else None,
+        )
+
+
+def _rectify_(values: Tensor, clamp: float | None) -> Tensor:
+    F.leaky_relu_(values, SLOPE)
+    return values if clamp is None else values.clamp_(-clamp, clamp)
+
+
+def _unclamped(gradient: Tensor, outputs: Tensor, clamp: float | None) -> Tensor:
+    """The gradient where the result was not clamped, 0 elsewhere."""
+    return gradient if clamp is None else torch.ops.aten.hardtanh_backward(gradient, outputs, -clamp, clamp)
+
+
+def _before(gradient: Tensor, outputs: Tensor, overwrite: bool) -> Tensor:
+    """The gradient in front of the rectifier, read off its result; in the memory of `gradient` where it is our own and
+    no gradient of the gradient is wanted."""
+    if overwrite and not torch.is_grad_enabled():
+        return torch.ops.aten.leaky_relu_backward(gradient, outputs, SLOPE, True, grad_input=gradient)
+    return torch.ops.aten.leaky_relu_backward(gradient, outputs, SLOPE, True)
+
+
+def _inner(first: Tensor, second: Tensor) -> Tensor:
+    """Inner products [B, C] over the places of two maps [B or 1, C, h, w]; a map of one place stands for all."""
+    if second.shape[2:] == (1, 1):
+        return first.sum((2, 3)) * second[:, :, 0, 0]
+    return (first * second).sum((2, 3))
 
 
 def _normalised(vectors: Tensor) -> Tensor:
