@@ -71,7 +71,7 @@ def test_evaluate_from_an_empty_store_makes_everything_once(run_process, store):
     assert again.returncode == 0, again.stderr
     assert snapshot(store) == before, "the second call writes nothing"
     assert again.stdout == first.stdout, "and says where the result lies"
-    assert all(problem == "" for _, problem in Store(store).check())
+    assert all(checked.problem == "" for checked in Store(store).check())
 
 
 def test_a_sweep_over_defenses_trains_the_prior_and_the_evaluator_once(run_process, store):

@@ -1,7 +1,6 @@
 """The report on fabricated rows: what is read, grouped, shown, escaped and refused."""
 
 import csv
-import hashlib
 import html
 import itertools
 import json
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from report_rows import document, put
+from sealing import spoil
 
 from midefense.commands.report import run
 from midefense.report import Row, build, read_rows, table, write_csv
@@ -26,19 +26,8 @@ from midefense.report.markup import Markup, tag, void
 from midefense.report.numbers import show, show_spread
 from midefense.report.rows import Setup, setups, summarise
 from midefense.report.tradeoff import trade_offs
-from midefense.store.artefacts import Draft, content_digest
+from midefense.store.artefacts import Draft
 from midefense.store.store import Store
-
-
-def spoil(folder, name, content):
-    """Overwrite one file of a result and seal the whole again: what a faulty writer would leave, hashes and all."""
-    (folder / name).write_bytes(content)
-    path = folder / "provenance.json"
-    provenance = json.loads(path.read_text())
-    provenance["files"][name] = hashlib.sha256(content).hexdigest()
-    del provenance["digest"]
-    provenance["digest"] = content_digest(provenance)
-    path.write_text(json.dumps(provenance))
 
 
 @pytest.fixture

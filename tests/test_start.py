@@ -113,6 +113,7 @@ def test_a_start_stands_in_the_recipe_the_id_and_the_lineage(known, store):
 def test_a_target_that_started_is_stored_opened_and_named_like_any_other(known, store):
     made = planned(store, *NEXT, f"recipe.start={known.reference}").target.artefact
     assert made.provenance["parents"] == {"start": known.reference}
+    assert made.parent_contents == {"start": known.content}
     assert made in Store(store).dependants(known.reference)
     again = planned(store, f"target={made.id}", "prior=toy", verb="attack")
     assert again.target.artefact.id == made.id and draft(again).id == made.id

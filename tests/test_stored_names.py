@@ -66,7 +66,7 @@ def former(tmp_path):
 def test_every_stage_finds_what_was_stored(former):
     stored = Store(former)
     assert {kind: {artefact.id for artefact in stored.list(kind)} for kind in IDS} == IDS
-    assert all(problem == "" for _, problem in stored.check())
+    assert all(checked.problem == "" for checked in stored.check())
     pipeline = Pipeline(plan_for("evaluate", *OVERRIDES, "missing=fail", store=former))
     assert pipeline.result.id in IDS["result"] and pipeline.recovered.id in IDS["recovered"]
     assert pipeline.target.artefact.id in IDS["target"] and pipeline.prior.artefact.id in IDS["prior"]

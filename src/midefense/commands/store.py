@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 from midefense.commands.parsing import add_store, refusing
 from midefense.store.artefacts import KINDS, Artefact, absolute
-from midefense.store.store import Store
+from midefense.store.remembered import remember, remembered
+from midefense.store.store import Checked, Store
 from midefense.types import Refused
 
 
@@ -43,13 +45,50 @@ def _show(store: Store, options: argparse.Namespace) -> int:
 
 
 def _verify(store: Store, options: argparse.Namespace) -> int:
-    paths = [_only(store, options.reference)] if options.reference else None
-    found = list(store.check(paths))
-    for reference, problem in found:
-        print(f"BROKEN   {problem}" if problem else f"ok       {reference}")
-    broken = sum(bool(problem) for _, problem in found)
+    told = remembered(options.against) if options.against else None
+    paths = _paths(store, options.reference, options.deep) if options.reference else store.folders()
+    found = [_judged(checked, told, options.deep) for checked in store.check(paths)]
+    if told is not None:
+        there = {checked.reference for checked in found}
+        gone = set(told) - there if not options.reference else set()
+        found += [Checked(name, f"{name}: remembered in {options.against}, not here") for name in sorted(gone)]
+    for checked in found:
+        doubts = f"  ({'; '.join(checked.doubts)})" if checked.doubts else ""
+        print(f"BROKEN   {checked.problem}" if checked.problem else f"ok       {checked.reference}{doubts}")
+    broken = sum(bool(checked.problem) for checked in found)
     print(f"{len(found)} checked, {broken} broken")
+    if options.remember:
+        if broken:
+            raise Refused(
+                f"--remember {options.remember}: nothing was written, as {broken} are broken; mend them first"
+            )
+        remember(options.remember, {checked.reference: checked.digest for checked in found}, store.roots)
+        print(f"remembered in {options.remember}: keep it where those who write in the store cannot")
     return 1 if broken else 0
+
+
+def _judged(checked: Checked, told: Mapping[str, str] | None, deep: bool) -> Checked:
+    """What was checked, held against what was remembered, where there is that. `deep`: what nobody can tell is taken
+    for broken."""
+    name = checked.reference
+    if told is not None and not checked.problem:
+        if name not in told:
+            checked = replace(checked, doubts=(*checked.doubts, "not remembered"))
+        elif told[name] != checked.digest:
+            was, now = told[name][:12], checked.digest[:12]
+            return replace(checked, problem=f"{name}: expected digest {was}, as it was remembered, got {now}")
+    if deep and checked.doubts and not checked.problem:
+        return replace(checked, problem=f"{name}: {'; '.join(checked.doubts)}")
+    return checked
+
+
+def _paths(store: Store, reference: str, deep: bool) -> list[Path]:
+    """The folder of one artefact; `deep`: and of all that it goes back to."""
+    path = _only(store, reference)
+    if not deep:
+        return [path]
+    above = (link.parent for link in store.ancestry(store.read(path)))
+    return list(dict.fromkeys([path, *(parent.path for parent in above if parent is not None)]))
 
 
 def _relocate(store: Store, options: argparse.Namespace) -> int:
@@ -114,7 +153,15 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(command=_list)
     show = commands.add_parser("show", help="configuration, provenance and metrics of one artefact")
     show.set_defaults(command=_show)
-    verify = commands.add_parser("verify", help="compare every file with its recorded hash")
+    verify = commands.add_parser(
+        "verify", help="compare every file with its recorded hash, and every parent with what was computed from it"
+    )
+    deep = "also all that one artefact goes back to; what nobody can tell (parents not recorded or not here, what was "
+    verify.add_argument("--deep", action="store_true", help=f"{deep}not remembered) counts as broken")
+    verify.add_argument(
+        "--remember", type=Path, metavar="FILE", help="write the digests into a new file, kept elsewhere"
+    )
+    verify.add_argument("--against", type=Path, metavar="FILE", help="compare with the digests that were remembered")
     verify.set_defaults(command=_verify)
     relocate = commands.add_parser("relocate", help="keep where files lie now that artefacts were made from")
     relocate.add_argument(

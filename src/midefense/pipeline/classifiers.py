@@ -14,7 +14,7 @@ from torch import nn
 from midefense.datasets.splits import Splits, digest
 from midefense.defenses.base import Defense
 from midefense.pipeline.session import Session
-from midefense.pipeline.start import parents_of, take_body
+from midefense.pipeline.start import start_of, take_body
 from midefense.plan.bind import Node
 from midefense.plan.facts import assembled, drawn, without_weights
 from midefense.plan.read import TargetPlan, name_of, stored_target
@@ -136,7 +136,7 @@ def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
         name=name_of(plan.names, "dataset", "architecture", "defense"),
         recipe=recipe,
         names=plan.names,
-        parents=parents_of(plan),
+        **start_of(plan, session.store),
         places=_places(dataset=plan.dataset, architecture=architecture, defense=plan.defense, recipe=plan.recipe),
         command=session.command("train_target" if plan is session.plan.target else session.plan.verb, plan.names),
     )

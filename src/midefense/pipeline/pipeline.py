@@ -38,6 +38,7 @@ from midefense.plan.bind import Node, bind_recipe
 from midefense.plan.read import Plan, name_of, read_setting, setup_of
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, Draft, content_id
+from midefense.store.lineage import lineage
 from midefense.store.store import Work
 from midefense.tracking.progress import consume
 from midefense.tracking.run import Run
@@ -145,18 +146,18 @@ class Pipeline:
     def prior_draft(self, target: Artefact | Draft) -> Draft:
         """The prior of the plan; one that learns nothing is never stored."""
         node, prior = self.blank_prior
-        recipe, parents, names = {"kind": "prior", "prior": node.recipe()}, {}, self.names_with(target)
+        recipe, asked, names = {"kind": "prior", "prior": node.recipe()}, None, self.names_with(target)
         if prior.learns:
             recipe |= {"public": digest(self.public), "seed": self.plan.seeds["prior"]}
         if prior.asks is not None:
             recipe |= {"target": target.id, "access": prior.asks.value}
-            parents = {"target": target.reference}
+            asked = target
         return Draft(
             kind="prior",
             name=name_of(names, "dataset", "public", "prior"),
             recipe=recipe,
             names={k: v for k, v in self.plan.names.items() if k in ("public", "prior")},
-            parents=parents,
+            **lineage({"target": asked}),
             places=node.places(),
             command=self.session.command("attack", names),
         )
@@ -237,14 +238,14 @@ class Pipeline:
             "evaluators": {name: artefact.id for name, artefact in evaluators.items()},
             "metrics": {name: node.recipe() for name, node in self.plan.metrics.items()},
         }
-        parents = {f"evaluator.{name}": artefact.reference for name, artefact in evaluators.items()}
+        judges = {f"evaluator.{name}": artefact for name, artefact in evaluators.items()}
         names = _names_of(recovered)
         return Draft(
             kind="result",
             name=recovered.name,
             recipe={"kind": "result", "recovered": recovered.id, "protocol": protocol},
             names=names,
-            parents={"recovered": recovered.reference, "target": target.reference, **parents},
+            **lineage({"recovered": recovered, "target": target, **judges}),
             command=self.session.command("evaluate", names),
         )
 
@@ -278,14 +279,13 @@ class Pipeline:
         parents: Mapping[str, Artefact | Draft | None],
     ) -> Draft:
         names = self.names_with(target)
-        known = {"target": target, **parents}
         common = {"target": target.id, "prior": prior, "seed": self.plan.seeds["attack"]}
         return Draft(
             kind=kind,
             name=name_of(names, *RECOVERED_NAME),
             recipe={"kind": kind, **recipe, **common},
             names=names,
-            parents={role: artefact.reference for role, artefact in known.items() if artefact is not None},
+            **lineage({"target": target, **parents}),
             places=self.plan.prior.places(),
             command=self.session.command("attack", names),
         )
@@ -321,7 +321,8 @@ class Pipeline:
     def _judge(self, draft: Draft, evaluators: dict[str, Artefact], protocol: str, work: Work) -> Artefact:
         recovered, target = self.recovered, self.target
         with self._judging(draft, evaluators) as run:
-            by_content = {name: (artefact.id, self.splits.references_hash) for name, artefact in evaluators.items()}
+            images = self.splits.references_hash
+            by_content = {name: (artefact.content, images) for name, artefact in evaluators.items()}
             known = {name: KNOWN[content] for name, content in by_content.items() if content in KNOWN}
             networks = {name: load_classifier(self.session, artefact) for name, artefact in evaluators.items()}
             judges = {

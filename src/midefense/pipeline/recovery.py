@@ -111,8 +111,8 @@ class Recovery:
 
     def _prepare(self, draft: Draft, public: Images, work: Work, run: Run) -> Artefact:
         oracle = Oracle(self.target.model, self.attack.access, cut=self.cut)
-        saved = work.load("state")
-        already = work.notes("state")["shared_queries"] if saved else 0
+        saved, notes = work.saved("state") or (None, {})
+        already = notes.get("shared_queries", 0)
 
         def save(step: int, state) -> None:
             work.save("state", state(), {"shared_queries": already + oracle.shared_bill})
@@ -147,10 +147,10 @@ class Recovery:
     def _join(self, work: Work, names: list[str]) -> Artefact | None:
         """Write the artefact: per stage aligned rows of latents, loss, evidence (and scores), sorted by evidence. None
         if a group was spoilt and set aside: it must be attacked again."""
-        parts = [work.load(name) for name in names]
-        if any(part is None for part in parts):
+        saved = [work.saved(name) for name in names]
+        if None in saved:
             return None
-        notes = [work.notes(name) for name in names]
+        parts, notes = zip(*saved, strict=True)
         keys = sorted(set.union(*map(set, parts)))  # a group the budget stopped may lack a stage
         tensors = {key: torch.cat([part[key] for part in parts if key in part]) for key in keys}
         queries = [asked for note in notes for asked in note["queries"]]

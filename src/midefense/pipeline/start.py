@@ -11,16 +11,21 @@ from midefense.architectures.base import Classifier
 from midefense.architectures.state_names import HEAD, body_from_published, require_match
 from midefense.plan.read import TargetPlan
 from midefense.store.artefacts import Artefact
+from midefense.store.lineage import lineage
 from midefense.store.store import Store
 from midefense.training.start import FromFile, FromTarget, Start
 from midefense.types import Refused
 
 
-def parents_of(plan: TargetPlan) -> dict[str, str]:
-    """The target that a classifier starts from, as a parent, where it starts from one."""
+def start_of(plan: TargetPlan, store: Store) -> dict[str, dict[str, str]]:
+    """The target that a classifier starts from, where it starts from one, as the parent of a draft: what it holds too,
+    if it is there."""
     start = plan.recipe.arguments.get("start")
     built = None if start is None else start.build()
-    return {"start": built.reference} if isinstance(built, FromTarget) else {}
+    if not isinstance(built, FromTarget):
+        return {}
+    known = store.read(Path(built.path)) if _in_its_folder(built) else store.parent(built.reference)
+    return {**lineage({"start": known}), "parents": {"start": built.reference}}
 
 
 def take_body(model: Classifier, start: Start, store: Store) -> None:
@@ -46,11 +51,15 @@ def _body_of_file(model: Classifier, start: FromFile) -> Mapping[str, Tensor]:
 
 def _opened(start: FromTarget, store: Store) -> Artefact:
     """The artefact a training starts from: in the folder it was named by, or in the store, under the same id."""
-    known = start.path is not None and Path(start.path, "provenance.json").exists()
-    artefact = store.open(start.path if known else start.id, "target")
+    artefact = store.open(start.path if _in_its_folder(start) else start.id, "target")
     if artefact.id != start.id:
         raise Refused(f"recipe.start: expected the target {start.id} in {start.path}, got {artefact.id}; name it anew")
     return artefact
+
+
+def _in_its_folder(start: FromTarget) -> bool:
+    """Whether it still lies in the folder it was named by."""
+    return start.path is not None and Path(start.path, "provenance.json").exists()
 
 
 def _require_body(model: Classifier, state: Mapping[str, Tensor], artefact: Artefact) -> None:

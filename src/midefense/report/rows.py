@@ -14,7 +14,6 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from midefense.report.numbers import show
-from midefense.store.artefacts import Artefact, read_provenance
 from midefense.store.store import Store
 from midefense.types import Refused
 
@@ -162,14 +161,13 @@ class Broken:
 
 
 def read_rows(store: str | Path) -> tuple[list[Row], list[Broken]]:
-    """All results of a store, sorted by setup and seed, and those that cannot be read or were changed since they
-    were written: every file is compared with its recorded hash."""
+    """All results of a store, sorted by setup and seed, and those that cannot be read, were changed since they were
+    written, or were computed from parents that were exchanged since (`Store.verified`)."""
     rows, broken = [], []
-    for folder in Store(store).folders("result"):
+    shelf = Store(store)
+    for folder in shelf.folders("result"):
         try:
-            artefact = Artefact(folder, read_provenance(folder))
-            artefact.verify()
-            row = Row.parse(artefact.metrics, folder)
+            row = Row.parse(shelf.verified(folder).metrics, folder)
             if row.picture_file is not None:
                 _check_pictures(row.picture_file)
         except (OSError, ValueError, SafetensorError) as error:

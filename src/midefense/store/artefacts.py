@@ -15,6 +15,7 @@ import shutil
 import socket
 import subprocess
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,7 @@ class Draft:
         recipe: everything that decides the content; its hash is the id.
         names: what people call its parts (dataset, defense ...).
         parents: references (`kind/name@id`) by role.
+        parent_contents: what each of them held (`Artefact.content`) by role, as far as they are made (`lineage`).
         places: where files lay (`dataset.root` ...); kept for rebuilding, no part of the id.
         command: what makes it, said when it is missing and may not be made.
     """
@@ -69,6 +71,7 @@ class Draft:
     recipe: dict
     names: dict[str, str] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
+    parent_contents: dict[str, str] = field(default_factory=dict)
     places: dict[str, object] = field(default_factory=dict)
     command: str = ""
 
@@ -106,6 +109,18 @@ class Artefact:
     def reference(self) -> str:
         """`kind/name@id`."""
         return f"{self.kind}/{self.name}@{self.id}"
+
+    @property
+    def content(self) -> str:
+        """The SHA-256 of all that others compute from it: its files, and its bill but for the time that was measured.
+        Made anew to the same bits it is the same."""
+        bill = {name: cost for name, cost in self.provenance["bill"].items() if name != "seconds"}
+        return content_digest({"files": self.provenance["files"], "bill": bill})
+
+    @property
+    def parent_contents(self) -> dict[str, str]:
+        """What each parent held when it was made, by role; of artefacts of before it was recorded, nothing."""
+        return self.provenance.get("parent_contents", {})
 
     @property
     def recipe(self) -> dict:
@@ -149,7 +164,7 @@ class Artefact:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # two hosts may have processes of one number
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -205,6 +220,7 @@ def provenance_of(draft: Draft, seconds: float, bill: Mapping[str, object], devi
             "command": command_given(),
             "names": draft.names,
             "parents": draft.parents,
+            "parent_contents": draft.parent_contents,
             "places": {option: None if p is None else absolute(p) for option, p in draft.places.items()},
             "bill": bill,
             "host": socket.gethostname(),

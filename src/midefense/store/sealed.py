@@ -28,29 +28,25 @@ def sealed(tensors: Mapping[str, Tensor], notes: Mapping[str, object]) -> bytes:
     return safetensors.torch.save(own, {ENTRY: canonical(about)})
 
 
-def notes_of(file: Path) -> dict:
-    """The notes in a file that `sealed` wrote."""
-    with safetensors.safe_open(file, "pt") as content:
-        return json.loads(content.metadata()[ENTRY])["notes"]
-
-
-def unsealed(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file that `sealed` wrote.
+def unsealed(file: Path) -> tuple[dict[str, Tensor], dict]:
+    """The tensors and the notes of a file that `sealed` wrote; both of one file, also where another is just put in its
+    place.
 
     Raises:
         FileNotFoundError: there is none.
         Refused: it is not what was written.
     """
-    file.stat()
     try:
         with safetensors.safe_open(file, "pt") as content:
             about = json.loads((content.metadata() or {}).get(ENTRY, "null"))
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 -- it is no mapping
+    except FileNotFoundError:
+        raise
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise Refused(f"{file}: expected a saved state, got what cannot be read ({error})") from error
     if not isinstance(about, dict) or about.get("sha256") != _checksum(tensors, about.get("notes")):
         raise Refused(f"{file}: expected a saved state, got one without its checksum, or changed since")
-    return tensors
+    return tensors, about["notes"]
 
 
 def _checksum(tensors: Mapping[str, Tensor], notes: object) -> str:

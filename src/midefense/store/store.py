@@ -8,17 +8,16 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
-import os
 import shlex
 import shutil
-import socket
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors
@@ -39,12 +38,14 @@ from midefense.store.artefacts import (
 )
 from midefense.store.claims import claim, owner_of
 from midefense.store.folders import folders_of
+from midefense.store.lineage import Link, OtherParents, all_links, links
 from midefense.store.moved import forget_moved, moved_content, read_moved
 from midefense.store.plain import plain
-from midefense.store.sealed import notes_of, sealed, unsealed
+from midefense.store.sealed import sealed, unsealed
 from midefense.types import Refused, refuse_unknown
 
 POLL_SECONDS = 0.2
+WRITING = ".writing-"  # what a folder is called before it is whole
 MISSING = ("make", "fail", "plan")  # what is done about what is missing
 # What brings the first artefact of a kind into a store.
 NONE_YET = {
@@ -54,6 +55,7 @@ NONE_YET = {
     "prepared": "Make one with attack.py",
     "result": "Make one with evaluate.py",
 }
+PARENTS = "parents"  # what the parents of unfinished work held, among the notes of its states
 TRIES = 3  # to save into a folder that another process clears
 
 
@@ -73,7 +75,8 @@ class Store:
         self.root = self.roots[0]
         self._moved: dict[str, dict[str, str | None]] = {}
         self._written = False
-        self._verified: dict[Path, dict[Path, tuple[int, int]]] = {}
+        self._verified: dict[Path, dict[Path, tuple[int, ...]]] = {}
+        self._passed_over: set[Path] = set()
         if self.root.exists() and not self.root.is_dir():
             raise Refused(f"store: expected a folder, got the file {self.root}; choose another with store=DIR")
         for behind in self.roots[1:]:
@@ -102,9 +105,25 @@ class Store:
             ) from error
 
     def find(self, draft: Draft) -> Artefact | None:
-        """The complete artefact of a draft, verified; None if there is none. The id decides, whatever its name."""
-        same = [path for path in self.folders(draft.kind) if path.name.endswith(f"@{draft.id}")]
-        return self._open(same[0]) if same else None
+        """The complete artefact of a draft, verified; None if there is none. The id decides, whatever its name.
+
+        What was computed from other parents than there are now is refused in the first folder, and passed over in those
+        behind it: it is made anew in front of them.
+        """
+        for root in self.roots:
+            for path in _same_id(root, draft.kind, draft.id):
+                try:
+                    artefact = self.verified(path)
+                    _require_same_parents(artefact, draft)
+                    return artefact
+                except OtherParents as other:
+                    if root == self.root:
+                        raise
+                    self._pass_over(path, other)
+                except (Refused, FileNotFoundError):
+                    if path.exists():
+                        raise  # else another process has just removed it
+        return None
 
     def open(self, reference: str, kind: str) -> Artefact:
         """The artefact that `reference` names: an id, a name, `name@id`, `kind/name@id`, or a path. Verified.
@@ -129,7 +148,7 @@ class Store:
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise Refused(f"{kind}={reference}: expected the name of one artefact, got {len(found)}; choices: {names}")
-        artefact = self._open(found[0])
+        artefact = self.verified(found[0])
         if artefact.kind != kind:
             raise Refused(
                 f"{kind}={reference}: expected a {kind}, got {artefact.reference}, which is a {artefact.kind}"
@@ -191,7 +210,7 @@ class Store:
         if path.parents[1] != self.root:
             raise Refused(f"{path}: expected a folder of {self.root}, got one of a store behind it, which is only read")
         self.require_writable()
-        doomed = path.with_name(f".removed-{path.name}-{os.getpid()}")
+        doomed = path.with_name(f".removed-{path.name}-{uuid.uuid4().hex}")
         path.rename(doomed)
         shutil.rmtree(doomed)
         forget_moved(self.root, _id_of(path))
@@ -223,19 +242,38 @@ class Store:
         wanted = reference.strip("/").split("/")[-1]
         return [path for path in self.folders(kind) if wanted in (path.name, *path.name.rsplit("@", 1))]
 
-    def check(self, paths: Sequence[Path] | None = None) -> Iterator[tuple[str, str]]:
-        """Verify artefacts (default: all): yields the reference of each and what is wrong with it, "" if nothing."""
+    def check(self, paths: Sequence[Path] | None = None) -> Iterator[Checked]:
+        """Verify artefacts (default: all), each with what is wrong with it and what nobody can tell of it."""
         for path in self.folders() if paths is None else paths:
-            problem = ""
+            reference = f"{path.parent.name}/{path.name}"
             try:
-                self._open(path)
+                artefact = self.verified(path)
             except Refused as refusal:
-                problem = str(refusal)
-            yield f"{path.parent.name}/{path.name}", problem
+                yield Checked(reference, str(refusal))
+            else:
+                doubts = tuple(link.doubt for link in links(artefact, self.parent) if link.doubt)
+                yield Checked(reference, "", doubts, artefact.provenance["digest"])
+
+    def parent(self, reference: str) -> Artefact | None:
+        """The artefact that stands under a reference which another one gives of its parent (`kind/name@id`, of targets
+        the id alone); its provenance is checked, its other files are not. None: there is none, in no folder."""
+        kind, _, name = reference.rpartition("/")
+        for root in self.roots:
+            exact = root / Path(kind).name / Path(name).name  # a text of a file: it may lead out of no store
+            if kind in KINDS and exact.is_dir():
+                return self.read(exact)
+            for path in _same_id(root, kind if kind in KINDS else "target", name.rpartition("@")[2]):
+                return self.read(path)
+        return None
+
+    def ancestry(self, artefact: Artefact) -> Iterator[Link]:
+        """The links from an artefact to its parents, from those to theirs, and so on."""
+        return all_links(artefact, self.parent)
 
     def read(self, path: Path) -> Artefact:
         """The artefact in a folder of the store; its provenance is checked, its other files are not."""
         artefact = Artefact(path, read_provenance(path))
+        _require_own(artefact)
         moved = {**read_moved(self.roots, artefact.id), **self._moved.get(artefact.id, {})}
         return replace(artefact, moved=moved)
 
@@ -258,18 +296,46 @@ class Store:
                 problems[path] = str(refusal)
         return found, problems
 
-    def _open(self, path: Path) -> Artefact:
-        """Verified, once for as long as its files stay as they are: what is planned is looked at, and opened after."""
+    def verified(self, path: Path) -> Artefact:
+        """The artefact in a folder, every file of it as it was written, and computed from what its parents hold now, up
+        to the first. Parents that are not here, or of which nothing was recorded, do not count.
+
+        Files are read once for as long as they stay as they are: what is planned is looked at, and opened after. Of the
+        parents the provenance is read each time, which is short.
+
+        Raises:
+            OtherParents: a parent was exchanged since.
+            Refused: a file was changed, or what a parent is cannot be told.
+        """
         artefact = self.read(path)
         told = {file: file.stat() for file in path.rglob("*") if file.is_file()}
-        seen = {file: (stat.st_size, stat.st_mtime_ns) for file, stat in told.items()}
+        seen = {file: (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file, stat in told.items()}
         if self._verified.get(path) != seen:
             artefact.verify()
             self._verified[path] = seen
+        for link in self.ancestry(artefact):
+            link.require_same()
         return artefact
+
+    def _pass_over(self, path: Path, other: OtherParents) -> None:
+        """Say, once, why an artefact behind the first folder does not count."""
+        if path not in self._passed_over:
+            self._passed_over.add(path)
+            print(f"{other.fact}; it stays in {path.parents[1]}, and does not count here", file=sys.stderr)
 
     def _names(self, kind: str) -> list[str]:
         return [path.name for path in self.folders(kind)]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What verifying an artefact showed: the `problem` ("" if there is none), the `doubts` (what nobody can tell), and
+    the `digest` that covers all of it ("" where it is broken)."""
+
+    reference: str
+    problem: str
+    doubts: tuple[str, ...] = ()
+    digest: str = ""
 
 
 class Work:
@@ -282,7 +348,7 @@ class Work:
 
     def save(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, object] | None = None) -> None:
         """Save tensors under `name`; a kill leaves the previous ones. `notes` are JSON values kept beside them."""
-        content = sealed(tensors, notes or {})
+        content = sealed(tensors, {**(notes or {}), PARENTS: self.draft.parent_contents})
         for tries_left in reversed(range(TRIES)):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -292,21 +358,41 @@ class Work:
                     raise
 
     def load(self, name: str) -> dict[str, Tensor] | None:
-        """The tensors saved under `name`, None if there are none. A file that is not what was saved is set aside, which
-        is said: that part of the work begins anew."""
+        """The tensors saved under `name`, None if there are none: see `saved`."""
+        saved = self.saved(name)
+        return None if saved is None else saved[0]
+
+    def notes(self, name: str) -> dict:
+        """The notes saved with `name`, {} if there are none: see `saved`."""
+        saved = self.saved(name)
+        return {} if saved is None else saved[1]
+
+    def saved(self, name: str) -> tuple[dict[str, Tensor], dict] | None:
+        """The tensors saved under `name`, and their notes; None if there are none. A file that is not what was saved,
+        or was computed from other parents than there are now, is set aside, which is said: that part of the work
+        begins anew."""
+        file = self._file(name)
         try:
-            return unsealed(self._file(name))
+            tensors, notes = unsealed(file)
+            self._require_same_parents(file, notes.pop(PARENTS, {}))
+            return tensors, notes
         except FileNotFoundError:
             return None
         except Refused as refusal:
-            aside = self._file(name).with_name(f".spoilt-{name}-{uuid.uuid4().hex[:8]}")
-            self._file(name).rename(aside)
-            print(f"{self.draft.reference}: {refusal}; it was set aside as {aside}, begun anew", file=sys.stderr)
+            aside = file.with_name(f".spoilt-{name}-{uuid.uuid4().hex[:8]}")
+            with contextlib.suppress(FileNotFoundError):  # another process has just finished the work
+                file.rename(aside)
+                print(f"{self.draft.reference}: {refusal}; it was set aside as {aside}, begun anew", file=sys.stderr)
             return None
 
-    def notes(self, name: str) -> dict:
-        """The notes saved with `name`."""
-        return notes_of(self._file(name))
+    def _require_same_parents(self, file: Path, recorded: Mapping[str, str]) -> None:
+        """Refuse a state that goes back to other parents than the draft names; of before they were recorded, none."""
+        for role, now in self.draft.parent_contents.items():
+            if recorded.get(role, now) != now:
+                raise Refused(
+                    f"{file}: expected a state computed from {self.draft.parents[role]} of content {now[:12]}, got one "
+                    f"of content {recorded[role][:12]}, as it was before it was exchanged"
+                )
 
     def has(self, name: str) -> bool:
         """Whether something was saved under `name`."""
@@ -351,8 +437,7 @@ class Work:
         """
         draft = self.draft
         final = self.store.root / draft.kind / f"{draft.name}@{draft.id}"
-        temporary = final.with_name(f".writing-{final.name}-{socket.gethostname()}-{os.getpid()}")
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = final.with_name(f"{WRITING}{final.name}-{uuid.uuid4().hex}")
         contents = {
             "tensors.safetensors": safetensors.torch.save(savable(tensors)),
             "config.yaml": yaml.safe_dump(json.loads(canonical(draft.recipe)), sort_keys=False).encode(),
@@ -372,14 +457,44 @@ class Work:
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)  # a half of it would fill a disk that is full
+        for left in final.parent.glob(f"{glob.escape(WRITING + final.name)}-*"):  # of processes that were killed
+            shutil.rmtree(left, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
-        return self.store._open(final)
+        return self.store.verified(final)
 
 
 def _inside(root: Path, kinds: Sequence[str]) -> list[Path]:
     """The folders of artefacts in one folder of a store."""
     shelves = [root / kind for kind in kinds if (root / kind).is_dir()]
     return sorted(path for shelf in shelves for path in shelf.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def _require_own(artefact: Artefact) -> None:
+    """Refuse what lies in the folder of another artefact: it would be taken for that one."""
+    path = artefact.path
+    if (
+        path.parent.name in KINDS
+        and "@" in path.name
+        and (path.parent.name, _id_of(path))
+        != (
+            artefact.kind,
+            artefact.id,
+        )
+    ):
+        raise Refused(f"{path}: expected the artefact of that kind and id, got {artefact.reference}; remove the folder")
+
+
+def _same_id(root: Path, kind: str, artefact_id: str) -> list[Path]:
+    """The folders of one kind and id in one folder of a store: one, but for copies under other names."""
+    return [path for path in _inside(root, (kind,)) if _id_of(path) == artefact_id]
+
+
+def _require_same_parents(artefact: Artefact, draft: Draft) -> None:
+    """Raise `OtherParents` where an artefact was computed from other content than the parents of its draft hold. They
+    may lie outside the store, where `Store.parent` does not look."""
+    for role, now in draft.parent_contents.items():
+        if (recorded := artefact.parent_contents.get(role, now)) != now:
+            raise OtherParents(artefact.reference, role, draft.parents[role], recorded, now)
 
 
 def _id_of(path: Path) -> str:
