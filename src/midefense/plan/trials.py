@@ -118,6 +118,7 @@ def _try_network(architecture: Node, defense: Node, images: DatasetFacts, classe
 
     def use(model: nn.Module) -> None:
         model(torch.zeros(1, images.channels, images.size, images.size))
+        _require_tensors(model, node.path)
 
     shape = f"[B, {images.channels}, {images.size}, {images.size}]"
     _try(make, use, f"{node.path}: expected a network for images {shape}, those of the dataset")
@@ -164,6 +165,16 @@ def _weights(model: nn.Module) -> int:
 def _require_room(model: nn.Module, path: str) -> None:
     # how many weights is not said: a text without their number is the same for every number of classes
     require_memory(_weights(model) * FLOAT * COPIES, f"{path} (its weights in training)")
+
+
+def _require_tensors(model: nn.Module, path: str) -> None:
+    """Refuse a network with more to keep than tensors, which is all that the store holds."""
+    others = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    if others:
+        raise Refused(
+            f"{path}: expected a network whose state is tensors, got {', '.join(others[:3])} beside them; "
+            "try a get_extra_state that returns a tensor, or none"
+        )
 
 
 def _first_line(error: Exception) -> str:
