@@ -14,7 +14,7 @@ from typing import Annotated
 from torch import Tensor
 
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
-from midefense.metrics.features import class_count, evaluator_names, judged_trace
+from midefense.metrics.features import class_count, evaluator_names, judged_trace, require_names
 from midefense.ranges import Count, Some
 from midefense.types import Refused
 
@@ -70,6 +70,10 @@ class AttackAccuracy(Metric):
         unknown = judged.images.new_full((len(labels),), float("nan"))
         kept["confidence"] = unknown if judged.target_confidence is None else judged.target_confidence
         return kept
+
+    def check(self, evaluators: Sequence[str]) -> None:
+        """Refuse evaluators whose names stand for other networks."""
+        require_names(evaluators)
 
     def reset(self) -> None:
         super().reset()
