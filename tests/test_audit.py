@@ -1,5 +1,6 @@
 """`midefense audit`: from a checkpoint of one's own and a folder of pictures to a report and a verdict."""
 
+import itertools
 import re
 import shlex
 import signal
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import save_file
 
 from midefense.commands.main import main
+from midefense.report.luck import LEVEL, luck, seen_as
 from midefense.report.rows import Row
 from midefense.report.verdict import verdict
 from midefense.store.store import Store
@@ -82,9 +85,9 @@ def test_a_checkpoint_and_a_folder_end_in_a_page_and_a_verdict(here, capsys):
     code, said, errors = audit(capsys, "--public", "public", "--seeds", "2", *QUICK, *GAN)
     assert code == 0, errors
     last = said.splitlines()[-1]
-    assert re.search(
-        r"gmi_small recovers [\d.]+% of identities \(.* over two seeds\); chance 33.3%, unattacked samples "
-        r"[\d.]+%, real images [\d.]+%\.$",
+    assert re.match(
+        r"Cannot tell from three of the classes, at least four are needed: gmi_small recovers [\d.]+% of identities "
+        r"\(.* over two seeds\); chance 33.3%, unattacked samples [\d.]+%, real images [\d.]+%\.$",
         last,
     ), last
     assert last in (here / "report.html").read_text()
@@ -149,35 +152,83 @@ def test_what_cannot_be_audited_is_refused_in_a_sentence(here, capsys):
 METRIC = "attack_accuracy_top1/main"
 
 
-def row(value, seed, **anchors):
+def row(folder, wanted, seen, seed=0, **anchors):
+    """A row whose evaluator saw the classes `seen` in pictures recovered for the classes `wanted`; without these where
+    `wanted` is an accuracy."""
     about = dict.fromkeys(("dataset", "public", "architecture", "defense", "prior", "access", "setup"), "")
     about |= {"attack": "gmi", "protocol": "p", "seeds": {"attack": seed}}
     levels = {kind: {METRIC: level} for kind, level in anchors.items()}
-    return Row.parse({"row": about, "metrics": {METRIC: {"value": value}}, "anchors": levels})
+    value = wanted if seen is None else float(np.mean(np.equal(wanted, seen)))
+    if seen is not None:
+        (folder / f"{seed}").mkdir()
+        answers = {"answered": np.array(wanted), "answers.main": np.array(seen)}
+        save_file(answers, folder / f"{seed}" / "tensors.safetensors")
+    return Row.parse(
+        {"row": about, "metrics": {METRIC: {"value": value}}, "anchors": levels}, folder / f"{seed}" if seen else None
+    )
 
 
 LEVELS = {"chance": 0.1, "prior": 0.0, "real": 1.0}
+TEN = list(range(10))
+WRONG = [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
 
 
 @pytest.mark.parametrize(
-    ("values", "levels", "said"),
+    ("wanted", "seeds", "levels", "said"),
     [
         (
-            (0.2, 0.26),
+            TEN,
+            ([0, 1, 2, 3, *WRONG[4:]], [0, 1, 2, *WRONG[3:]]),
             LEVELS,
-            "It leaks: gmi recovers 23.0% of identities (20.0% to 26.0% over two seeds); chance 10.0%, "
-            "unattacked samples 0.0%, real images 100.0%.",
+            r"It leaks \(p = 0.0\d+\): gmi recovers 35.0% of identities \(30.0% to 40.0% over two seeds\); "
+            r"chance 10.0%, unattacked samples 0.0%, real images 100.0%\.$",
         ),
-        ((0.2,), {"chance": 0.1}, "It leaks: gmi recovers 20.0% of identities (one seed); chance 10.0%."),
-        ((0.2, 0.26), {**LEVELS, "prior": 0.25}, "Undecided, as not every seed is above"),
-        ((0.1, 0.05), LEVELS, "No leak shown by this attack, which does not rule out a stronger one: "),
-        ((0.3,), {**LEVELS, "real": 0.1}, "Not judged, as the evaluator does not know real images either: "),
+        (TEN[:5], ([0, 1, 2, 3, 0],), {"chance": 0.2}, r"It leaks \(p = 0.\d+\): gmi recovers 80.0% .*\(one seed\)"),
+        # two of ten, every time the same: luck does that often, as it does two of five
+        (
+            TEN,
+            ([0, 1, *WRONG[2:]],) * 3,
+            LEVELS,
+            r"Cannot tell, as luck may explain it \(p = 0.\d+\): gmi recovers 20.0%",
+        ),
+        (TEN[:5], ([0, 1, 3, 4, 2],), {"chance": 0.2}, "Cannot tell, as luck may explain it"),
+        ([0, 1, 2], ([0, 1, 2],) * 3, {"chance": 1 / 3}, "Cannot tell from three of the classes, at least four"),
+        ([4], ([4],), LEVELS, "Cannot tell from one of the classes"),
+        (TEN, (TEN,), {**LEVELS, "real": 0.1}, "Cannot tell, as the evaluator does not know real images either"),
+        (TEN, ([0, 1, 2, 3, *WRONG[4:]],), {**LEVELS, "prior": 0.5}, "Cannot tell, as it is more than luck explains"),
+        (0.3, (None,), LEVELS, "Cannot tell, as what was seen in each picture was not kept"),
+        # an evaluator that sees one class everywhere is right for that class, and knows nothing
+        (
+            TEN,
+            ([3] * 10,) * 3,
+            LEVELS,
+            r"No leak shown by this attack \(p = 1\), which does not rule out a stronger one",
+        ),
+        (TEN, (WRONG, [-1] * 10), LEVELS, "No leak shown by this attack"),
     ],
 )
-def test_the_verdict_is_held_against_chance_floor_and_ceiling(values, levels, said):
-    assert verdict([row(value, seed, **levels) for seed, value in enumerate(values)]).startswith(said)
+def test_the_verdict_rests_on_what_luck_explains(wanted, seeds, levels, said, tmp_path):
+    found = verdict([row(tmp_path, wanted, seen, seed, **levels) for seed, seen in enumerate(seeds)])
+    assert re.match(said, found), found
 
 
-def test_no_verdict_without_an_accuracy():
+def test_luck_is_counted_exactly_for_few_classes_and_drawn_for_many():
+    assert luck(np.eye(5, dtype=int)) == 1 / 120
+    assert luck(np.eye(4, dtype=int)[[1, 0, 2, 3]]) == 7 / 24, "six orders of four leave two in place, one leaves all"
+    assert luck(np.eye(12, dtype=int)) == 1 / 10_000
+    one_of_each = np.eye(9, dtype=int)[[0, *range(2, 9), 1]]
+    assert abs(luck(one_of_each) - (1 - 0.3679)) < 0.02, "one or more of nine in place: 1 - 1/e"
+    doubled = seen_as([(np.array([5, 5, 7]), np.array([5, 7, 7])), (np.array([5, 7]), np.array([9, -1]))])
+    assert doubled.tolist() == [[1, 1], [0, 1]], "classes that were not attacked, and none, are no column"
+
+
+def test_luck_finds_a_leak_as_rarely_as_it_says_whatever_the_seeds_share():
+    """Of all that may be seen in pictures that say nothing, the same ones with three seeds, 5 % at most are a leak."""
+    wanted = np.arange(5)
+    called = [luck(seen_as([(wanted, np.array(seen))] * 3)) <= LEVEL for seen in itertools.product(range(5), repeat=5)]
+    assert 0 < np.mean(called) <= LEVEL
+
+
+def test_no_verdict_without_an_accuracy(tmp_path):
     with pytest.raises(Refused, match="expected rows with an attack accuracy"):
-        verdict([row(float("nan"), 0)])
+        verdict([row(tmp_path, float("nan"), None)])

@@ -248,6 +248,52 @@ def test_names_and_shapes_of_the_original_implementation(bring, name):
     assert generator.keys() == state.keys() and all(torch.equal(generator[key], state[key]) for key in state)
 
 
+def stylegan3(source="class SynthesisInput(torch.nn.Module): ...", **kept):
+    """What StyleGAN3's files hold: modules as those of StyleGAN2, other names, and arrays of numpy among them."""
+
+    def module(name, **state):
+        empty = {"_parameters": {}, "_buffers": {}, "_non_persistent_buffers_set": set(), "_modules": {}}
+        return Persistent(type="class", version=6, module_src=source, class_name=name, state={**empty, **state})
+
+    entrance = module("SynthesisInput", _buffers={"freqs": torch.ones(4, 2)}, **kept)
+    synthesis = module("SynthesisNetwork", _modules={"input": entrance})
+    generator = module("Generator", _modules={"synthesis": synthesis})
+    return pickle.dumps({"G": generator, "D": None, "G_ema": generator})
+
+
+@pytest.mark.parametrize(
+    ("made", "cut", "words"),
+    [
+        ({"size": np.array([36, 36])}, 0, "a network of StyleGAN3, which is not read here; try a StyleGAN2 of"),
+        ({}, 0, "expected the names of StyleGAN2-ADA, got those of StyleGAN3 .synthesis.input.freqs, "),
+        ({}, 9, "a network of StyleGAN3, which is not read here"),
+        ({"source": "class TriPlaneGenerator", "size": np.array([3])}, 0, "a network of EG3D, which is not read here"),
+        ({"source": "class SomethingElse", "size": np.array([3])}, 0, "asks for numpy.*_reconstruct; try downloading"),
+    ],
+    ids=["StyleGAN3", "without arrays", "cut short", "EG3D", "unknown"],
+)
+def test_pickles_of_other_generators_are_called_by_their_name(bring, sentinel, made, cut, words):
+    content = stylegan3(**made)
+    if made.get("source") == "class SomethingElse":
+        content = content.replace(b"SynthesisInput", b"SomethingElse_")
+    with pytest.raises(Refused, match=words):
+        bring(content[: len(content) - cut])
+
+
+@pytest.mark.parametrize(
+    ("names", "family"),
+    [
+        (["synthesis.input.freqs", "synthesis.L0_36_512.weight"], "StyleGAN3 "),
+        (["style.1.weight", "to_rgb1.bias"], "StyleGAN2 as rosinality writes it"),
+        (["progression.0.conv1.weight"], "StyleGAN "),
+        (["backbone.synthesis.b4.const"], "EG3D "),
+    ],
+)
+def test_states_of_other_generators_are_called_by_their_name(bring, names, family):
+    with pytest.raises(Refused, match=f"got those of {family}.*not read here; try a StyleGAN2 of stylegan2-ada"):
+        bring(safetensors.torch.save({name: torch.ones(1) for name in names}), "net.safetensors")
+
+
 def test_what_a_caller_tells_replaces_what_a_file_says(bring, sentinel):
     config = bring(pickle.dumps(held(TINY, sentinel)), told={"conv_clamp": 100, "mapping_rate": 0.5})[0]
     assert config == replace(TINY, conv_clamp=100.0, mapping_rate=0.5)

@@ -1,7 +1,10 @@
 """Pixels decoded once: as without a cache, made anew when a file or the decoding changes, there whole or not at all."""
 
 import os
+import re
+import socket
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +105,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_two_at_once_decode_once(tmp_path, monkeypatch):
+def test_two_at_once_decode_once_and_who_waits_is_told_for_whom(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cache_module, "POLL_SECONDS", 0.01)
     entered, go, calls, got = threading.Event(), threading.Event(), [], []
 
@@ -119,10 +122,34 @@ def test_two_at_once_decode_once(tmp_path, monkeypatch):
     threads[0].start()
     assert entered.wait(20)
     threads[1].start()
+    told = ""
+    while "waiting" not in told:
+        told += capsys.readouterr().err
+    time.sleep(0.1)  # some rounds more, of which nothing is said
     go.set()
     for thread in threads:
         thread.join(20)
     assert calls == [1] and len(got) == 2 and all((pixels == 3).all() for pixels in got)
+    (claimed,) = re.findall(r"see (\S+\.claim), for \d+ s now\n", told + capsys.readouterr().err)
+    assert f"the same pictures: process {os.getpid()} on {socket.gethostname()}, see {claimed}" in told
+    assert Path(claimed).parent == tmp_path / "cache"
+
+
+def test_a_folder_behind_lends_its_pixels_and_is_never_written(files, reads, tmp_path):
+    decode((files,), RGB, tmp_path / "shared")
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "shared").rglob("*"))
+    reads.clear()
+    both = [tmp_path / "mine", tmp_path / "shared"]
+    (lent,) = decode((files,), RGB, both)
+    assert (
+        reads == [] and not (tmp_path / "mine").exists() and torch.equal(lent.pixels, decode((files,), RGB)[0].pixels)
+    )
+    other = Decoding(channels=3, size=4, framing="squash")
+    for _ in range(2):
+        decode((files,), other, both)
+    assert len(reads) == 2 * len(files.paths), "once without a cache, and once into the folder in front"
+    assert len(list((tmp_path / "mine").iterdir())) == 1
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "shared").rglob("*")) == before
 
 
 def test_a_cut_file_is_refused_with_what_to_do(files, tmp_path):

@@ -388,6 +388,10 @@ NO_WEIGHTS = {
         lambda p: p.write_bytes(pickle.dumps({"G": "torch_utils.persistence training/networks_stylegan3.py"})),
         "a network pickle of StyleGAN3, which is not read here",
     ),
+    "EG3D": (
+        lambda p: p.write_bytes(pickle.dumps({"G": "torch_utils.persistence class TriPlaneGenerator"})),
+        "a network pickle of EG3D, which is not read here",
+    ),
     "StyleGAN2": (lambda p: p.write_bytes(pickle.dumps({"G": "torch_utils.persistence"})), "--as stylegan2"),
     "a pickle": (lambda p: p.write_bytes(pickle.dumps({"a": 1})), "a pickle that torch did not write"),
     "nothing": (lambda p: p.write_bytes(b""), "nothing: it is empty"),
@@ -399,6 +403,14 @@ NO_WEIGHTS = {
         "1 sparse tensors among 1 (a, ...); try saving",
     ),
     "quantised": (quantised, "1 quantised tensors"),
+    "more than tensors": (
+        lambda p: torch.save({"fc.weight": torch.ones(1), "fc._extra_state": {"scale": 2}, "step": 3}, p),
+        "holds 1 tensors, and what is none beside them: fc._extra_state (dict), step (int); try torch.save({name: v",
+    ),
+    "more than tensors within": (
+        lambda p: torch.save({"epoch": 3, "state_dict": {"a": torch.ones(1), "a._extra_state": b"x"}}, p),
+        "1 tensors, and what is none beside them: a._extra_state (bytes)",
+    ),
     "a quantised network": (
         lambda p: torch.save({"fc.scale": torch.ones(1), "fc._packed_params._packed_params": (1, 2)}, p),
         "the state of a quantised network",

@@ -145,6 +145,12 @@ def test_a_store_before_it_holds_what_is_new(shared, both, call, tmp_path, capsy
     assert "2" in capsys.readouterr().out
 
 
+def test_decoded_pictures_are_lent_too(shared, both, tmp_path):
+    plan = plan_for("train_target", *RUN[:6], "tracking=none", store=tmp_path / "mine")
+    plan.store = Store(both)
+    assert Session(plan).cache == Store(both).caches == [tmp_path / "mine/cache", shared / "cache"]
+
+
 def test_what_lies_behind_is_moved_in_front_and_never_removed(shared, both, tmp_path, capsys):
     target = one(shared, "target")
     assert main(["store", "--store", both, "rm", target.id, "--dependants"]) == 1

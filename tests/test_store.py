@@ -175,7 +175,7 @@ def claim_of(shelf, host, pid, age):
     work = shelf.work(draft(seed=1))
     work.folder.mkdir(parents=True)
     path = work.folder / "all.claim"
-    path.write_text(json.dumps({"host": host, "pid": pid, "time": 0}))
+    path.write_text(json.dumps({"host": host, "pid": pid, "time": time.time() - 200}))
     os.utime(path, (time.time() - age, time.time() - age))
     return work
 
@@ -247,10 +247,10 @@ def test_a_claim_from_the_future_is_taken_when_it_does_not_change(shelf, monkeyp
 def test_who_waits_is_told_for_whom(shelf, capsys):
     work = claim_of(shelf, "another-host", 17, 0)
     work.say_waiting()
-    said = capsys.readouterr().err
+    said, held = capsys.readouterr().err, ", for 3 min now"
     assert said == (
         f"waiting for another process that makes {work.draft.reference}: process 17 on another-host, see "
-        f"{work.folder / 'all.claim'}\n"
+        f"{work.folder / 'all.claim'}{held}\n"
     )
 
 

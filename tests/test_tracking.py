@@ -6,6 +6,7 @@ import http.server
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -269,6 +270,54 @@ def test_the_offline_mirror_is_complete_and_two_runs_in_one_process_stay_apart(t
     _, records = inspect(second)
     assert next(record["run"] for record in records if "run" in record)["config"]["update"]["seed"] == 2
     assert not leaks(tmp_path)
+
+
+CONSOLE = """
+    import sys, time
+    from pathlib import Path
+    from midefense import terminal
+    from midefense.tracking.run import Run
+    from midefense.tracking.settings import Settings
+    terminal.PULSE_SECONDS = 0.3
+    if sys.argv[2] == "terminal":
+        sys.stderr.isatty = lambda: True
+    options = {"job_type": "train_target", "name": "cnn", "config": {}}
+    for number in range(2):
+        title = f"{number + 1}/2 training"
+        run = Run(Settings(wandb="offline", folder=Path(sys.argv[1])), id=f"r{number}", stage=title, **options)
+        with run:
+            run.stage.total = 9
+            for step in range(1, 5):
+                run.stage.at(step, {"loss": 0.5})
+                time.sleep(0.25)
+    print("after all runs", file=sys.stderr)
+"""
+
+
+def logged(folder, run):
+    """What W&B's Logs tab shows of a run."""
+    (log,) = (folder / "wandb").glob(f"offline-run-*{run}")
+    records = offline_log.records(log)
+    return "".join(record["output_raw"]["line"] for record in records if "output_raw" in record)
+
+
+@pytest.mark.parametrize("where", ["file", "terminal"])
+def test_the_lines_of_a_run_without_a_terminal_are_in_wandbs_logs(where, tmp_path):
+    script = textwrap.dedent(CONSOLE)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), where], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "after all runs" in done.stderr
+    for number, run in enumerate(("r0", "r1"), 1):
+        told = logged(tmp_path, run)
+        if where == "terminal":
+            assert told == "", "bars, drawn again and again, are no log"
+            continue
+        assert told.splitlines()[0] == f"{number}/2 training: begun"
+        assert re.search(rf"{number}/2 training: step \d of 9, .* steps/s, .* left, loss 0.5", told)
+        assert f"{number}/2 training: done after" in told.splitlines()[-1]
+        assert [line for line in told.splitlines() if line not in done.stderr] == [], "as it stood on stderr"
 
 
 def test_a_key_without_network_warns_once_and_keeps_everything(tmp_path, monkeypatch, caplog):

@@ -32,6 +32,10 @@ BEGINNINGS = (b"PK\x03\x04", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
 # What reading a torch file that was cut short or changed can raise, by where it was.
 CUT_SHORT = (AssertionError, EOFError, IndexError, KeyError, OSError, RuntimeError, ValueError, struct.error)
 
+TENSORS_ALONE = (
+    "torch.save({name: value for name, value in state.items() if torch.is_tensor(value)}, FILE), where the rest is not "
+    "needed to tell images apart"
+)
 READ_AHEAD = 1 << 16  # bytes that say what a file is
 
 
@@ -73,7 +77,7 @@ def read_checkpoint(path: str | Path, entry: str | None = None) -> Checkpoint:
     if len(states) > 1:
         raise _refusal(file, _in_words(content), f"--entry {states[0]} of `midefense import`, or {STATE_ALONE}")
     if not states:
-        raise _refusal(file, _in_words(content))
+        raise _refusal(file, *(_other_than_tensors(content) or (_in_words(content),)))
     others = {str(name): value for name, value in content.items() if name != states[0]}
     return _sound(file, Checkpoint(dict(content[states[0]]), str(states[0]), others))
 
@@ -90,7 +94,8 @@ def _entry(file: Path, content: object, entry: str) -> Checkpoint:
         holds = [str(name) for name in _states(content)]
         raise refuse_unknown("--entry", entry, holds, f"{file} holds {_in_words(content)}.")
     if not _is_state(inside):
-        raise Refused(f"--entry {entry}: expected a state dict, got {_in_words(inside)}; try another entry")
+        got, advice = _other_than_tensors(inside) or (_in_words(inside), "another entry")
+        raise Refused(f"--entry {entry}: expected a state dict, got {got}; try {advice}")
     others = {str(name): value for name, value in content.items() if not _is_state(value)}
     return _sound(file, Checkpoint(dict(inside), entry, others))
 
@@ -197,6 +202,21 @@ def _is_state(content: object) -> bool:
         and bool(content)
         and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
     )
+
+
+def _other_than_tensors(content: object) -> tuple[str, str] | None:
+    """What stands in a state dict, alone or an entry of `content`, that is no tensor, and what to do; None where there
+    is no such state dict. Modules put it there (`get_extra_state`), and so does who keeps numbers beside weights."""
+    mapping = content if isinstance(content, Mapping) else {}
+    if any("_packed_params" in str(name) for name in mapping):
+        return None
+    for inside in (mapping, *(value for value in mapping.values() if isinstance(value, Mapping))):
+        tensors = [name for name, value in inside.items() if isinstance(value, Tensor)]
+        others = [f"{name} ({type(value).__name__})" for name, value in inside.items() if name not in set(tensors)]
+        if tensors and others:
+            shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+            return f"{len(tensors)} tensors, and what is none beside them: {shown}", TENSORS_ALONE
+    return None
 
 
 def _in_words(content: object) -> str:

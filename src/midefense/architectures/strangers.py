@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickletools
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 STATE_ALONE = "saving the state dict alone, with safetensors or torch.save, where you trust the file"
@@ -21,6 +22,20 @@ STRANGERS = (
     (b"Rar!", "a RAR archive", "unpacking it"),
 )
 WEB_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")
+# Generators that are no StyleGAN2-ADA: what their pickles name, and what the names of their tensors match. EG3D and
+# StyleGAN-XL build on classes of StyleGAN2 and 3, so they come first.
+PICKLED = {
+    "EG3D": (b"TriPlaneGenerator",),
+    "StyleGAN-XL": (b"networks_stylegan3_resetting",),
+    "StyleGAN3": (b"SynthesisInput", b"networks_stylegan3"),
+}
+NAMED = {
+    "EG3D": r"backbone\.synthesis\.b\d+\.",
+    "StyleGAN3": r"synthesis\.(input\.(freqs|affine|transform)|L\d+_\d+_\d+\.)",
+    "StyleGAN2 as rosinality writes it": r"(g_ema\.)?(style\.\d+\.weight|convs\.\d+\.conv\.modulation|to_rgb1\.)",
+    "StyleGAN": r"(generator\.)?(progression\.\d+\.|g_synthesis\.|synthesis\.blocks\.)",
+}
+A_STYLEGAN2 = "a StyleGAN2 of stylegan2-ada-pytorch"
 SAVING_A_MODULE = (
     "torch.save(model.state_dict(), FILE) where its class is at hand (or torch.load(FILE, weights_only=False)"
     ".state_dict(), where you trust the file)"
@@ -48,11 +63,22 @@ def _bare_pickle(file: Path, beginning: bytes) -> tuple[str, str]:
     """What a pickle is that torch did not write."""
     if b"torch_utils" not in beginning and b"dnnlib" not in beginning:
         return "a pickle that torch did not write", STATE_ALONE
-    with file.open("rb") as stream:
-        later = b"networks_stylegan3" in stream.read() or b"SynthesisInput" in beginning
-    if later:
-        return "a network pickle of StyleGAN3, which is not read here", "a StyleGAN2, with --as stylegan2"
+    if family := pickled_family(file.read_bytes()):
+        return f"a network pickle of {family}, which is not read here", f"{A_STYLEGAN2}, with --as stylegan2"
     return "a network pickle of StyleGAN2", f"midefense import {file} --as stylegan2"
+
+
+def pickled_family(content: bytes) -> str | None:
+    """Whose generator NVIDIA's persistent pickle holds, by the classes that it names; None for a StyleGAN2, and for
+    what nothing tells."""
+    return next((family for family, names in PICKLED.items() if any(name in content for name in names)), None)
+
+
+def named_family(names: Iterable[str]) -> str | None:
+    """Whose generator a state dict of these names is; None for a StyleGAN2-ADA, and for what nothing tells."""
+    names = list(names)
+    found = (family for family, pattern in NAMED.items() if any(re.match(pattern, name) for name in names))
+    return next(found, None)
 
 
 def other_archive(file: Path) -> tuple[str, str] | None:

@@ -43,7 +43,13 @@ class Decoder(Attack):
 
     def loss(self, network: nn.Module, images: Tensor, answers: Tensor) -> Tensor:
         """Mean squared error of the pixels, per image [B]."""
-        return (network(answers) - images).square().flatten(1).mean(1)
+        decoded = network(answers)
+        if decoded.shape != images.shape:
+            raise Refused(
+                f"attack.learning.network: expected images {list(images.shape)}, those of the dataset, got "
+                f"{list(decoded.shape)}; try its channels and size"
+            )
+        return (decoded - images).square().flatten(1).mean(1)
 
     def prepare(
         self, prior: Prior, oracle: Oracle, public: Images, rng: torch.Generator, state: dict[str, Tensor] | None

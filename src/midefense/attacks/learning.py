@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from midefense import seeds
 from midefense.attacks.base import Part, within
 from midefense.attacks.schedules import Schedule, paced
+from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.priors.gan import load_training, training_state
 from midefense.ranges import Count
@@ -45,6 +47,20 @@ def samples(prior: Prior, count: int, rng: torch.Generator) -> Questions:
         return clip_images(prior.decode(latents[rows].to(prior.device)))
 
     return Questions(count, images)
+
+
+class Learner(Protocol):
+    """Who teaches a network of its own: `learning` says how, `ask` and `loss` from what."""
+
+    learning: Learning
+
+    def ask(self, oracle: Oracle, images: Tensor) -> Tensor:
+        """What is kept of the target's answers [B, ...] about images [B, C, H, W]."""
+        ...
+
+    def loss(self, network: nn.Module, images: Tensor, answers: Tensor) -> Tensor:
+        """Loss per image [B]."""
+        ...
 
 
 class Learning(Part):

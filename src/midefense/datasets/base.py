@@ -6,12 +6,12 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from midefense.datasets.cache import Caches
 from midefense.datasets.decoding import Decoding, decode
 from midefense.datasets.files import Files
 from midefense.datasets.splits import (
@@ -47,11 +47,11 @@ class Dataset(ABC):
         return "  no files"
 
     @abstractmethod
-    def read(self, cache: Path | None) -> Splits:
+    def read(self, cache: Caches) -> Splits:
         """The three parts, unchecked. The order of images must not depend on the file system. `cache` is the folder
         for pixels that are costly to make (None: make them anew)."""
 
-    def load(self, cache: Path | None = None) -> Splits:
+    def load(self, cache: Caches = None) -> Splits:
         """The three parts, checked by `Splits.check` (`Refused` says what is wrong)."""
         splits = self.read(cache)
         splits.check()
@@ -60,7 +60,7 @@ class Dataset(ABC):
             raise Refused(f"{type(self).__name__}: expected images [C, S, S] = {expected}, got {got}")
         return splits
 
-    def load_public(self, cache: Path | None = None) -> Images:
+    def load_public(self, cache: Caches = None) -> Images:
         """The public part alone; a dataset that can read it without the private one does."""
         return self.load(cache).public
 
@@ -92,7 +92,7 @@ class FileDataset(Dataset):
         """The files of the public part alone."""
         return self.listing()[2]
 
-    def read(self, cache: Path | None) -> Splits:
+    def read(self, cache: Caches) -> Splits:
         """Parts are slices of one array, not copies."""
         parts = decode(self.checked_listing(), self.decoding, cache)
         for remark in copies(parts):
@@ -109,7 +109,7 @@ class FileDataset(Dataset):
         refuse_shared_identities([train, test], public)
         return train, test, public
 
-    def load_public(self, cache: Path | None = None) -> Images:
+    def load_public(self, cache: Caches = None) -> Images:
         """The public part alone; its files are read and no others."""
         (images,) = decode((self.public_listing(),), self.decoding, cache)
         for remark in copies([images]):
@@ -122,7 +122,7 @@ class Own:
 
     revision = 1
 
-    def public(self, splits: Splits, channels: int, size: int, cache: Path | None = None) -> Images:
+    def public(self, splits: Splits, channels: int, size: int, cache: Caches = None) -> Images:
         """Public images uint8 [N, channels, size, size]."""
         return splits.public
 
@@ -138,7 +138,7 @@ class PublicFrom:
         self.dataset = dataset
         self.part = part
 
-    def public(self, splits: Splits, channels: int, size: int, cache: Path | None = None) -> Images:
+    def public(self, splits: Splits, channels: int, size: int, cache: Caches = None) -> Images:
         """Public images uint8 [N, channels, size, size] (bilinear, antialiased), beside the private ones of `splits`.
 
         Refused where grey meets colour, and where an identity or a picture is also private. Ids count within the
@@ -155,14 +155,14 @@ class PublicFrom:
         refuse_overlap([splits.private_train, splits.private_test], images)
         return images
 
-    def _images(self, cache: Path | None) -> Images:
+    def _images(self, cache: Caches) -> Images:
         """A dataset's refusals name its options as those of `dataset`; here it stands under `public.dataset`."""
         try:
             return self._part(cache)
         except Refused as refusal:
             raise Refused(DATASET_OPTION.sub("public.dataset.", str(refusal))) from refusal
 
-    def _part(self, cache: Path | None) -> Images:
+    def _part(self, cache: Caches) -> Images:
         if self.part == "public":
             return self.dataset.load_public(cache)
         whole = self.dataset.load(cache)

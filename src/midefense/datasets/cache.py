@@ -8,19 +8,21 @@ import json
 import os
 import shutil
 import socket
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from midefense.store.claims import claim
+from midefense.store.claims import claim, owner_of
 from midefense.store.folders import can_be_written
 from midefense.store.space import reserve
 from midefense.types import Refused
 
+Caches = Path | Sequence[Path] | None  # folders of decoded pixels: see `cached_pixels`
 HASH_BYTES = 32  # of SHA-256
 POLL_SECONDS = 0.2
 
@@ -29,31 +31,47 @@ def cached_pixels(
     shape: tuple[int, int, int, int],
     fill: Callable[[np.ndarray], None],
     key: Mapping[str, object],
-    cache: Path | None,
+    cache: Caches,
     notes: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Pixels uint8 `shape` = [N, C, H, W] as `fill(array)` writes them, and the SHA-256 of each picture uint8 [N, 32].
 
     Args:
         key: plain values that decide every pixel.
-        cache: folder of all caches; None, or one that lacks them and cannot be written, keeps the pixels in memory.
+        cache: folder of all caches, or several: the first is written to, those behind it are only read. None, or
+            folders that lack the pixels and a first one that cannot be written, keep them in memory.
         notes: uint8 [N], which `fill` writes too; where the pixels were made before, it is given what was written then.
     """
     name = hashlib.sha256(json.dumps([list(shape), key], sort_keys=True).encode()).hexdigest()[:24]
-    if cache is None or not ((cache / name).is_dir() or can_be_written(cache)):
+    folders = [] if cache is None else [cache] if isinstance(cache, Path) else list(cache)
+    folder = next((place / name for place in folders if (place / name).is_dir()), None)
+    if folder is None and folders and can_be_written(folders[0]):
+        folder = _made(folders[0] / name, shape, fill, notes)
+    if folder is None:
         pixels = np.empty(shape, dtype=np.uint8)
         fill(pixels)
         return torch.from_numpy(pixels), picture_hashes(torch.from_numpy(pixels))
-    folder = cache / name
-    while not folder.is_dir():
-        with claim(cache / f"{name}.claim") as mine:
-            if mine and not folder.is_dir():
-                _make(folder, shape, fill, notes)
-        if not folder.is_dir():
-            time.sleep(POLL_SECONDS)  # another process decodes the same pictures
     if notes is not None:
         notes[:] = _map(folder / "notes", (shape[0],)).numpy()
     return _map(folder / "pixels", shape), _map(folder / "hashes", (shape[0], HASH_BYTES))
+
+
+def _made(folder: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], None], notes: np.ndarray | None) -> Path:
+    """The folder, once this process or another has made it; who waits is told for whom."""
+    claimed, told = folder.with_name(f"{folder.name}.claim"), False
+    while not folder.is_dir():
+        with claim(claimed) as mine:
+            if mine and not folder.is_dir():
+                _make(folder, shape, fill, notes)
+        if not folder.is_dir():
+            if not told:
+                whom = owner_of(claimed)
+                print(
+                    f"waiting for another process that decodes the same pictures: {whom}", file=sys.stderr, flush=True
+                )
+                told = True
+            time.sleep(POLL_SECONDS)
+    return folder
 
 
 def picture_hashes(pixels: Tensor) -> Tensor:

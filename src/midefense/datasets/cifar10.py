@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torchvision.datasets.utils import check_integrity
 
+from midefense.datasets.cache import Caches
 from midefense.datasets.class_sets import ClassSet, Official
 from midefense.datasets.decoding import Decoding, decode
 from midefense.datasets.files import Files, entries, first_difference
@@ -56,7 +57,7 @@ class Cifar10(ClassSet):
         absent = [name for name in names if not (root / folder / name).is_file()]
         return f"expected {folder}/{absent[0]}, got no such file" if absent else ""
 
-    def read(self, cache: Path | None) -> Splits:
+    def read(self, cache: Caches) -> Splits:
         """Class folders hold pictures that are decoded; the other layouts hold pixels."""
         root = self.located()
         if not self._is_folders(root):

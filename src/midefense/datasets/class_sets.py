@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from midefense.datasets.base import Dataset, require_positive, resize_pixels
-from midefense.datasets.cache import cached_pixels
+from midefense.datasets.cache import Caches, cached_pixels
 from midefense.datasets.files import require_folder, stamp
 from midefense.datasets.splits import Part, Splits, choose_classes, hashes_of
 from midefense.ranges import Side, Whole
@@ -82,7 +82,7 @@ class ClassSet(Dataset):
     def fetch(self, root: Path) -> None:
         """Download into `root`, by torchvision."""
 
-    def read(self, cache: Path | None) -> Splits:
+    def read(self, cache: Caches) -> Splits:
         """Parts are slices of one array, not copies."""
         official = self.official(self.located())
         self._refuse_odd_labels(official)

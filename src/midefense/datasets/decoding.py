@@ -19,7 +19,7 @@ import torch
 from PIL import ExifTags, Image, ImageColor
 from torch import Tensor
 
-from midefense.datasets.cache import HASH_BYTES, cached_pixels, picture_hashes
+from midefense.datasets.cache import HASH_BYTES, Caches, cached_pixels, picture_hashes
 from midefense.datasets.files import Files, stamp
 from midefense.terminal import Stage
 from midefense.types import Images, Refused, refuse_unknown
@@ -133,7 +133,7 @@ def _is_colour(name: str) -> bool:
         return False
 
 
-def decode(parts: Sequence[Files], decoding: Decoding, cache: Path | None = None) -> list[Images]:
+def decode(parts: Sequence[Files], decoding: Decoding, cache: Caches = None) -> list[Images]:
     """Read the pictures of several parts as uint8 [N, channels, size, size] each, in order; decoded once where there is
     a `cache`. What was done to some of them is logged, every time.
 

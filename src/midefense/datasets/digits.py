@@ -6,13 +6,13 @@ The test half of UCI's Optical Recognition of Handwritten Digits (Alpaydin and K
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
 
 from midefense.compute import require_memory
 from midefense.datasets.base import Dataset, require_positive, require_share, resize, to_uint8
+from midefense.datasets.cache import Caches
 from midefense.datasets.splits import Splits, split_classes
 from midefense.ranges import InnerShare, Seed, Side, Whole
 from midefense.types import Images, Refused
@@ -48,7 +48,7 @@ class Digits(Dataset):
         self.test_share = test_share
         self.split_seed = split_seed
 
-    def read(self, cache: Path | None) -> Splits:
+    def read(self, cache: Caches) -> Splits:
         """Rows of scikit-learn's table, in its order; ids are row numbers."""
         table = load_digits()
         shares = torch.from_numpy(table.images)[:, None] / 16  # ink counts 0..16 per cell

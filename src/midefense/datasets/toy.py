@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from midefense import seeds
 from midefense.closed_form import render
 from midefense.compute import require_memory
 from midefense.datasets.base import Dataset, require_positive, to_uint8
+from midefense.datasets.cache import Caches
 from midefense.datasets.splits import Splits
 from midefense.ranges import Classes, Count, NotNegative, Side, Whole
 from midefense.types import Images, Refused
@@ -71,7 +71,7 @@ class Toy(Dataset):
         """The noise-free images float32 [N, 1, size, size] in [0, 1] of classes `labels` int64 [N]."""
         return render(self.latents(labels), self.size).float().to(labels.device)
 
-    def read(self, cache: Path | None) -> Splits:
+    def read(self, cache: Caches) -> Splits:
         """Drawn in float64, so that the rounded pixels are the same on every machine."""
         train = torch.arange(self.classes).repeat_interleave(self.images_per_class)
         test = torch.arange(self.classes).repeat_interleave(self.test_images_per_class)

@@ -47,7 +47,7 @@ def import_prior(
     config, _ = compose("attack", [f"dataset={dataset}", f"prior={prior}", *overrides])
     bound = bind_all({"dataset": (config["dataset"], False), "prior": (config["prior"], True)}, config["allow"])
     images = bound["dataset"].build()
-    classes = images.load(store.root / "cache").classes
+    classes = images.load(store.caches).classes
     node = bound["prior"].given(channels=images.channels, size=images.size, classes=classes)
     module = node.build()
     _require_two_parts(module, prior)

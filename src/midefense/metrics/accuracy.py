@@ -14,9 +14,11 @@ from typing import Annotated
 from torch import Tensor
 
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
-from midefense.metrics.features import class_count, evaluator_names, judged_trace
+from midefense.metrics.features import class_count, evaluator_names, judged_trace, require_names
 from midefense.ranges import Count, Some
 from midefense.types import Refused
+
+NONE = -1  # the class that an evaluator saw where several tie
 
 
 class AttackAccuracy(Metric):
@@ -30,6 +32,9 @@ class AttackAccuracy(Metric):
     `stages`: patterns of the attack's other stages to measure too, as `attack_accuracy_top1@optimised/<evaluator>` and
     so on: `initial` (before the search), `optimised` (all candidates, before the selection), `stage*` (the stages of a
     staged search). A stage that the attack does not have is left out; the selected candidates bear no mark.
+
+    What each evaluator saw in every image is kept beside the numbers (`drawings`), for a test of whether it is more
+    than luck.
     """
 
     higher_leaks = True
@@ -59,11 +64,29 @@ class AttackAccuracy(Metric):
             # Classes that tie with the target class count as ahead of it: a constant evaluator recognises nothing.
             kept[f"rank/{name}"] = (logits >= logits.gather(1, labels)).sum(1)
             kept[f"confidence/{name}"] = logits.softmax(1).gather(1, labels)[:, 0]
+            first = logits.argmax(1)
+            tied = (logits >= logits.gather(1, first[:, None])).sum(1) > 1
+            kept[f"answer/{name}"] = first.masked_fill(tied, NONE)
         unknown = judged.images.new_full((len(labels),), float("nan"))
         kept["confidence"] = unknown if judged.target_confidence is None else judged.target_confidence
         return kept
 
+    def check(self, evaluators: Sequence[str]) -> None:
+        """Refuse evaluators whose names stand for other networks."""
+        require_names(evaluators)
+
+    def reset(self) -> None:
+        super().reset()
+        self._answers: dict[str, Tensor] = {}
+
+    def drawings(self) -> dict[str, Tensor]:
+        """`answered` int64 [M], the class that each image was recovered for, and `answers.<evaluator>` int64 [M], the
+        one class that the evaluator saw in it; `NONE` where several tie."""
+        return self._answers
+
     def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:
+        self._answers = {"answered": rows["label"].cpu()}
+        self._answers |= {f"answers.{name}": rows[f"answer/{name}"].cpu() for name in evaluator_names(world)}
         measured = {}
         for name in evaluator_names(world):
             for top in self.top:

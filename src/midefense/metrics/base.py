@@ -114,6 +114,9 @@ class Metric:
     def __init__(self) -> None:
         self.reset()
 
+    def check(self, evaluators: Sequence[str]) -> None:
+        """Refuse evaluators, by their names, that it cannot measure with; called before any compute."""
+
     def reset(self) -> None:
         """Forget all images."""
         self._batches: list[dict[str, Tensor]] = []

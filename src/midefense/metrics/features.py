@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -47,6 +47,11 @@ class FeatureMetric(Metric):
     def pin(cls, arguments: dict[str, object]) -> dict[str, object]:
         """The arguments with `features: auto` made concrete for this machine."""
         return pin_features(arguments)
+
+    def check(self, evaluators: Sequence[str]) -> None:
+        """Refuse features of a network that there is not."""
+        if self.features not in (INCEPTION, TARGET, *evaluators):
+            raise refuse_unknown(f"{type(self).__name__}.features", self.features, ["auto", INCEPTION, *evaluators])
 
     @property
     def network(self) -> str:
@@ -89,9 +94,14 @@ def evaluator_names(world: World) -> list[str]:
     """Names of the world's evaluators; refused if there is none to judge by."""
     if not world.evaluators:
         raise Refused("evaluators: expected at least one, got none; try evaluator=... on the command line")
-    if taken := sorted(set(RESERVED) & set(world.evaluators)):
-        raise Refused(f"evaluators: expected names other than {', '.join(RESERVED)}, got {taken[0]!r}; try main")
+    require_names(world.evaluators)
     return list(world.evaluators)
+
+
+def require_names(evaluators: Iterable[str]) -> None:
+    """Refuse evaluators that bear the name of a network of ours."""
+    if taken := sorted(set(RESERVED) & set(evaluators)):
+        raise Refused(f"evaluators: expected names other than {', '.join(RESERVED)}, got {taken[0]!r}; try main")
 
 
 def class_count(world: World, name: str) -> int:

@@ -35,7 +35,7 @@ class Session:
         self.device = plan.compute.device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # `seeds.isolated` covers the current device
-        self.cache = self.store.root / "cache"  # of decoded pixels
+        self.cache = self.store.caches  # of decoded pixels
         self.agenda: Agenda | None = None  # what is ahead, once somebody looked
         self.latest: Run | None = None  # the run that was opened last
         self._splits: dict[str, Splits] = {}

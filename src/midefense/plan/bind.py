@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import nn
 
 from midefense.plan.annotations import fits, hints_of, in_words
@@ -19,8 +21,24 @@ from midefense.plan.stored_names import stored_name
 from midefense.plan.whitelist import resolve
 from midefense.types import Refused, refuse_unknown
 
+# What a class of the user's own raises where its code and the values it is given do not fit.
+MISTAKES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+OURS = ("midefense.", "torch.", "torchvision.")
 FROM_DATASET = ("classes", "channels", "size")  # what the dataset beside a node tells its constructor
 TOLD = ("midefense.architectures.", "midefense.priors.")  # whose constructors are told: a pool's `size` is its own
+
+
+class NotBuilt(Refused):
+    """A class of the user's own failed while it was built."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +69,21 @@ class Node:
         arguments = {name: _walk(value, Node.build) for name, value in known.items()}
         positional = _walk(self.positional, Node.build)
         make = functools.partial(self.target, *positional, **arguments)
-        return make if self.partial else make()
+        return make if self.partial else self._made(make)
+
+    def _made(self, make: Callable[[], object]) -> object:
+        """What the class makes; where a class of the user's own fails, in words that name it and the line."""
+        try:
+            return make()
+        except MISTAKES as error:
+            if isinstance(error, torch.OutOfMemoryError) or str(self.target.__module__).startswith(OURS):
+                raise  # no mistake of who asked
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise NotBuilt(
+                f"{self.path}: expected {self.target.__name__} of {self.target.__module__} to be built from these "
+                f"values, got {type(error).__name__}: {error} ({frame.filename}, line {frame.lineno}); try other "
+                "values of it, or mend that line"
+            ) from error
 
     def within(self) -> Iterator[Node]:
         """This node and all below it."""

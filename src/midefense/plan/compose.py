@@ -4,9 +4,11 @@ knows Hydra."""
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import re
 import tempfile
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -92,7 +94,7 @@ def _in_words(verb: str, error: Exception) -> str | None:
         where = f"{mark.name}, line {mark.line + 1}" if mark else "a configuration file"
         return f"{where}: expected YAML, got: {error.problem}; try blanks instead of tabs, or quotes around the value"
     if isinstance(error, UnicodeDecodeError | yaml.YAMLError):
-        name = getattr(error, "name", None) or "a configuration file that was named"
+        name = getattr(error, "name", None) or _file_being_read(error) or "a configuration file that was named"
         return (
             f"{name}: expected YAML as UTF-8 text, got another file: {' '.join(str(error).split())}; try another name"
         )
@@ -104,6 +106,15 @@ def _in_words(verb: str, error: Exception) -> str | None:
     if str(error).startswith(NO_OPTION):
         return NULL_OPTION if "NoneType" in str(error) else f"GROUP=OPTION: expected the names of both; got: {error}"
     return f"range: expected a step other than 0, got 0 ({error}); try range(0,3)" if NO_RANGE in str(error) else None
+
+
+def _file_being_read(error: Exception) -> str | None:
+    """The file that was open where an error was raised: of bytes that are no text Python does not say whose."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for value in frame.f_locals.values():
+            if isinstance(value, io.TextIOWrapper) and isinstance(value.name, str):
+                return value.name
+    return None
 
 
 def with_prior_options(config: DictConfig, hydra: DictConfig) -> DictConfig:

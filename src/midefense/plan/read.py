@@ -15,6 +15,7 @@ from midefense.datasets.base import Dataset
 from midefense.defenses.base import Defense, NoDefense
 from midefense.evidence.base import EvidenceSource
 from midefense.metrics.base import Metric
+from midefense.oracle import Oracle
 from midefense.plan.bind import Node, bind, bind_all, bind_recipe
 from midefense.plan.checks import check_shape, refuse_all, refuse_together
 from midefense.plan.facts import architecture_facts
@@ -28,7 +29,7 @@ from midefense.plan.references import (
     named_prior,
     with_start,
 )
-from midefense.plan.trials import optimizer_trials, try_network, try_prior
+from midefense.plan.trials import learner_trials, optimizer_trials, student_trials, try_network, try_prior
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, content_id
 from midefense.store.store import Store
@@ -155,6 +156,8 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
             else _evaluator_plan(name, node, plan.target, bound, choices)
             for name, node in config["evaluators"].items()
         }
+        names = tuple(plan.evaluators)
+        refuse_together(functools.partial(node.build().check, names) for node in plan.metrics.values())
     refuse_together(_network_trials(plan, new_target=target is None))
     if plan.attack is not None:
         _check_match(plan)
@@ -266,12 +269,17 @@ def read_setting(plan: Plan) -> Setting:
 
 
 def _network_trials(plan: Plan, new_target: bool) -> Iterator[Callable[[], None]]:
-    """A trial of every classifier that may have to be trained, and of the attacker's own networks."""
-    dataset = plan.target.dataset.build()
-    images = DatasetFacts(dataset.channels, dataset.size)
+    """A trial of every classifier that may have to be trained, and of those that metrics teach."""
+    images = _shape_of(plan)
     classifiers = [*([plan.target] if new_target else []), *plan.evaluators.values()]
     for classifier in classifiers:
         yield functools.partial(try_network, classifier.architecture, classifier.defense, images)
+    yield from student_trials(plan.metrics.values(), images)
+
+
+def _shape_of(plan: Plan) -> DatasetFacts:
+    dataset = plan.target.dataset.build()
+    return DatasetFacts(dataset.channels, dataset.size)
 
 
 def _check_match(plan: Plan) -> None:
@@ -280,7 +288,11 @@ def _check_match(plan: Plan) -> None:
     attack = plan.attack.build()
     _check_prior(plan, attack)
     with contextlib.suppress(NotYetKnown):
-        attack.check(read_setting(plan))
+        setting = read_setting(plan)
+        attack.check(setting)
+        target = (plan.target.architecture, plan.target.defense)
+        ask = functools.partial(Oracle, access=attack.access, cut=setting.evidence.cut)
+        refuse_together(learner_trials(plan.attack, target, ask, _shape_of(plan)))
     asks = getattr(plan.prior.target, "asks", None)
     if asks is not None and not asks.reveals <= attack.access.reveals:
         raise Refused(
@@ -304,7 +316,7 @@ def _check_prior(plan: Plan, attack: Attack) -> None:
                 f"{wanted}, those of the dataset, got {made}; try another prior, or dataset.size={made[1]}"
             )
         return
-    prior = try_prior(plan.prior, DatasetFacts(dataset.channels, dataset.size))
+    prior = try_prior(plan.prior, _shape_of(plan))
     if prior is not None:
         attack.check_prior(prior)
 

@@ -1,17 +1,23 @@
 """What is built once before compute is spent, to see whether it can be: optimisers on a dummy parameter, networks and
-priors without memory. A trial changes nothing and reads no file of weights."""
+priors without memory, those that an attack or a metric teaches on a few empty images. A trial changes nothing and reads
+no weights."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from midefense import seeds
+from midefense.architectures.base import Classifier
+from midefense.attacks.learning import Learner, Learning
 from midefense.compute import require_memory
-from midefense.plan.bind import Node
+from midefense.oracle import Oracle
+from midefense.plan.bind import Node, NotBuilt
 from midefense.plan.facts import SOME_CLASSES, deployed, without_weights
 from midefense.priors.base import Prior
 from midefense.store.artefacts import content_id
@@ -68,46 +74,129 @@ def try_network(architecture: Node, defense: Node, images: DatasetFacts) -> None
     key = content_id([without_weights(architecture).recipe(), defense.recipe(), images.channels, images.size, told])
     if key in FIT:
         return
-    if told:
-        _try_network(architecture, defense, images, told)
-    else:
-        _try_for_some_classes(architecture, defense, images)
+    _for_classes(told, lambda classes: _built_network(architecture, defense, images, classes))
     FIT.add(key)
 
 
-def _try_for_some_classes(architecture: Node, defense: Node, images: DatasetFacts) -> None:
+def _for_classes(known: int | None, attempt: Callable[[int], object]) -> None:
+    """Make an attempt with the number of classes; where nobody knows it, refuse what fails for any number alike."""
+    if known:
+        attempt(known)
+        return
     try:
-        _try_network(architecture, defense, images, SOME_CLASSES)
+        attempt(SOME_CLASSES)
     except Refused as refusal:
         try:
-            _try_network(architecture, defense, images, SOME_CLASSES + 1)
+            attempt(SOME_CLASSES + 1)
         except Refused as other:
             if str(other) == str(refusal):
                 raise refusal from refusal.__cause__
 
 
 def try_prior(node: Node, images: DatasetFacts) -> Prior | None:
-    """A prior as the plan says it, without weights, once it made an image; None for one that is read from a file
-    (`Prior.require_files` looks at that).
+    """A prior as the plan says it, by its shapes, once it made an image; None for one whose files are missing
+    (`Prior.require_files` says which).
 
-    Raises `Refused` for values it cannot be built with, and for more weights than there is memory.
+    Raises `Refused` for values it cannot be built with, for images of another shape than those of the dataset, and for
+    more weights than there is memory.
     """
-    if node.places():
+    files = [Path(str(place)).expanduser() for place in node.places().values()]
+    if not all(file.is_file() for file in files):
         return None
     node = node.given(channels=images.channels, size=images.size, classes=SOME_CLASSES)
+    expected = f"{node.path}: expected values that {node.target.__name__} can be built with"
+    if files:
+        shape = f"[B, {images.channels}, {images.size}, {images.size}]"
+        expected = f"{node.path}: expected a generator whose pictures can be made images {shape}, those of the dataset"
 
     def make() -> Prior:
-        prior = node.build()
+        prior = replace(node, target=node.target.shaped).build()
         _require_room(prior, node.path)
         return prior
 
     def use(prior: Prior) -> None:
-        prior.decode(prior.sample(1, seeds.generator("trial")).to(prior.device))
+        made, wanted = list(prior.specimen().shape), [1, images.channels, images.size, images.size]
+        if made != wanted:
+            raise Refused(
+                f"{node.path}: expected a prior of images {wanted}, those of the dataset, got one that makes {made}; "
+                "try another prior, or values of it that give this shape"
+            )
 
-    return _try(make, use, f"{node.path}: expected values that {node.target.__name__} can be built with")
+    return _try(make, use, expected)
 
 
-def _try_network(architecture: Node, defense: Node, images: DatasetFacts, classes: int) -> None:
+def learner_trials(
+    attack: Node, target: tuple[Node, Node], ask: Callable[[nn.Module], Oracle], images: DatasetFacts
+) -> Iterator[Callable[[], None]]:
+    """A trial of every network of the attacker's own, at any depth of an attack: a surrogate, a decoder.
+
+    Args:
+        target: the architecture and the defense of the network that is asked.
+        ask: the oracle of that network which the attack gets.
+    """
+    for node in attack.within():
+        if any(isinstance(value, Node) and issubclass(value.target, Learning) for value in node.arguments.values()):
+            yield lambda path=node.path: _try_learner(attack, path, target, ask, images)
+
+
+def _try_learner(
+    attack: Node,
+    path: str,
+    target: tuple[Node, Node],
+    ask: Callable[[nn.Module], Oracle],
+    images: DatasetFacts,
+) -> None:
+    """Ask the target about a few empty images, and let the network at `path` of the attack say what it loses."""
+    told = target[0].arguments.get("classes") or images.classes
+
+    def attempt(classes: int) -> None:
+        asked = _built_network(*target, images, classes)
+        world = {"channels": images.channels, "size": images.size, "classes": classes}
+        (node,) = [node for node in attack.given(**world).within() if node.path == path]
+
+        def use(learner: Learner) -> None:
+            count = min(2, learner.learning.batch_size)
+            empty = torch.zeros(count, images.channels, images.size, images.size)
+            answers = learner.ask(ask(asked), empty)
+            network = learner.learning.build(seeds.generator("trial"))
+            _require_room(network, f"{path}.learning.network")
+            loss = learner.loss(network.train(), empty, answers)
+            if list(loss.shape) != [count]:
+                raise ValueError(f"its loss has the shape {list(loss.shape)} for {count} images")
+
+        expected = f"{path}.learning.network: expected one that learns from what the target answers about images"
+        _used_or_refused(node.build(), use, f"{expected} [B, {images.channels}, {images.size}, {images.size}]")
+
+    _for_classes(told, attempt)
+
+
+def student_trials(metrics: Iterable[Node], images: DatasetFacts) -> Iterator[Callable[[], None]]:
+    """A trial of every network that a metric teaches, at any depth: it is told classes and channels."""
+    for metric in metrics:
+        for node in metric.within():
+            if node.partial and issubclass(node.target, Classifier):
+                yield lambda node=node: _try_student(node, images)
+
+
+def _try_student(node: Node, images: DatasetFacts) -> None:
+    def make() -> nn.Module:
+        student = node.build()(classes=SOME_CLASSES, channels=images.channels)
+        _require_room(student, node.path)
+        return student
+
+    def use(student: nn.Module) -> None:
+        student(torch.zeros(2, images.channels, images.size, images.size))
+
+    shape = f"[B, {images.channels}, {images.size}, {images.size}]"
+    try:
+        _try(make, use, f"{node.path}: expected a network that can be taught images {shape}, those of the dataset")
+    except Refused as refusal:  # what the class says does not know where in the configuration it stands
+        said = str(refusal)
+        raise (refusal if node.path in said else Refused(f"{node.path}: {said}")) from refusal
+
+
+def _built_network(architecture: Node, defense: Node, images: DatasetFacts, classes: int) -> nn.Module:
+    """A network as deployed, without its weights, after it was shown an image."""
     told = {"channels": images.channels, "size": images.size}
     node = without_weights(architecture).given(classes=classes, **told)
 
@@ -118,9 +207,10 @@ def _try_network(architecture: Node, defense: Node, images: DatasetFacts, classe
 
     def use(model: nn.Module) -> None:
         model(torch.zeros(1, images.channels, images.size, images.size))
+        _require_tensors(model, node.path)
 
     shape = f"[B, {images.channels}, {images.size}, {images.size}]"
-    _try(make, use, f"{node.path}: expected a network for images {shape}, those of the dataset")
+    return _try(make, use, f"{node.path}: expected a network for images {shape}, those of the dataset")
 
 
 def _try(make: Callable[[], nn.Module], use: Callable[[nn.Module], None], expected: str) -> nn.Module:
@@ -130,6 +220,8 @@ def _try(make: Callable[[], nn.Module], use: Callable[[nn.Module], None], expect
         with torch.device("meta"):
             shapes = make()
         return _used(zeroed(shapes), use) if _weights(shapes) < LARGE else shapes
+    except NotBuilt:
+        pass  # perhaps only without numbers
     except Refused:
         raise
     except UNFIT:
@@ -139,7 +231,7 @@ def _try(make: Callable[[], nn.Module], use: Callable[[nn.Module], None], expect
     except Refused:
         raise
     except UNFIT as error:
-        raise Refused(f"{expected}, got one that fails ({_first_line(error)}); try other values of it") from error
+        raise _failure(expected, error) from error
 
 
 def zeroed(model: nn.Module) -> nn.Module:
@@ -157,6 +249,21 @@ def _used(model: nn.Module, use: Callable[[nn.Module], None]) -> nn.Module:
     return model
 
 
+def _used_or_refused(made: object, use: Callable[[object], None], expected: str) -> None:
+    """Use once what was made as it would be; gradients may be taken."""
+    try:
+        with seeds.isolated("trial"):
+            use(made)
+    except Refused:
+        raise
+    except UNFIT as error:
+        raise _failure(expected, error) from error
+
+
+def _failure(expected: str, error: Exception) -> Refused:
+    return Refused(f"{expected}, got one that fails ({_first_line(error)}); try other values of it")
+
+
 def _weights(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -164,6 +271,16 @@ def _weights(model: nn.Module) -> int:
 def _require_room(model: nn.Module, path: str) -> None:
     # how many weights is not said: a text without their number is the same for every number of classes
     require_memory(_weights(model) * FLOAT * COPIES, f"{path} (its weights in training)")
+
+
+def _require_tensors(model: nn.Module, path: str) -> None:
+    """Refuse a network with more to keep than tensors, which is all that the store holds."""
+    others = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    if others:
+        raise Refused(
+            f"{path}: expected a network whose state is tensors, got {', '.join(others[:3])} beside them; "
+            "try a get_extra_state that returns a tensor, or none"
+        )
 
 
 def _first_line(error: Exception) -> str:

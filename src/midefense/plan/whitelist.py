@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 
 from midefense.plan.stored_names import present_name
@@ -59,7 +60,11 @@ def resolve(name: str, allow: Iterable[str] = ()) -> Callable:
         except ModuleNotFoundError as error:
             if error.name and module_name.startswith(error.name):
                 continue
-            raise
+            raise _not_imported(name, module_name, error) from error
+        except Exception as error:
+            if not _within(module_name, allow):
+                raise
+            raise _not_imported(name, module_name, error) from error
         break
     else:
         raise Refused(f"_target_ {name!r}: no such module; expected module.Class")
@@ -74,6 +79,16 @@ def resolve(name: str, allow: Iterable[str] = ()) -> Callable:
     if not inspect.isclass(found):
         raise Refused(f"_target_ {name!r}: expected a class, got a {type(found).__name__}")
     return found
+
+
+def _not_imported(name: str, module: str, error: Exception) -> Refused:
+    """The refusal of a module whose own code, or what that imports, failed."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{error.filename}, line {error.lineno}" if isinstance(error, SyntaxError) else None
+    return Refused(
+        f"_target_ {name!r}: expected a module that Python can import, got {type(error).__name__} from {module}: "
+        f"{error} ({where or f'{frame.filename}, line {frame.lineno}'}); try python -c 'import {module}'"
+    )
 
 
 def _within(name: str, modules: Iterable[str]) -> bool:

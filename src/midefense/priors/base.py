@@ -100,6 +100,16 @@ class Prior(nn.Module):
         raise Refused(f"{type(self).__name__} cannot be entered; choose another attack.search")
 
     @classmethod
+    def shaped(cls, **arguments: object) -> Prior:
+        """The prior of these constructor's arguments by its shapes alone: what is read of files is no weights. To see,
+        before anything is trained, whether it can be."""
+        return cls(**arguments)
+
+    def specimen(self) -> Tensor:
+        """An image [1, C, S, S], any one, that shows the shape of those it makes."""
+        return self.decode(self.sample(1, torch.Generator().manual_seed(0)).to(self.device))
+
+    @classmethod
     def require_files(cls, arguments: Mapping[str, object], needs: Iterable[str]) -> None:
         """Refuse files among the constructor's arguments that are missing, or lack what an attack `needs`; called
         before anything is trained."""

@@ -140,6 +140,18 @@ class Row:
         with safe_open(self.picture_file, framework="numpy") as tensors:
             return {name: tensors.get_tensor(name) for name in PICTURES}
 
+    def answers(self, evaluator: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """The class that each picture was recovered for, and the one that `evaluator` saw in it (-1: none), int64 [M]
+        each; None for rows from before these were kept."""
+        names = ("answered", f"answers.{evaluator}")
+        if self.picture_file is None:
+            return None
+        with safe_open(self.picture_file, framework="numpy") as tensors:
+            if not set(names) <= set(tensors.keys()):
+                return None
+            wanted, seen = (tensors.get_tensor(name) for name in names)
+        return wanted, seen
+
     def projections(self) -> dict[str, np.ndarray] | None:
         """Features of a few classes in a plane each: `points` [P, 2], `labels` [P], and `sets` [P] (0 private, 1
         erased, 2 recovered); None if the row has none."""

@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from midefense.terminal import duration
+
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 # When this process first saw a claim as it is, by its own clock: that of another host may be wrong.
@@ -86,10 +88,12 @@ def _holds(path: Path, text: str) -> bool:
 
 
 def owner_of(path: Path) -> str:
-    """Who holds a claim, in words, and the file that says so."""
+    """Who holds a claim, in words, the file that says so, and for how long by this machine's clock."""
     owner = _owner(path)
     who = "a process that left no name" if owner is None else f"process {owner['pid']} on {owner['host']}"
-    return f"{who}, see {path}"
+    since = owner.get("time") if owner is not None else None
+    held = f", for {duration(max(0.0, time.time() - since))} now" if isinstance(since, int | float) else ""
+    return f"{who}, see {path}{held}"
 
 
 def _stale(path: Path) -> bool:

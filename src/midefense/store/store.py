@@ -84,6 +84,11 @@ class Store:
                 raise Refused(f"store: expected a folder to read behind {self.root}, got no folder at {behind}")
 
     @property
+    def caches(self) -> list[Path]:
+        """Where its folders keep decoded pixels: the one that is written to first."""
+        return [root / "cache" for root in self.roots]
+
+    @property
     def words(self) -> str:
         """What `store=` says of it on a command line."""
         return shlex.quote(str(self.root) if len(self.roots) == 1 else f"[{','.join(map(str, self.roots))}]")

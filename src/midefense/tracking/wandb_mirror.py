@@ -7,6 +7,7 @@ import logging
 import netrc
 import os
 import shlex
+import sys
 import threading
 import urllib.error
 import urllib.parse
@@ -156,7 +157,8 @@ def _open(wandb: ModuleType, run: Record, mode: str) -> object:
         init_timeout=START_SECONDS - PROBE_SECONDS,
         login_timeout=PROBE_SECONDS,
         finish_timeout=run.settings.finish_seconds,
-        console="off",
+        # the lines of `terminal.Stage` belong into W&B's Logs; the bars of a terminal, drawn again and again, do not
+        console="off" if sys.stderr.isatty() else "wrap",
         silent=True,
     )
     with _agent_environment(wandb, visible=run.outermost) as agent_run_id:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from midefense.datasets.base import Dataset, require_positive, to_uint8
+from midefense.datasets.cache import Caches
 from midefense.datasets.splits import Splits
 from midefense.datasets.synthetic_faces.renderer import render
 from midefense.datasets.synthetic_faces.traits import ATTRIBUTES, Conditions, Traits, shown_attributes
@@ -66,7 +66,7 @@ class SyntheticFaces(Dataset):
         self.size = size
         self.seed = seed
 
-    def read(self, cache: Path | None) -> Splits:
+    def read(self, cache: Caches) -> Splits:
         """All three parts; within each, identity by identity. Drawing them takes seconds: nothing is cached."""
         test = self._part("test", self.identities, self.test_images_per_identity)
         return Splits(self.private_train(), test, self.load_public())
@@ -75,7 +75,7 @@ class SyntheticFaces(Dataset):
         """The private training part alone."""
         return self._part("train", self.identities, self.images_per_identity)
 
-    def load_public(self, cache: Path | None = None) -> Images:
+    def load_public(self, cache: Caches = None) -> Images:
         """The public part alone: no private picture is drawn."""
         return self._part("public", self.public_identities, self.public_images_per_identity)
 

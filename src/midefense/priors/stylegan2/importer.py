@@ -86,18 +86,12 @@ def read_imported(path: str | Path) -> tuple[StyleGan2Config, State, State | Non
 
     Raises `Refused` for a file that is missing, or not of the importer's making.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise Refused(f"weights: expected an imported StyleGAN2, got no file {file}; try {COMMAND} --out {file}")
+    file = _imported(path)
+    config, notes = _read_notes(file)
     try:
-        with safe_open(file, "pt") as opened:
-            notes = json.loads(opened.metadata()[NOTES])
-        written_as, told = notes["format"], dict(json.loads(notes["config"]))
         flat = safetensors.torch.load_file(file)
-    except (SafetensorError, LookupError, TypeError, ValueError) as error:
-        raise Refused(f"weights: expected an imported StyleGAN2, got another file, {file}; try {COMMAND}") from error
-    if written_as != FORMAT:
-        raise Refused(f"weights: expected the format {FORMAT}, got {written_as} in {file}; try {COMMAND}")
+    except SafetensorError as error:
+        raise _another(file) from error
     states: dict[str, State] = {}
     for name, tensor in flat.items():
         part, _, own = name.partition(".")
@@ -105,9 +99,37 @@ def read_imported(path: str | Path) -> tuple[StyleGan2Config, State, State | Non
     if states.keys() - NETWORKS.keys() or "generator" not in states:
         got = ", ".join(states) or "nothing"
         raise Refused(f"weights: expected a generator, and perhaps a critic, got {got} in {file}; try {COMMAND}")
-    config = configuration(told)
     states = matched(config, states)
     return config, states["generator"], states.get("critic"), notes
+
+
+def read_configuration(path: str | Path) -> StyleGan2Config:
+    """The configuration of an imported file, without its tensors. Raises as `read_imported` does."""
+    return _read_notes(_imported(path))[0]
+
+
+def _imported(path: str | Path) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise Refused(f"weights: expected an imported StyleGAN2, got no file {file}; try {COMMAND} --out {file}")
+    return file
+
+
+def _read_notes(file: Path) -> tuple[StyleGan2Config, dict[str, str]]:
+    """What an imported file says of its networks, and the whole of its metadata."""
+    try:
+        with safe_open(file, "pt") as opened:
+            notes = json.loads(opened.metadata()[NOTES])
+        written_as, told = notes["format"], dict(json.loads(notes["config"]))
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise _another(file) from error
+    if written_as != FORMAT:
+        raise Refused(f"weights: expected the format {FORMAT}, got {written_as} in {file}; try {COMMAND}")
+    return configuration(told), notes
+
+
+def _another(file: Path) -> Refused:
+    return Refused(f"weights: expected an imported StyleGAN2, got another file, {file}; try {COMMAND}")
 
 
 def _from_pickle(

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from midefense.architectures.strangers import A_STYLEGAN2, pickled_family
 from midefense.priors.stylegan2.closed_pickle import DAMAGED, SHOWN, Name, Named, NotTaken, Plain, load
 from midefense.types import Refused
 
@@ -25,6 +26,7 @@ SCALARS = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i"}  # numpy's codes, and
 DIMENSIONS = 8  # of a tensor, at most
 DEEPEST = 8  # modules within modules, at most
 LONGEST = 64  # characters of a module's name, at most
+AGAIN = "downloading it again, or, where you trust it, a torch file of G_ema.state_dict()"
 
 
 class StoredStorage(NamedTuple):
@@ -72,11 +74,8 @@ def read_networks(content: bytes, file: Path) -> dict[str, dict[str, StoredModul
         if sum(4 * math.prod(tensor.shape) for tensor in tensors) > len(content):
             raise NotTaken("tensors that are larger than the file")
         return networks
-    except NotTaken as error:
-        raise _refusal(file, str(error)) from error
     except DAMAGED as error:
-        said = str(error)[:SHOWN] or type(error).__name__
-        raise _refusal(file, f"a pickle cut short or changed ({said})") from error
+        raise _refusal(file, *_said_of(error, content)) from error
 
 
 def state_of(modules: Mapping[str, StoredModule]) -> dict[str, StoredTensor]:
@@ -114,10 +113,17 @@ def _joined(path: str, name: object) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _refusal(file: Path, what: str) -> Refused:
+def _said_of(error: Exception, content: bytes) -> tuple[str, str]:
+    """What is held by content that cannot be read for this reason, and what to do."""
+    if family := pickled_family(content):
+        return f"a network of {family}, which is not read here", A_STYLEGAN2
+    said = str(error)[:SHOWN] or type(error).__name__
+    return str(error) if isinstance(error, NotTaken) else f"a pickle cut short or changed ({said})", AGAIN
+
+
+def _refusal(file: Path, what: str, advice: str) -> Refused:
     return Refused(
-        f"weights: expected a network pickle of stylegan2-ada-pytorch, got {file}, which holds {what}; "
-        "try downloading it again, or, where you trust it, a torch file of G_ema.state_dict()"
+        f"weights: expected a network pickle of stylegan2-ada-pytorch, got {file}, which holds {what}; try {advice}"
     )
 
 

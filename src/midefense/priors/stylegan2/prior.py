@@ -16,7 +16,7 @@ from midefense.priors.base import Prior
 from midefense.priors.stylegan2.critic import Discriminator, minibatch_deviation
 from midefense.priors.stylegan2.fit import Training, fit_styles
 from midefense.priors.stylegan2.generator import Generator, StyleGan2Config
-from midefense.priors.stylegan2.importer import read_imported
+from midefense.priors.stylegan2.importer import read_configuration, read_imported
 from midefense.ranges import Betas, Count, Depth, NotNegative, Positive, Share, Width
 from midefense.resampling import resized
 from midefense.store.artefacts import file_sha256
@@ -104,6 +104,11 @@ class StyleBased(Prior):
         if self.critic is None:
             raise Refused("realism: expected a generator with its critic, got one without; try a file that holds both")
         return self.critic(drawn * 2 - 1, deviation=self.deviation)
+
+    def specimen(self) -> Tensor:
+        """As `Prior.specimen`, of an empty picture: drawing one with a large generator takes seconds."""
+        side = self.config.resolutions[self.last]
+        return self.frame(self.deviation.new_zeros(1, self.config.image_channels, side, side))
 
     @property
     def blocks(self) -> int:
@@ -194,12 +199,26 @@ class StyleGan2(StyleBased):
         self.generator.load_state_dict(generator)
         if critic is not None:
             self.critic.load_state_dict(critic)
-        if max_resolution is not None:
-            if max_resolution not in config.resolutions:
-                choices = ", ".join(map(str, config.resolutions))
-                raise Refused(f"prior.max_resolution: expected one of {choices}, got {max_resolution}; try null")
-            self.last = config.resolutions.index(max_resolution)
+        self.last = _last_block(config, max_resolution)
         self.measured = False
+
+    @classmethod
+    def shaped(
+        cls,
+        *,
+        channels: int,
+        size: int,
+        weights: str,
+        sha256: str | None = None,
+        crop: Crop | None = None,
+        max_resolution: int | None = None,
+        checkpoint: bool = False,
+    ) -> StyleBased:
+        """The generator in the file, by what its header says."""
+        config = read_configuration(weights)
+        prior = StyleBased(channels=channels, size=size, config=config, crop=crop, checkpoint=checkpoint, critic=False)
+        prior.last = _last_block(config, max_resolution)
+        return prior
 
     @classmethod
     def require_files(cls, arguments: Mapping[str, object], needs: Iterable[str]) -> None:
@@ -222,6 +241,16 @@ class StyleGan2(StyleBased):
             self.measure_deviation(seeds.generator("stylegan2", "deviation"), groups=4)
             self.measured = True
         return super().realism(drawn)
+
+
+def _last_block(config: StyleGan2Config, max_resolution: int | None) -> int:
+    """The block that makes pictures of this size (None: of the generator's own)."""
+    if max_resolution is None:
+        return len(config.resolutions) - 1
+    if max_resolution not in config.resolutions:
+        choices = ", ".join(map(str, config.resolutions))
+        raise Refused(f"prior.max_resolution: expected one of {choices}, got {max_resolution}; try null")
+    return config.resolutions.index(max_resolution)
 
 
 def judges(config: StyleGan2Config) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from midefense.architectures.state_names import require_match
+from midefense.architectures.strangers import A_STYLEGAN2, named_family
 from midefense.priors.stylegan2.critic import Discriminator
 from midefense.priors.stylegan2.generator import Generator, StyleGan2Config, resample_filter
 from midefense.priors.stylegan2.pickle import StoredModule
@@ -46,6 +47,11 @@ def shape_of(generator: Mapping[str, Shaped], critic: Mapping[str, Shaped] | Non
 
     `channel_base` and `channel_max` are the smallest that give the channels that there are.
     """
+    if family := named_family(generator):
+        raise Refused(
+            f"generator: expected the names of StyleGAN2-ADA, got those of {family} ({next(iter(generator))}, ...), "
+            f"which is not read here; try {A_STYLEGAN2}"
+        )
     sides = _numbers(generator, r"synthesis\.b(\d{1,5})\.conv1\.weight")
     if not sides or not {"mapping.w_avg", "mapping.fc0.weight"} <= generator.keys():
         raise Refused(
