@@ -34,7 +34,8 @@ class Handler(logging.StreamHandler):
 Callback = Launcher = Sweeper = Handler
 stream = None
 """
-HANDLER = "{version: 1, root: {level: INFO, handlers: [h]}, formatters: {simple: {format: '%(message)s'}}, handlers: {h: {class: "
+FORMAT = "formatters: {simple: {format: '%(message)s'}}"
+HANDLER = "{version: 1, root: {level: INFO, handlers: [h]}, " + FORMAT + ", handlers: {h: {class: "
 # What the files below say by a word: a call, a node of logging.
 PIECES = {
     "RUNS": "{_target_: evil_of_a_stranger.ran}",

@@ -98,7 +98,7 @@ class _Files(FileConfigSource):
 
 def _require_name(config_path: str) -> None:
     """Refuse a choice that leads out of its group's folder."""
-    if config_path.startswith("/") or "\0" in config_path or {".", ".."} & set(config_path.split("/")):
+    if "\0" in config_path or {"", ".", ".."} & set(config_path.split("/")):
         raise Refused(
             f"{config_path!r}: expected the name of an option, got a path; try one of the names that --help lists, or "
             "--config-dir DIR for files of your own"
