@@ -40,6 +40,7 @@ from midefense.plan.compose import compose
 from midefense.plan.overrides import parsed
 from midefense.plan.read import read_plan
 from midefense.store.artefacts import Artefact, file_sha256, savable, write_whole
+from midefense.store.names import require_name
 from midefense.store.store import Store, Work
 from midefense.training.inference import answers_of
 from midefense.types import Refused, refuse_unknown
@@ -146,6 +147,8 @@ def import_classifier(
         raise Refused(f"import: expected no recipe, as nothing is trained, got {beside[0]}; leave it out")
     if expect is not None and not 0 <= expect <= 1:
         raise Refused(f"--expect: expected an accuracy in [0, 1], got {expect}; try {expect / 100}")
+    if name is not None:
+        require_name(name, "--name")
     source = read_source(file, choice)
     words = [f"dataset={dataset}", f"architecture={architecture}", *overrides]
     config, choices = compose("train_target", words)

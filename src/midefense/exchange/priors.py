@@ -17,6 +17,7 @@ from midefense.plan.compose import compose
 from midefense.plan.read import name_of
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, Draft
+from midefense.store.names import require_name
 from midefense.store.store import Store, Work
 from midefense.types import Refused
 
@@ -44,6 +45,8 @@ def import_prior(
     Raises:
         Refused: the prior asks a target, or has other parts than these two; or a file is not that of its part.
     """
+    if name is not None:
+        require_name(name, "--name")
     config, _ = compose("attack", [f"dataset={dataset}", f"prior={prior}", *overrides])
     bound = bind_all({"dataset": (config["dataset"], False), "prior": (config["prior"], True)}, config["allow"])
     images = bound["dataset"].build()

@@ -17,6 +17,7 @@ from midefense.compute import local_rank
 from midefense.pipeline.ahead import look_ahead
 from midefense.pipeline.pipeline import Pipeline
 from midefense.plan.compose import in_one_sentence, plain_config, refuse_hidden, with_prior_options
+from midefense.plan.hydra_node import guarded, refuse_other_worlds
 from midefense.plan.overrides import as_typed, with_open_places
 from midefense.plan.read import read_plan
 from midefense.plan.verb_options import CONF, groups, groups_of
@@ -62,7 +63,8 @@ def verb(name: str, work: Callable[[Pipeline], Artefact], say: Callable[[Artefac
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's printer
         with ending_when_asked():
             try:
-                with in_one_sentence(name, lambda: composing[0]), _own_groups_in_help(name):
+                with in_one_sentence(name, lambda: composing[0]), guarded(), _own_groups_in_help(name):
+                    refuse_other_worlds(sys.argv[1:])
                     sys.argv[1:] = with_open_places(sys.argv[1:])
                     run()
             except Refused as refusal:

@@ -10,6 +10,7 @@ from midefense.plan.verb_options import OVER_ALL
 from midefense.plan.whitelist import look_here_too
 from midefense.ranges import Whole
 from midefense.store.folders import folders_of
+from midefense.store.names import require_name
 from midefense.store.plain import environment_secrets, looks_secret, writable
 from midefense.store.store import MISSING
 from midefense.types import Refused, refuse_unknown
@@ -34,6 +35,7 @@ def check_shape(verb: str, config: Mapping, keys: Iterable[str]) -> None:
     refuse_all(
         [
             *_unwritable(config),
+            *_no_names(config),
             *_secrets(config),
             *_environment_values(config),
             *_plain_values(config),
@@ -74,6 +76,16 @@ def _unwritable(config: Mapping) -> Iterator[str]:
     for here, text in _texts(config):
         if not writable(text):
             yield f"{here}: expected a text of Unicode characters without a NUL byte, got {text!r}; try retyping it"
+
+
+def _no_names(config: Mapping) -> Iterator[str]:
+    """What evaluators and metrics are called stands in names of files and of numbers."""
+    for group in ("evaluators", "metrics"):
+        for name in config[group] if isinstance(config.get(group), Mapping) else ():
+            try:
+                require_name(name, f"{group}.{name!r}")
+            except Refused as refusal:
+                yield str(refusal)
 
 
 def _secrets(node: object) -> Iterator[str]:

@@ -1,5 +1,5 @@
-"""The configuration of a verb under overrides, as plain values. Beside the entry of the verbs, the only file that
-knows Hydra."""
+"""The configuration of a verb under overrides, as plain values. Beside the entry of the verbs, and
+what is in front of both (`hydra_node.py`), the only file that knows Hydra."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from omegaconf.resolvers import oc
 
+from midefense.plan.hydra_node import guarded
 from midefense.plan.overrides import chosen_of, parsed, with_open_places
 from midefense.plan.prior_options import KEY, lay_over, options_for, require_known
 from midefense.plan.verb_options import CONF, unknown_group, unknown_option
@@ -55,7 +56,7 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> tuple[dict, dict[str, s
 
     Raises `Refused`, in the words of the verbs, for an override that Hydra cannot follow.
     """
-    with in_one_sentence(verb), initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+    with in_one_sentence(verb), guarded(), initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         words = with_open_places(overrides)
         config = hydra_compose(config_name=verb, overrides=words, return_hydra_config=True)
         hydra = config.hydra

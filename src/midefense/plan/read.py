@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -32,6 +31,7 @@ from midefense.plan.references import (
 from midefense.plan.trials import learner_trials, optimizer_trials, student_trials, try_network, try_prior
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, content_id
+from midefense.store.names import safe_name
 from midefense.store.store import Store
 from midefense.tracking.settings import Settings
 from midefense.training.recipe import Recipe
@@ -323,7 +323,8 @@ def _check_prior(plan: Plan, attack: Attack) -> None:
 
 def name_of(names: Mapping[str, str], *parts: str) -> str:
     """A readable artefact name: the options alone, without the values changed."""
-    return "-".join(re.sub("[ /]", "_", names.get(part, "own").split("(")[0].strip()) for part in parts)
+    options = (names.get(part, "own").split("(")[0].strip() for part in parts)
+    return safe_name("-".join(option.replace(" ", "_") for option in options))
 
 
 def setup_of(target: Mapping, recovered: Mapping) -> str:

@@ -29,6 +29,7 @@ from torch import Tensor
 from midefense import __version__
 from midefense.compute import machine_of
 from midefense.store.command import command_given
+from midefense.store.names import require_name
 from midefense.store.plain import plain
 from midefense.types import Refused
 
@@ -74,6 +75,9 @@ class Draft:
     parent_contents: dict[str, str] = field(default_factory=dict)
     places: dict[str, object] = field(default_factory=dict)
     command: str = ""
+
+    def __post_init__(self) -> None:
+        require_name(self.name, f"the name of a {self.kind}")
 
     @property
     def id(self) -> str:
