@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense.types import Access, Images, Progress, Refused
@@ -77,9 +78,11 @@ class Prior(nn.Module):
         """Pictures as the generator makes them, of any size, before they are framed as images; here the same."""
         return self.decode(latents)
 
-    def frame(self, drawn: Tensor) -> Tensor:
-        """Images [B, C, H, W] of pictures: `decode(latents)` is `frame(draw(latents))`."""
-        return drawn
+    def frame(self, drawn: Tensor, size: int | None = None) -> Tensor:
+        """Images [B, C, size, size] of pictures (None: of the dataset's size): `decode(latents)` is
+        `frame(draw(latents))`. Each network is shown what is framed for it, resized once, not what was framed for
+        another."""
+        return drawn if size is None else resized(drawn, size)
 
     def realism(self, drawn: Tensor) -> Tensor:
         """How real each picture looks [B]; higher is more real. Unbounded: log it beside the identity loss."""
@@ -127,3 +130,11 @@ class Prior(nn.Module):
                 f"{type(self).__name__}: expected public images [C, S, S] = {expected}, got {got}; "
                 "set dataset.size, or choose another public set"
             )
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Images [B, C, H, W] as [B, C, size, size], bilinear and antialiased, as networks resize; the same, if they are of
+    that size."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)

@@ -11,14 +11,21 @@ from midefense.report.numbers import show
 from midefense.report.rows import Row
 from midefense.types import Refused
 
-ANCHORS = {"chance": "chance", "prior": "unattacked samples", "real": "real images"}
+ANCHORS = {
+    "chance": "chance",
+    "prior": "unattacked samples",
+    "truncated": "unattacked samples truncated as the attack's starts",
+    "real": "real images",
+}
+FLOORS = ("chance", "prior", "truncated")
 SPELT = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 def verdict(rows: Sequence[Row]) -> str:
     """Whether a target leaks, by the rows of one setup, with chance, floor and ceiling.
 
-    It leaks if every seed is above both chance and the samples of the prior that no attack has touched. Where real
+    It leaks if every seed is above chance and above the samples of the prior that no attack has touched, drawn as the
+    prior draws them and, where the attack starts nearer to the mean, as it draws its starts. Where real
     images are not above them either, the evaluator cannot tell.
 
     Raises `Refused` for rows without an attack accuracy.
@@ -31,7 +38,7 @@ def verdict(rows: Sequence[Row]) -> str:
         raise Refused("verdict: expected rows with an attack accuracy, got none; try metrics=all")
     levels = {kind: [row.anchors.get(kind, {}).get(column.metric, math.nan) for row in rows] for kind in ANCHORS}
     known = {kind: statistics.fmean(found) for kind, found in levels.items() if all(map(math.isfinite, found))}
-    floor = max([known[kind] for kind in ("chance", "prior") if kind in known], default=0.0)
+    floor = max([known[kind] for kind in FLOORS if kind in known], default=0.0)
     held = ", ".join(f"{ANCHORS[kind]} {show(level, 'percent')}" for kind, level in known.items())
     recovered = f"{rows[0]['attack'].split('(')[0]} recovers {show(statistics.fmean(values), 'percent')} of identities"
     return f"{_judged(values, floor, known.get('real', 1.0))}: {recovered} ({_seeds(values)}); {held}."

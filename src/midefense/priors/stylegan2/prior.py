@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midefense import seeds
-from midefense.priors.base import Prior
+from midefense.priors.base import Prior, resized
 from midefense.priors.stylegan2.critic import Discriminator, minibatch_deviation
 from midefense.priors.stylegan2.fit import Training, fit_styles
 from midefense.priors.stylegan2.generator import Generator, StyleGan2Config
@@ -85,11 +85,10 @@ class StyleBased(Prior):
         """Pictures [B, C, r, r] at the generator's own size, nominally in [0, 1]."""
         return self.at(0).draw(latents)
 
-    def frame(self, drawn: Tensor) -> Tensor:
-        """Pictures cropped and resized (bilinear, antialiased) to images [B, channels, size, size]."""
-        images = drawn if self.crop is None else self.crop(drawn)
-        if images.shape[-1] != self.size:
-            images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
+    def frame(self, drawn: Tensor, size: int | None = None) -> Tensor:
+        """Pictures cropped and resized once (bilinear, antialiased) to images [B, channels, size, size]; `size` None is
+        that of the dataset."""
+        images = resized(drawn if self.crop is None else self.crop(drawn), self.size if size is None else size)
         if images.shape[1] == self.channels:
             return images
         if self.channels == 1:
