@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from contract.listing import composed, files, options, within
+from contract.listing import CONF, composed, files, options, within
 from contract.test_configs import commands, header
 
 from midefense import seeds
+from midefense.architectures.official import weights_of
 from midefense.pipeline.pipeline import Pipeline
 from midefense.plan.compose import compose
 from midefense.plan.read import read_plan
@@ -27,6 +28,7 @@ SMOOTHING = {"none": None, "positive": 0.1, "negative": -0.05}
 ERASED = (None, 0.4, 0.8)  # the area that the commands of a file of `midre` erase, in order
 IDENTITIES = 3
 BLOCKS = 4  # of a generator of 32 px
+SIDES = {299: 48, 160: 24}  # of what evaluators are shown, beside a target of 32 px
 
 
 def identity(file: Path) -> str:
@@ -100,13 +102,47 @@ def test_a_row_starts_from_published_weights(file):
     assert all(network.get("pretrained") or "/backbones/" in (network.get("weights") or "") for network in networks)
 
 
+OF_224_PX = [file for file in ROWS if not file.stem.startswith("gmi_")]
+
+
+@pytest.mark.parametrize("file", OF_224_PX, ids=identity)
+def test_a_row_of_224_px_decodes_pictures_for_each_network(file):
+    """What a network is given has its size: nothing is resized again inside, nor erased before it."""
+    config = as_written(file)[0]
+    judges = config["evaluators"]
+    assert config["dataset"]["size"] == config["architecture"]["size"] == 224
+    assert {name: judge["size"] for name, judge in judges.items()} == {
+        name: judge["architecture"]["size"] for name, judge in judges.items()
+    }
+    assert judges["main"]["size"] == 299
+    if "picture_size" in config["attack"]["search"]:
+        assert config["attack"]["search"]["picture_size"] == 299, "what IF-GMI keeps for the evaluator"
+
+
+def test_seventy_four_commands_are_of_224_px():
+    assert sum(len(commands(file)) for file in OF_224_PX) == 74
+
+
+@pytest.mark.parametrize("file", ROWS, ids=identity)
+def test_rows_start_from_the_weights_that_torchvision_names_default(file):
+    """One rule, as both repositories say; the header says it where torchvision has more than one."""
+    config, text = as_written(file)[0], (CONF / file).read_text()
+    for network in (config["architecture"], *(judge["architecture"] for judge in config["evaluators"].values())):
+        if network.get("pretrained") and "weights" in network:  # torchvision's: others have one file
+            known = weights_of(network.get("variant", "inception_v3"))
+            assert network["weights"] == known.DEFAULT.name
+    several = config["architecture"].get("pretrained") and len({*weights_of(config["architecture"]["variant"])}) > 1
+    said = "weights: torchvision's default, V2" in text and "contains random erasing" in text
+    assert said == bool(several)
+
+
 def test_the_command_line_wins_over_a_row_and_a_row_over_its_base():
     row = "experiment=nls/resnet152_facescrub_negative"
     config, choices = compose("evaluate", [row, "attack.search.steps=1", "architecture=densenet201"])
     assert (config["attack"]["search"]["steps"], choices["architecture"]) == (1, "densenet201")
     assert config["architecture"]["variant"] == "densenet201" and config["architecture"]["pretrained"]
-    assert (config["defense"]["alpha"], config["dataset"]["size"]) == (-0.05, 299)
-    assert compose("evaluate", [row, "dataset.size=224"])[0]["dataset"]["size"] == 224
+    assert (config["defense"]["alpha"], config["dataset"]["size"]) == (-0.05, 224)
+    assert compose("evaluate", [row, "dataset.size=112"])[0]["dataset"]["size"] == 112
     example = compose("evaluate", ["experiment=if_gmi/densenet169_facescrub_ffhq_example"])[0]
     assert (example["evidence"]["classes"], example["attack"]["search"]["steps"]) == ([0], [50, 10, 10, 10])
 
@@ -146,7 +182,10 @@ def small_attack(attack: dict) -> dict:
     steps = attack["search"]["steps"]
     shrunk = {
         "init": {"size": 4, "candidates": 2},
-        "search": {"steps": [1] * min(len(steps), BLOCKS) if isinstance(steps, list) else 1},
+        "search": {
+            "steps": [1] * min(len(steps), BLOCKS) if isinstance(steps, list) else 1,
+            "picture_size": SIDES[299],
+        },
         "select": {"keep": 1, "repeats": 1},
     }
     slots = {
@@ -165,6 +204,7 @@ def small(config: dict, generator_file: Path, attack: str) -> dict:
     evaluators = {
         name: {
             **judge,
+            "size": SIDES.get(judge["size"]),
             "architecture": small_network(6),
             "recipe": {**judge["recipe"], "epochs": min(1, judge["recipe"]["epochs"])},
         }

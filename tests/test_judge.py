@@ -2,6 +2,7 @@
 
 import math
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -212,15 +213,17 @@ def test_stages_are_read_row_by_row(recovered):
     latents = bright(WANTED)
     with open_stages(recovered(selected=latents, optimised=latents[:, :, :2]), Counted(), CPU) as stages:
         assert stages.names == ["optimised", "selected"]
-        assert torch.equal(stages["selected"].read(slice(3, 5)), latents[3:5])
+        assert torch.equal(stages["selected"].read(slice(3, 5), [SIZE])[SIZE], latents[3:5])
         assert torch.equal(stages["selected"].labels, WANTED)
 
 
 def test_candidates_number_the_images_of_a_class_over_all_batches():
     images = stored(bright(WANTED), WANTED)
-    some = Candidates(images.labels, images.floats, rows=4)
+    some = replace(Candidates.of_images({SIZE: images}, torch.arange(len(images)), CPU), rows=4)
     ranks = torch.cat([batch.candidates for batch in some.batches()])
     assert ranks.tolist() == [0, 1, 2, 3, 4, 5] * 3
     assert candidates.rank_in_class(torch.tensor([3, 5, 3])).tolist() == [0, 0, 1]
-    (batch,) = Candidates(torch.tensor([0]), lambda rows: torch.tensor([[[[1.5, -1.0]]]]), rows=1).batches()
+    (batch,) = Candidates(
+        torch.tensor([0]), lambda rows, sides: {1: torch.tensor([[[[1.5, -1.0]]]])}, (1,), rows=1
+    ).batches()
     assert batch.images.tolist() == [[[[1.0, 0.0]]]] and batch.target_confidence is None

@@ -247,9 +247,9 @@ def test_options_without_meaning_are_refused(wrong):
 def test_single_styles_start_from_the_truncated_row():
     """Card ppa.md, 4.1: scored with rows behind the cutoff untruncated, started from the first row for all layers."""
     single, whole = (BestOfStyles(size=30, candidates=3, cutoff=2, single_w=one) for one in (True, False))
-    scored, starts = single.draw(prior(), seeds.generator("pool"))
+    scored, starts = single.draw(prior(), seeds.generator("pool"), 30)
     assert torch.equal(starts, scored[:, 0]) and scored.shape == (30, prior().config.num_ws, 16)
-    assert torch.equal(whole.draw(prior(), seeds.generator("pool"))[1], scored)
+    assert torch.equal(whole.draw(prior(), seeds.generator("pool"), 30)[1], scored)
     free = prior().styles(30, seeds.generator("pool"))
     assert torch.equal(scored[:, 2:], free[:, 2:]) and not torch.equal(scored[:, :2], free[:, :2])
     with pytest.raises(Refused, match="cutoff"):

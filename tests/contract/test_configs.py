@@ -27,7 +27,7 @@ COUNTS = {
     "attack/objective": 6,
     "attack/schedule": 2,
     "attack/search": 4,
-    "attack/select": 4,
+    "attack/select": 5,
     "attack/views": 5,
     "compute": 3,
     "dataset": 14,

@@ -59,6 +59,11 @@ class Part:
     def check_prior(self, prior: Prior) -> None:
         """Refuse a prior it cannot work with, as built from the plan: it knows its shapes and has no weights yet."""
 
+    def as_published(self) -> Part:
+        """The part with every habit of the authors' code that it has an option for and does without by default; itself,
+        where there is none."""
+        return self
+
 
 class Attack:
     """Prepare once per (target, prior), then recover what each fixed group of evidence points at.
@@ -197,11 +202,13 @@ class Problem:
         labels = self.evidence.labels[owners].to(images.device, non_blocking=True)
         return Look(latents, drawn, images, shown, answer, labels, self.prior)
 
-    def images(self, found: Found, rows: slice) -> Tensor:
-        """The images [B, C, H, W] of the candidates at `rows`, clipped, as they would be saved."""
+    def images(self, found: Found, rows: slice, clip: bool = True) -> Tensor:
+        """The images [B, C, H, W] of the candidates at `rows`, clipped, as they would be saved; or as the prior makes
+        them, where there are no pixels yet, without `clip`."""
         if found.pixels is not None:
             return found.pixels[rows].to(self.device).float().div_(255)
-        return clip_images(self.prior.decode(found.latents[rows]))
+        made = self.prior.decode(found.latents[rows])
+        return clip_images(made) if clip else made.detach()
 
 
 def seen(losses: Tensor, confidences: Sequence[Tensor | None]) -> dict[str, Tensor]:
@@ -227,9 +234,11 @@ class SearchAttack(Attack):
         surrogate: what is asked in the target's place (`attacks.surrogate`); None asks the target.
         access, budget, group: see `Attack`.
         chunk: images per forward, to fit memory (None: the whole group at once, which coupled parts insist on).
+        legacy: every part as the authors' code runs it (`Part.as_published`): views that all images of a step share,
+            selection among images that are not cut to [0, 1], crops that do not fit drawn again.
     """
 
-    later = {"surrogate": None}
+    later = {"surrogate": None, "legacy": False}
 
     def __init__(
         self,
@@ -244,12 +253,15 @@ class SearchAttack(Attack):
         budget: Count | None = None,
         group: Count = 60,
         chunk: Count | None = None,
+        legacy: bool = False,
     ):
         super().__init__(access=access, budget=budget, group=group)
         if chunk is not None and chunk < 1:
             raise Refused(f"attack.chunk: expected at least 1 image per forward or null, got {chunk}")
         slots = {"init": init, "objective": objective, "search": search, "select": select, "views": views}
         slots["surrogate"] = surrogate
+        if legacy:
+            slots = _as_published(slots)
         self.parts = {slot: part for slot, part in slots.items() if part is not None}
         searched = self.access if surrogate is None else surrogate.access
         for slot, part in self.parts.items():
@@ -373,6 +385,17 @@ class SearchAttack(Attack):
                     f"attack.{slot} ({type(part).__name__}): expected all candidates of a group in every look, because "
                     f"{who} is coupled, got a part that leaves some out; try attack.search.stop=null"
                 )
+
+
+def _as_published(slots: Mapping[str, Part | None]) -> dict[str, Part | None]:
+    """Every part as the authors' code runs it; refused where that is how all of them run already."""
+    published = {slot: part if part is None else part.as_published() for slot, part in slots.items()}
+    if all(published[slot] is part for slot, part in slots.items()):
+        raise Refused(
+            "attack.legacy: expected an attack with parts that can be run as published or not, as the views of "
+            "ppa and if_gmi, got one without; try attack.legacy=false"
+        )
+    return published
 
 
 def within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ class BestOfPool(Part):
         self, prior: Prior, oracle: Oracle, rng: torch.Generator, state: dict[str, Tensor] | None
     ) -> Iterator[Progress]:
         """Draw the pool and score it: state `pool.latents` [size, ...] and `pool.scores` [size, classes]."""
-        latents, starts = self.draw(prior, rng)
+        latents, starts = self.draw(prior, rng, self.size)
         scores = [state["pool.scores"]] if state else []
         done = sum(map(len, scores))
         while done < self.size:
@@ -93,9 +93,9 @@ class BestOfPool(Part):
                 },
             )
 
-    def draw(self, prior: Prior, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The latents [size, ...] to score, and those a search would start from; here the same."""
-        latents = prior.sample(self.size, rng)
+    def draw(self, prior: Prior, rng: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
+        """`count` latents to score [count, ...], and those a search would start from; here the same."""
+        latents = prior.sample(count, rng)
         return latents, latents
 
     def __call__(self, problem: Problem) -> Found:
@@ -135,7 +135,12 @@ class BestOfStyles(BestOfPool):
             raise Refused(f"attack.init.cutoff: expected a number of rows from 0 or null, got {cutoff}; try 8")
         self.psi, self.cutoff, self.single_w = psi, cutoff, single_w
 
-    def draw(self, prior: Prior, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Styles [size, rows, width], and those or their first row [size, width]."""
-        styles = prior.styles(self.size, rng, self.psi, self.cutoff)
+    @property
+    def truncated(self) -> bool:
+        """Whether starts lie nearer to the mean than draws of the prior do."""
+        return self.psi < 1 and self.cutoff != 0
+
+    def draw(self, prior: Prior, rng: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
+        """Styles [count, rows, width], and those or their first row [count, width]."""
+        styles = prior.styles(count, rng, self.psi, self.cutoff)
         return styles, styles[:, 0].clone() if self.single_w else styles

@@ -42,21 +42,31 @@ class TargetConfidence(Part):
         keep: candidates per target.
         views: what the target is shown; None shows the image itself.
         repeats: views per candidate (PPA: 100); without views one is enough.
+        clip: ask about images cut to [0, 1], as they are saved; False asks about what the prior makes, as PPA's code
+            does: a candidate may then owe its place to values that no picture has (scores move by up to .09). What is
+            saved and judged is cut either way.
     """
 
     reads = ("probs",)
+    later = {"clip": True}
 
-    def __init__(self, *, keep: Count = 1, views: Part | None = None, repeats: Count = 1):
+    def __init__(self, *, keep: Count = 1, views: Part | None = None, repeats: Count = 1, clip: bool = True):
         self.keep = _at_least_one(keep)
         if repeats < 1 or (views is None and repeats > 1):
             raise Refused(
                 f"attack.select.repeats: expected 1 without views and at least 1 with them, got {repeats}; "
                 "set attack.select.views"
             )
-        self.views, self.repeats = views, repeats
+        self.views, self.repeats, self.clip = views, repeats, clip
         if views is not None:
             self.reads = tuple(dict.fromkeys((*self.reads, *views.reads)))
             self.needs, self.coupled = views.needs, views.coupled
+
+    def as_published(self) -> TargetConfidence:
+        """The views as published, of images that are not cut; itself without views: only PPA asks so."""
+        if self.views is None:
+            return self
+        return TargetConfidence(keep=self.keep, views=self.views.as_published(), repeats=self.repeats, clip=False)
 
     def check(self, setting: Setting) -> None:
         """Whatever the views refuse."""
@@ -72,7 +82,7 @@ class TargetConfidence(Part):
         draws = [None if self.views is None else self.views.draw(len(found), rng) for _ in range(self.repeats)]
         scores = torch.zeros(len(found))
         for rows in problem.chunks(len(found)):
-            images = problem.images(found, rows)
+            images = problem.images(found, rows, self.clip)
             ids, wanted = problem.evidence.ids[found.evidence[rows]], labels[rows, None].to(images.device)
             total = images.new_zeros(len(images))
             for drawn in draws:

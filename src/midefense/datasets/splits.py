@@ -88,6 +88,19 @@ class Splits:
         refuse_overlap([self.private_train, self.private_test], self.public)
 
 
+def require_same_pictures(option: str, splits: Splits, others: Splits) -> None:
+    """Refuse `others` unless its private parts hold the pictures of `splits`, in their order, whatever their size; the
+    `option` that gave them is named."""
+    pairs = ((splits.private_train, others.private_train), (splits.private_test, others.private_test))
+    if splits is not others and not all(
+        torch.equal(one.ids, other.ids) and torch.equal(one.labels, other.labels) for one, other in pairs
+    ):
+        raise Refused(
+            f"{option}: expected the private pictures of the target's dataset in their order, got others; this dataset "
+            f"splits its pictures by their size, so try {option}=null"
+        )
+
+
 def copies(parts: Sequence[Images]) -> list[str]:
     """Pictures that are another of their class over again, in sentences: none, or how many, how many of them stand in
     another part than the first (a copy among the test images is known by heart), and the first. Classes are told apart

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,7 +27,8 @@ class Judged:
     """Images to judge: `images` float [M, C, H, W] in [0, 1]; `labels` int64 [M], the class each was recovered for;
     `candidates` int64 [M], the rank among that class's candidates; `target_confidence` float [M], how sure the
     attacked target itself is of the class (None if it was not asked); `ids` int64 [M], the private image that each was
-    recovered for (None where the evidence was a class). `traces` holds what each network answered,
+    recovered for (None where the evidence was a class). `framed`: the same pictures as images of other sizes, by their
+    side, for networks that `World.shown` says are shown others. `traces` holds what each network answered,
     filled on first use so that all metrics share one forward; `sound`, whether the pixels were found to be images."""
 
     images: Tensor
@@ -37,6 +38,7 @@ class Judged:
     traces: dict[str, Trace] = field(default_factory=dict, repr=False, compare=False)
     sound: bool = field(default=False, repr=False, compare=False)
     ids: Tensor | None = None
+    framed: Mapping[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass
@@ -64,7 +66,8 @@ class World:
     """What a metric may know: `references`, the private training images of all classes 0..classes-1; `evaluators`,
     classifiers by name whose first `classes` outputs are the private classes; `utility`, numbers of the target;
     `bill`, what the attack cost; `tests`, the private test images, and `target`, the attacked network (None where a
-    judge has neither). `cache` keeps what the networks say of the references, once per network."""
+    judge has neither). `shown`: the references as images of another size, by the name of the network that is shown them
+    (others are shown `references`). `cache` keeps what the networks say of the references, once per network."""
 
     references: Images
     evaluators: dict[str, nn.Module]
@@ -74,7 +77,17 @@ class World:
     device: torch.device | str = "cpu"
     tests: Images | None = None
     target: nn.Module | None = None
+    shown: Mapping[str, Images] = field(default_factory=dict)
     cache: dict[object, object] = field(default_factory=dict, repr=False)
+
+    def references_for(self, network: str) -> Images:
+        """The references, as `network` is shown them."""
+        return self.shown.get(network, self.references)
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The sizes in which pictures are shown, that of the references first."""
+        return tuple(dict.fromkeys(images.pixels.shape[-1] for images in (self.references, *self.shown.values())))
 
     def private(self, ids: Tensor) -> Tensor:
         """The private images, of training or test, with these `ids` [M]: float [M, C, H, W] in [0, 1] on the device.

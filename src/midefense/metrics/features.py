@@ -66,8 +66,9 @@ def judged_trace(judged: Judged, world: World, name: str, batch_size: int) -> Tr
     """What network `name` says of the judged images, computed once per batch of images."""
     if name not in judged.traces:
         module = network(world, name)
-        rows = batch_rows(batch_size, judged.images.shape[-1], module)
-        batches = (batch.to(world.device) for batch in judged.images.split(rows))
+        images = judged.framed[world.shown[name].pixels.shape[-1]] if name in world.shown else judged.images
+        rows = batch_rows(batch_size, images.shape[-1], module)
+        batches = (batch.to(world.device) for batch in images.split(rows))
         judged.traces[name] = ask(module, batches, name)
     return judged.traces[name]
 
@@ -76,7 +77,7 @@ def reference_features(world: World, name: str, batch_size: int) -> Tensor:
     """Features [N, F] that network `name` gives all private training images, computed once per world."""
     key = ("references", name)
     if key not in world.cache:
-        module, images = network(world, name), world.references
+        module, images = network(world, name), world.references_for(name)
         rows = batch_rows(batch_size, images.pixels.shape[-1], module)
         batches = (images.floats(slice(i, i + rows), world.device) for i in range(0, len(images), rows))
         world.cache[key] = ask_features(module, batches, name, len(images))
@@ -108,7 +109,7 @@ def class_count(world: World, name: str) -> int:
     """How many classes evaluator `name` knows; at least the private ones, which are its first."""
     key = ("classes", name)
     if key not in world.cache:
-        one = world.references.floats(slice(0, 1), world.device)
+        one = world.references_for(name).floats(slice(0, 1), world.device)
         world.cache[key] = ask(network(world, name), [one], name).logits.shape[1]
     if world.cache[key] < world.classes:
         raise Refused(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from midefense.metrics.base import Judged
 from midefense.metrics.features import batch_rows
 from midefense.priors.base import Prior
+from midefense.resampling import resized
 from midefense.store.artefacts import Artefact
 from midefense.types import Images, Refused, clip_images
 
@@ -31,12 +32,14 @@ class Rows(Protocol):
 @dataclass(frozen=True)
 class Candidates:
     """Images that are made when they are looked at. `labels` int64 [M] on the CPU: the class each stands for;
-    `read(rows)` gives those of a slice, float [B, C, H, W] on the judge's device; `rows`, how many to hold at once;
-    `diverged`, how many of them are no images at all; `ids` int64 [M] on the CPU: the private image each stands for
-    (None where the evidence was a class)."""
+    `read(rows, sides)` gives those of a slice by their side, float [B, C, side, side] on the judge's device, all framed
+    from the same pictures; `sides`, of which sizes they are wanted, the target's first; `rows`, how many to hold at
+    once; `diverged`, how many of them are no images at all; `ids` int64 [M] on the CPU: the private image each stands
+    for (None where the evidence was a class)."""
 
     labels: Tensor
-    read: Callable[[slice], Tensor]
+    read: Callable[[slice, Sequence[int]], Mapping[int, Tensor]]
+    sides: tuple[int, ...]
     rows: int
     diverged: int = 0
     ids: Tensor | None = None
@@ -50,29 +53,38 @@ class Candidates:
         for start in range(0, len(self), self.rows):
             rows = slice(start, min(start + self.rows, len(self)))
             with torch.no_grad():
-                images = clip_images(self.read(rows))
+                framed = {side: clip_images(images) for side, images in self.read(rows, self.sides).items()}
+            images = framed[self.sides[0]]
             labels, candidates = self.labels[rows].to(images.device), ranks[rows].to(images.device)
             sure = None if target is None else confidence(target, images, labels)
             ids = None if self.ids is None else self.ids[rows].to(images.device)
-            yield Judged(images, labels, candidates, sure, ids=ids)
+            yield Judged(images, labels, candidates, sure, ids=ids, framed=framed)
 
     @classmethod
-    def of_images(cls, images: Images, rows: Tensor, device: torch.device) -> Candidates:
-        """The stored images at `rows` [M]."""
-        size = images.pixels.shape[-1]
-        return cls(images.labels[rows], lambda part: images.floats(rows[part], device), batch_rows(BATCH, size))
+    def of_images(cls, images: Mapping[int, Images], rows: Tensor, device: torch.device) -> Candidates:
+        """The stored images at `rows` [M]; `images`: the same in every size, by their side, the target's first."""
+        labels = next(iter(images.values())).labels[rows]
+
+        def read(part: slice, sides: Sequence[int]) -> dict[int, Tensor]:
+            return {side: images[side].floats(rows[part], device) for side in sides}
+
+        return cls(labels, read, tuple(images), batch_rows(BATCH, max(images)))
 
     @classmethod
-    def of_latents(cls, prior: Prior, latents: Tensor, labels: Tensor, device: torch.device) -> Candidates:
-        """What `prior` makes of latents [M, ...]."""
-        return cls(labels, partial(_decode, prior, latents, device), batch_rows(BATCH, prior.size))
+    def of_latents(
+        cls, prior: Prior, latents: Tensor, labels: Tensor, device: torch.device, sides: tuple[int, ...]
+    ) -> Candidates:
+        """What `prior` makes of latents [M, ...], in images of these `sides`."""
+        return cls(labels, partial(_decode, prior, latents, device), sides, batch_rows(BATCH, max(sides)))
 
 
 class Stages:
     """The candidates of a recovered artefact by the stage of the attack, read from its file as they are asked for."""
 
-    def __init__(self, file: safe_open, prior: Prior, device: torch.device, matched: bool = False) -> None:
-        self._file, self._prior, self._device = file, prior, device
+    def __init__(
+        self, file: safe_open, prior: Prior, device: torch.device, sides: tuple[int, ...], matched: bool = False
+    ) -> None:
+        self._file, self._prior, self._device, self._sides = file, prior, device, sides
         self._classes = file.get_tensor("evidence.labels")
         self._ids = file.get_tensor("evidence.ids") if matched else None
         self._keys = set(file.keys())
@@ -80,16 +92,19 @@ class Stages:
 
     def __getitem__(self, stage: str) -> Candidates:
         """Its images: `<stage>.pixels` where the attack left them (no stored prior decodes a generator's inner
-        features alone), else what the prior makes of `<stage>.latents`."""
-        evidence, rows = self._file.get_tensor(f"{stage}.evidence"), batch_rows(BATCH, self._prior.size)
+        features alone), and for networks of other sizes `<stage>.pictures` if there are any; else what the prior makes
+        of `<stage>.latents`."""
+        evidence, rows = self._file.get_tensor(f"{stage}.evidence"), batch_rows(BATCH, max(self._sides))
         labels, ids = self._classes[evidence], None if self._ids is None else self._ids[evidence]
         if f"{stage}.pixels" in self._keys:
-            pixels = self._aligned(f"{stage}.pixels", labels)
-            return Candidates(labels, partial(_scale, pixels, self._device), rows, ids=ids)
+            kept = [f"{stage}.{name}" for name in ("pixels", "pictures") if f"{stage}.{name}" in self._keys]
+            pictures = [self._aligned(name, labels) for name in kept]
+            return Candidates(labels, partial(_scale, pictures, self._device), self._sides, rows, ids=ids)
         latents = self._aligned(f"{stage}.latents", labels)
         parts = (latents[start : min(start + rows, len(labels))] for start in range(0, len(labels), rows))
         diverged = sum(int((~part.isfinite().flatten(1).all(1)).sum()) for part in parts)
-        return Candidates(labels, partial(_decode, self._prior, latents, self._device), rows, diverged, ids)
+        read = partial(_decode, self._prior, latents, self._device)
+        return Candidates(labels, read, self._sides, rows, diverged, ids)
 
     def _aligned(self, name: str, labels: Tensor) -> Rows:
         """A tensor of the file, one row per label, that is read when it is sliced."""
@@ -100,10 +115,13 @@ class Stages:
 
 
 @contextlib.contextmanager
-def open_stages(recovered: Artefact, prior: Prior, device: torch.device) -> Iterator[Stages]:
-    """The stages of a recovered artefact, for as long as its file is open."""
+def open_stages(
+    recovered: Artefact, prior: Prior, device: torch.device, sides: tuple[int, ...] = ()
+) -> Iterator[Stages]:
+    """The stages of a recovered artefact, for as long as its file is open; `sides` of the images to make of them, the
+    target's first (none: the prior's own)."""
     with safe_open(recovered.path / "tensors.safetensors", framework="pt") as file:
-        yield Stages(file, prior, device, matched="ids" in recovered.recipe)
+        yield Stages(file, prior, device, sides or (prior.size,), matched="ids" in recovered.recipe)
 
 
 @torch.no_grad()
@@ -123,9 +141,14 @@ def rank_in_class(labels: Tensor) -> Tensor:
     return ranks
 
 
-def _decode(prior: Prior, latents: Rows, device: torch.device, rows: slice) -> Tensor:
-    return prior.decode(latents[rows].to(device))
+def _decode(prior: Prior, latents: Rows, device: torch.device, rows: slice, sides: Sequence[int]) -> dict[int, Tensor]:
+    """Each size framed from what the generator drew."""
+    drawn = prior.draw(latents[rows].to(device))
+    return {side: prior.frame(drawn, side) for side in sides}
 
 
-def _scale(pixels: Rows, device: torch.device, rows: slice) -> Tensor:
-    return pixels[rows].to(device).float() / 255
+def _scale(pictures: Sequence[Rows], device: torch.device, rows: slice, sides: Sequence[int]) -> dict[int, Tensor]:
+    """Each size from the stored images of that size, else from the last of `pictures`, the largest."""
+    stored = [part[rows].to(device).float() / 255 for part in pictures]
+    by_side = {images.shape[-1]: images for images in stored}
+    return {side: by_side[side] if side in by_side else resized(stored[-1], side) for side in sides}

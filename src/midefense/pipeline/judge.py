@@ -1,14 +1,15 @@
 """Judge what an attack recovered: the metrics, the same metrics on their anchors, and pictures beside the truth.
 
 Anchors say what a number means: private test images the target never saw (real), unattacked samples of the same
-prior under the same labels (prior), and blind guessing (chance). Images are made, shown to every metric and forgotten
+prior under the same labels (prior), the same drawn as the attack draws its starts, where that is nearer to the mean
+(truncated), and blind guessing (chance). Images are made, shown to every metric and forgotten
 a batch at a time; metrics keep what the networks say of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -19,7 +20,14 @@ from midefense import seeds
 from midefense.datasets.splits import Splits
 from midefense.metrics.base import Judged, Measured, Metric, World
 from midefense.metrics.feature_distance import class_distances
-from midefense.metrics.features import batch_rows, judged_trace, reference_features
+from midefense.metrics.features import (
+    INCEPTION,
+    INCEPTION_PPA,
+    Inception,
+    batch_rows,
+    judged_trace,
+    reference_features,
+)
 from midefense.pipeline.candidates import BATCH, HEADLINE, Candidates, Stages, open_stages
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact
@@ -88,12 +96,20 @@ def judge(
     utility: Mapping[str, float],
     device: torch.device,
     known: dict[str, Tensor] | None = None,
+    shown: Mapping[str, Splits] | None = None,
+    truncated: Callable[[int, torch.Generator], Tensor] | None = None,
 ) -> Judgement:
     """Measure a recovered artefact, the stages that metrics ask for, and the anchors.
 
-    `known`: the features that evaluators give the private images, by evaluator; what is missing is added.
+    `known`: the features that evaluators give the private images, by evaluator; what is missing is added. `shown`: the
+    images of `splits` in other sizes, by the evaluator that is shown them: each is shown what is framed for it.
+    `truncated(count, rng)`: latents [count, ...] as the attack draws its starts, where it draws them nearer to the mean
+    than the prior does (None: it does not).
     """
-    known = {} if known is None else known
+    known, shown = {} if known is None else known, shown or {}
+    sizes = {images.private_train.pixels.shape[-1]: images for images in (splits, *shown.values())}
+    if inception := sizes.get(Inception.size):  # made for images of this size: no need to enlarge those of the target
+        shown = {**dict.fromkeys((INCEPTION, INCEPTION_PPA), inception), **shown}
     world = World(
         references=splits.private_train,
         evaluators=evaluators,
@@ -103,9 +119,13 @@ def judge(
         device=device,
         tests=splits.private_test,
         target=target,
+        shown={name: images.private_train for name, images in shown.items() if images is not splits},
         cache={("references", name): features for name, features in known.items()},
     )
-    with open_stages(recovered, prior, device) as stages:
+    draws = {"prior": prior.sample, "truncated": truncated}
+    draws = {name: draw for name, draw in draws.items() if draw is not None}
+    tests = {side: one.private_test for side, one in sizes.items()}
+    with open_stages(recovered, prior, device, world.sides) as stages:
         candidates = stages[HEADLINE]
         pictures = _Pictures(world, len(candidates.labels.unique()))
         found = _measure(metrics, candidates.batches(target), world, pictures)
@@ -114,7 +134,7 @@ def judge(
     return Judgement(
         measured={**found.numbers, **marked.numbers},
         kinds={**found.kinds(metrics), **marked.kinds(metrics)},
-        anchors=_anchors(metrics, candidates, prior, splits.private_test, world),
+        anchors=_anchors(metrics, candidates, prior, draws, tests, world),
         tensors={**pictures.tensors(), **found.drawings},
         candidates=len(candidates) // len(candidates.labels.unique()),
     )
@@ -191,19 +211,28 @@ def _measure_stages(
 
 
 def _anchors(
-    metrics: Mapping[str, Metric], judged: Candidates, prior: Prior, tests: Images, world: World
+    metrics: Mapping[str, Metric],
+    judged: Candidates,
+    prior: Prior,
+    draws: Mapping[str, Callable[[int, torch.Generator], Tensor]],
+    sizes: Mapping[int, Images],
+    world: World,
 ) -> dict[str, dict[str, float]]:
     """What the privacy metrics say of real images and of unattacked samples for the same labels (and private images,
-    where the candidates stand for such: a real one then stands for itself), and chance."""
-    labels, ids = judged.labels, judged.ids
+    where the candidates stand for such: a real one then stands for itself), and chance. `draws`: how latents of
+    unattacked samples are drawn, by anchor; `sizes`: the private test images by their side, the target's first."""
+    labels, ids, tests = judged.labels, judged.ids, next(iter(sizes.values()))
     private = {key: metric for key, metric in metrics.items() if metric.kind == "privacy"}
-    draws = prior.sample(len(labels), seeds.generator("evaluate", "prior samples"))
+    samples = {name: draw(len(labels), seeds.generator("evaluate", f"{name} samples")) for name, draw in draws.items()}
     attacked = torch.isin(tests.labels, labels.unique()).nonzero()[:, 0]
     held_against = {
         "real": replace(
-            Candidates.of_images(tests, attacked, world.device), ids=None if ids is None else tests.ids[attacked]
+            Candidates.of_images(sizes, attacked, world.device), ids=None if ids is None else tests.ids[attacked]
         ),
-        "prior": replace(Candidates.of_latents(prior, draws, labels, world.device), ids=ids),
+        **{
+            name: replace(Candidates.of_latents(prior, latents, labels, world.device, world.sides), ids=ids)
+            for name, latents in samples.items()
+        },
     }
     anchors: dict[str, dict[str, float]] = {}
     for name, candidates in held_against.items():

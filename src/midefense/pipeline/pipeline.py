@@ -14,7 +14,7 @@ import torch
 
 from midefense import seeds
 from midefense.compute import machine_of
-from midefense.datasets.splits import Splits, digest
+from midefense.datasets.splits import Splits, digest, require_same_pictures
 from midefense.metrics.features import evaluating
 from midefense.oracle import Oracle
 from midefense.pipeline import judge
@@ -75,6 +75,14 @@ class Pipeline:
         return self.session.splits(self.plan.target.dataset)
 
     @functools.cached_property
+    def shown(self) -> dict[str, Splits]:
+        """The pictures of the target's dataset as each evaluator is shown them: maybe of another size."""
+        shown = {name: self.session.splits(plan.dataset) for name, plan in self.plan.evaluators.items()}
+        for name, splits in shown.items():
+            require_same_pictures(f"evaluators.{name}.size", self.splits, splits)
+        return shown
+
+    @functools.cached_property
     def public(self) -> Images:
         """The attacker's public images, in the shape of the private ones."""
         dataset = self.plan.target.dataset.build()
@@ -120,8 +128,8 @@ class Pipeline:
         if self.plan.stored_prior is None:
             self.plan.prior.target.require_files(self.plan.prior.arguments, self.plan.attack.build().needs)
             self.plan.prior.target.require_some(self.public)
-        for plan in self.plan.evaluators.values():
-            images_of(plan, self.session.splits(plan.dataset))
+        for name, plan in self.plan.evaluators.items():
+            images_of(plan, self.shown[name])
             require_start(self.session, plan)
 
     @functools.cached_property
@@ -261,7 +269,7 @@ class Pipeline:
         judges = {}
         for name, artefact in found.items():
             plan = self.plan.evaluators[name]
-            judges[name] = stored_judge(artefact, images_of(plan, self.session.splits(plan.dataset))[1])
+            judges[name] = stored_judge(artefact, images_of(plan, self.shown[name])[1])
         if any(judge.trial.guessed for judge in judges.values()) and not self._judged_before(found):
             refuse_guessers(judges, self.plan.judge_at_chance)
         return found
@@ -321,18 +329,20 @@ class Pipeline:
     def _judge(self, draft: Draft, evaluators: dict[str, Artefact], protocol: str, work: Work) -> Artefact:
         recovered, target = self.recovered, self.target
         with self._judging(draft, evaluators) as run:
-            images = self.splits.references_hash
-            by_content = {name: (artefact.content, images) for name, artefact in evaluators.items()}
+            by_content = {
+                name: (artefact.content, self.shown[name].references_hash) for name, artefact in evaluators.items()
+            }
             known = {name: KNOWN[content] for name, content in by_content.items() if content in KNOWN}
             networks = {name: load_classifier(self.session, artefact) for name, artefact in evaluators.items()}
             judges = {
-                name: tested_judge(artefact, networks[name], self.splits.private_test, self.device)
+                name: tested_judge(artefact, networks[name], self.shown[name].private_test, self.device)
                 for name, artefact in evaluators.items()
             }
             refuse_guessers(judges, self.plan.judge_at_chance)
+            prior = self._prior_of(recovered)
             judgement = judge.judge(
                 recovered=recovered,
-                prior=self._prior_of(recovered),
+                prior=prior,
                 target=target.model,
                 splits=self.splits,
                 evaluators=networks,
@@ -340,6 +350,8 @@ class Pipeline:
                 utility=target.artefact.metrics,
                 device=self.device,
                 known=known,
+                shown=self.shown,
+                truncated=self._truncated(recovered, prior),
             )
             KNOWN.clear()  # the runs of a sweep share an evaluator; another's features would only take memory
             KNOWN.update({by_content[name]: features for name, features in known.items()})
@@ -412,6 +424,15 @@ class Pipeline:
         parts |= {f"evaluator {name}": artefact for name, artefact in evaluators.items()}
         machines = {part: made_on(artefact.provenance) for part, artefact in parts.items()}
         return {**machines, "evaluate": machine_of(self.device)}
+
+    def _truncated(self, recovered: Artefact, prior: Prior) -> Callable[[int, torch.Generator], torch.Tensor] | None:
+        """How the attack that recovered an artefact draws its starts, where it draws them nearer to the mean than the
+        prior does: unattacked samples must be drawn so too, to be held against what it found."""
+        recipe = recovered.recipe["attack"].get("init", {})
+        if "psi" not in recipe:
+            return None
+        init = bind_recipe(recipe, {}, self.plan.allow).build()
+        return (lambda count, rng: init.draw(prior, rng, count)[1]) if init.truncated else None
 
     def _prior_of(self, recovered: Artefact) -> Prior:
         """The prior that decodes a recovered artefact, rebuilt from what the artefact says of it."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from midefense.plan.annotations import fits, in_words
 from midefense.plan.verb_options import OVER_ALL
 from midefense.plan.whitelist import look_here_too
-from midefense.ranges import Whole
+from midefense.ranges import Side, Whole
 from midefense.store.folders import folders_of
 from midefense.store.names import require_name
 from midefense.store.plain import environment_secrets, looks_secret, writable
@@ -17,6 +17,7 @@ from midefense.types import Refused, refuse_unknown
 
 SEEDS = ("target", "prior", "attack")
 EVALUATOR_KEYS = ("architecture", "recipe", "train_on", "seed", "artefact")
+EVALUATOR_EXTRAS = ("size",)  # what an evaluator may do without
 NO_EVALUATORS: dict = {}  # of a verb that has none
 TOLD = ("tracking", "compute", "store")  # parts that no recipe holds; what is told of them is masked
 BROUGHT_KEYS = ("dataset", "defense")  # of a stored evaluator: places within them may be given
@@ -150,15 +151,18 @@ def _evaluators(evaluators: object) -> Iterator[str]:
         yield "evaluators: expected one or more, got none to judge by; try evaluator@evaluators.main=cnn_wide"
     for name, node in evaluators.items():
         brought = BROUGHT_KEYS if isinstance(node, Mapping) and node.get("artefact") is not None else ()
-        if not isinstance(node, Mapping) or set(node) - set(brought) != set(EVALUATOR_KEYS):
+        if not isinstance(node, Mapping) or set(node) - {*brought, *EVALUATOR_EXTRAS} != set(EVALUATOR_KEYS):
             got = ", ".join(node) if isinstance(node, Mapping) else repr(node)
-            expected = ", ".join(EVALUATOR_KEYS)
+            expected = f"{', '.join(EVALUATOR_KEYS)} (and {', '.join(EVALUATOR_EXTRAS)}, if it has one of its own)"
             yield f"evaluators.{name}: expected {expected}, got {got}; try evaluator@evaluators.{name}=cnn_wide"
             continue
         if node["train_on"] not in CHOICES["train_on"]:
             yield str(refuse_unknown(f"evaluators.{name}.train_on", node["train_on"], CHOICES["train_on"]))
         if not _whole(node["seed"]):
             yield _not_a_seed(f"evaluators.{name}.seed", node["seed"])
+        if not fits(node.get("size"), Side | None):
+            expected = f"{in_words(Side)} (pixels a side), or null for dataset.size"
+            yield f"evaluators.{name}.size: expected {expected}, got {node['size']!r}; try null"
 
 
 def _metrics(config: Mapping) -> Iterator[str]:

@@ -217,11 +217,11 @@ def _target_plan(bound: dict[str, Node], config: dict, seeds: dict[str, int], na
 def _evaluator_plan(
     name: str, node: Mapping, target: TargetPlan, bound: dict[str, Node], choices: Mapping[str, str]
 ) -> TargetPlan:
-    """An evaluator is a target without a defense, on the dataset of the target it judges."""
+    """An evaluator is a target without a defense, on the pictures of the target it judges, maybe in another size."""
     dataset_name = target.names.get("dataset", "dataset")
     chosen = str(choices.get(f"evaluator@evaluators.{name}", name))
     return TargetPlan(
-        dataset=target.dataset,
+        dataset=_of_size(target.dataset, node.get("size"), name),
         architecture=bound[f"evaluators.{name}.architecture"],
         defense=bind({"_target_": "midefense.defenses.base.NoDefense"}, f"evaluators.{name}.defense"),
         recipe=bound[f"evaluators.{name}.recipe"],
@@ -239,12 +239,30 @@ def _stored_evaluator(name: str, artefact: Artefact, target: TargetPlan, allow: 
             f"evaluators.{name}.artefact: expected a target without a defense, got {artefact.reference}; "
             "try one trained with defense=none"
         )
-    if plan.dataset.recipe() != target.dataset.recipe():
+    own, dataset = plan.dataset.recipe(), _of_size(target.dataset, plan.dataset.arguments.get("size"), name)
+    if own != dataset.recipe():
         raise Refused(
             f"evaluators.{name}.artefact: expected an evaluator of the target's dataset, got {artefact.reference}, "
             "which knows another (or the same under other options); try one trained on, or imported for, the same"
         )
-    return replace(plan, dataset=target.dataset)
+    return replace(plan, dataset=dataset)
+
+
+def _of_size(dataset: Node, size: int | None, name: str) -> Node:
+    """The same pictures as images of another `size` (None: as they are), for the evaluator called `name`."""
+    if size is None or size == dataset.arguments.get("size"):
+        return dataset
+    if "size" not in dataset.arguments:
+        raise Refused(
+            f"evaluators.{name}.size: expected null, because {dataset.target.__name__} has images of one size, got "
+            f"{size}; try evaluators.{name}.size=null"
+        )
+    resized = replace(dataset, arguments={**dataset.arguments, "size": size})
+    try:
+        resized.build()
+    except Refused as refusal:
+        raise Refused(f"evaluators.{name}.size={size}: {refusal}; or try evaluators.{name}.size=null") from refusal
+    return resized
 
 
 def _other_kinds(bound: Mapping[str, Node]) -> list[str]:
@@ -270,11 +288,11 @@ def read_setting(plan: Plan) -> Setting:
 
 def _network_trials(plan: Plan, new_target: bool) -> Iterator[Callable[[], None]]:
     """A trial of every classifier that may have to be trained, and of those that metrics teach."""
-    images = _shape_of(plan)
-    classifiers = [*([plan.target] if new_target else []), *plan.evaluators.values()]
-    for classifier in classifiers:
+    for classifier in [*([plan.target] if new_target else []), *plan.evaluators.values()]:
+        dataset = classifier.dataset.build()
+        images = DatasetFacts(dataset.channels, dataset.size)
         yield functools.partial(try_network, classifier.architecture, classifier.defense, images)
-    yield from student_trials(plan.metrics.values(), images)
+    yield from student_trials(plan.metrics.values(), _shape_of(plan))
 
 
 def _shape_of(plan: Plan) -> DatasetFacts:

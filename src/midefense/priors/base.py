@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from midefense.resampling import resized
 from midefense.types import Access, Images, Progress, Refused
 
 
@@ -77,9 +78,11 @@ class Prior(nn.Module):
         """Pictures as the generator makes them, of any size, before they are framed as images; here the same."""
         return self.decode(latents)
 
-    def frame(self, drawn: Tensor) -> Tensor:
-        """Images [B, C, H, W] of pictures: `decode(latents)` is `frame(draw(latents))`."""
-        return drawn
+    def frame(self, drawn: Tensor, size: int | None = None) -> Tensor:
+        """Images [B, C, size, size] of pictures (None: of the dataset's size): `decode(latents)` is
+        `frame(draw(latents))`. Each network is shown what is framed for it, resized once, not what was framed for
+        another."""
+        return drawn if size is None else resized(drawn, size)
 
     def realism(self, drawn: Tensor) -> Tensor:
         """How real each picture looks [B]; higher is more real. Unbounded: log it beside the identity loss."""

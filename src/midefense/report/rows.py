@@ -286,6 +286,7 @@ def anchor_lines(rows: Sequence[Row]) -> list[tuple[str, dict[str, list[float]]]
     for prior in sorted({row["prior"] for row in rows}):
         own = [row for row in rows if row["prior"] == prior]
         lines.append((f"Samples of {prior}, no attack (floor)", _anchors(own, "prior")))
+        lines.append((f"Samples of {prior}, truncated as the attack's starts (floor)", _anchors(own, "truncated")))
     lines.append(("Chance", _anchors(rows, "chance")))
     return [line for line in lines if line[1]]
 
@@ -358,7 +359,8 @@ def _relative(
         return (value - real) / (prior - real) if math.isfinite(value) else math.nan
 
     value = replace(raw, value=placed(raw.value), low=placed(raw.low), high=placed(raw.high), kind=DERIVED)
-    return f"{stem}_relative/{network}", value, {"real": 0.0, "prior": 1.0} if prior > real else {}
+    levels = {kind: placed(known[name]) for kind, known in anchors.items() if name in known} if prior > real else {}
+    return f"{stem}_relative/{network}", value, levels
 
 
 def _number(value: object) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from midefense.report.files import refuse_odd_places, save
 from midefense.report.rows import DERIVED, NAMES, SEEDS, Row, Value
 
-ANCHORS = ("real", "prior", "chance")
+ANCHORS = ("real", "prior", "chance", "truncated")
 ABOUT = (*NAMES, "protocol", "classes", "candidates", "date", "device")
 SETUP = (*ABOUT, "evaluators", "machines", "selection", "stopped", *(f"seed_{name}" for name in SEEDS), "result")
 MEASURED = ("metric", "kind", "value", "low", "high", "n", "higher_leaks", "reason")

@@ -14,7 +14,13 @@ from midefense.report.numbers import show
 from midefense.report.rows import Row
 from midefense.types import Refused
 
-ANCHORS = {"chance": "chance", "prior": "unattacked samples", "real": "real images"}
+ANCHORS = {
+    "chance": "chance",
+    "prior": "unattacked samples",
+    "truncated": "unattacked samples truncated as the attack's starts",
+    "real": "real images",
+}
+FLOORS = ("chance", "prior", "truncated")
 SPELT = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -22,8 +28,9 @@ def verdict(rows: Sequence[Row]) -> str:
     """Whether a target leaks, by the rows of one setup, with chance, floor and ceiling.
 
     *It leaks*: the seeds together recover more than chance and than the samples of the prior that no attack has
-    touched, and more than luck explains (`luck.luck`). *No leak shown*: they recover no more than these. *Cannot tell*
-    is everything between, and wherever classes are too few, or the evaluator does not know real images either.
+    touched (drawn as the prior draws them and, where the attack starts nearer to the mean, as it draws its starts), and
+    more than luck explains (`luck.luck`). *No leak shown*: they recover no more than these. *Cannot tell* is everything
+    between, and wherever classes are too few, or the evaluator does not know real images either.
 
     Raises `Refused` for rows without an attack accuracy.
     """
@@ -44,7 +51,7 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def _judged(value: float, known: dict[str, float], counts: np.ndarray | None) -> str:
     """The answer, by the mean accuracy, what it is held against, and what was seen in the pictures of each class."""
-    floor = max([known[kind] for kind in ("chance", "prior") if kind in known], default=0.0)
+    floor = max([known[kind] for kind in FLOORS if kind in known], default=0.0)
     if known.get("real", 1.0) <= floor:
         return "Cannot tell, as the evaluator does not know real images either"
     if counts is None:

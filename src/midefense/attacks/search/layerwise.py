@@ -3,7 +3,7 @@ al., "A closer look at GAN priors", ECCV 2024)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from midefense.attacks.base import Look, Part, Problem, seen
 from midefense.priors.base import Prior
-from midefense.ranges import NotNegative, Positive
+from midefense.ranges import NotNegative, Positive, Side
 from midefense.types import Found, Refused, to_pixels
 
 
@@ -29,10 +29,13 @@ class Layerwise(Part):
         feature_radius, latent_radius: L1 balls per stage, per candidate; 0 leaves a stage without.
         keep_skip: carry along the picture of the blocks before the entrance. The original drops it.
         reference_batch: the sum of losses is divided by it.
+        picture_size: side of the pictures that are kept beside the images the target sees, for evaluators of another
+            size: what they are shown is framed from the generator's own picture too. None keeps the images alone.
     """
 
     reads = ("probs", "gradient")
     needs = ("blocks",)
+    later = {"picture_size": None}
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class Layerwise(Part):
         latent_radius: Sequence[NotNegative],
         keep_skip: bool = False,
         reference_batch: Positive = 1,
+        picture_size: Side | None = None,
     ):
         if not steps or min(steps) < 0 or reference_batch <= 0:
             raise Refused(
@@ -57,7 +61,7 @@ class Layerwise(Part):
                 )
         self.stages, self.optimizer = tuple(steps), optimizer
         self.feature_radius, self.latent_radius = tuple(feature_radius), tuple(latent_radius)
-        self.keep_skip, self.reference_batch = keep_skip, reference_batch
+        self.keep_skip, self.reference_batch, self.picture_size = keep_skip, reference_batch, picture_size
 
     @property
     def steps(self) -> int:
@@ -102,7 +106,7 @@ class Layerwise(Part):
             draws = None
             if problem.views is not None:
                 draws = problem.views.draw(len(owners), rng).to(problem.device, non_blocking=True)
-            losses, pictures, sure = [], [], []
+            losses, kept, sure = [], [], []
             for rows in problem.chunks(len(owners)):
                 shown = None if draws is None else draws[rows]
                 latents, features, images = inner.take(rows)
@@ -113,33 +117,39 @@ class Layerwise(Part):
                 losses.append(loss.detach())
                 sure.append(look.confidence())
                 if pictured:
-                    pictures.append(to_pixels(look.images))
+                    kept.append(self._kept(problem.prior, look.drawn, look.images))
             optimizer.step()
             with torch.no_grad():
                 for tensor, start, radius in zip(moving, begun, radii, strict=False):
                     if radius > 0:
                         tensor.copy_(start + project_l1(tensor - start, radius))
-            pixels = torch.cat(pictures) if pictured else None
             loss = torch.cat(losses)
-            yield Found(inner.latents.detach(), loss, owners, "optimised", pixels=pixels, seen=seen(loss, sure))
+            yield Found(inner.latents.detach(), loss, owners, "optimised", **_joined(kept), seen=seen(loss, sure))
 
     @torch.no_grad()
     def _look_back(self, problem: Problem, inner: _Inner, owners: Tensor, stage: int) -> tuple[Found, Tensor]:
         """What a stage ended with, drawn again after its last update, and how sure the target is of it [M]."""
-        losses, pictures, confidences = [], [], []
+        losses, kept, confidences = [], [], []
         reads = tuple(dict.fromkeys((*problem.reads, "probs")))
         for rows in problem.chunks(len(owners)):
             latents, features, images = inner.take(rows)
             drawn = problem.prior.at(stage).draw(latents, features, images)
-            pictures.append(to_pixels(problem.prior.frame(drawn)))
-            saved = pictures[-1].float().div_(255)  # the target is asked about what is kept
+            kept.append(self._kept(problem.prior, drawn, problem.prior.frame(drawn)))
+            saved = kept[-1]["pixels"].float().div_(255)  # the target is asked about what is kept
             answer = problem.oracle(saved, ids=problem.evidence.ids[owners[rows]], reads=reads)
             labels = problem.evidence.labels[owners[rows]].to(saved.device)
             losses.append(problem.objective(Look(latents, drawn, saved, saved, answer, labels, problem.prior)))
             confidences.append(answer.probs.gather(1, labels[:, None])[:, 0])
-        latents, pixels = inner.latents.detach().clone(), torch.cat(pictures)
-        ended = Found(latents, torch.cat(losses), owners, f"stage{stage:02d}", pixels=pixels)
+        latents = inner.latents.detach().clone()
+        ended = Found(latents, torch.cat(losses), owners, f"stage{stage:02d}", **_joined(kept))
         return ended, torch.cat(confidences)
+
+    def _kept(self, prior: Prior, drawn: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """The fields of `Found` that hold images, of pictures as `drawn` and as framed to the target's `images`."""
+        kept = {"pixels": to_pixels(images)}
+        if self.picture_size is not None:
+            kept["pictures"] = to_pixels(prior.frame(drawn, self.picture_size))
+        return kept
 
     @torch.no_grad()
     def _lift(self, problem: Problem, inner: _Inner, stage: int) -> _Inner:
@@ -174,8 +184,14 @@ def surer(new: tuple[Found, Tensor], old: tuple[Found, Tensor]) -> tuple[Found, 
     def either(first: Tensor, second: Tensor) -> Tensor:
         return torch.where(better.view(-1, *[1] * (first.ndim - 1)), first, second)
 
-    chosen = {name: either(getattr(found, name), getattr(before, name)) for name in ("latents", "loss", "pixels")}
+    fields = ("latents", "loss", "pixels", *(("pictures",) if found.pictures is not None else ()))
+    chosen = {name: either(getattr(found, name), getattr(before, name)) for name in fields}
     return replace(found, **chosen), either(sure, less_sure)
+
+
+def _joined(pieces: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Pieces of the same fields one after the other; of no pieces, no fields."""
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in (pieces[0] if pieces else ())}
 
 
 def running_sum(values: Tensor, block: int = 64) -> Tensor:

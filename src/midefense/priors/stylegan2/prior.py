@@ -86,9 +86,10 @@ class StyleBased(Prior):
         """Pictures [B, C, r, r] at the generator's own size, nominally in [0, 1]."""
         return self.at(0).draw(latents)
 
-    def frame(self, drawn: Tensor) -> Tensor:
-        """Pictures cropped and resized (bilinear, antialiased) to images [B, channels, size, size]."""
-        images = resized(drawn if self.crop is None else self.crop(drawn), self.size)
+    def frame(self, drawn: Tensor, size: int | None = None) -> Tensor:
+        """Pictures cropped and resized once (bilinear, antialiased) to images [B, channels, size, size]; `size` None is
+        that of the dataset."""
+        images = resized(drawn if self.crop is None else self.crop(drawn), self.size if size is None else size)
         if images.shape[1] == self.channels:
             return images
         if self.channels == 1:
