@@ -20,7 +20,7 @@ $(STAMP): requirements.txt pyproject.toml setup.py
 	touch $(STAMP)
 
 demo: $(STAMP) ## train, attack and evaluate two targets over three seeds, write report.html, print its table
-	MIDEFENSE_STORE=$(STORE) $(BIN)/python evaluate.py -m experiment=demo defense=none,random_erasing seed=0,1,2
+	MIDEFENSE_STORE=$(STORE) $(BIN)/python evaluate.py -m experiment=demo defense=none,random_erasing_strong seed=0,1,2
 	@$(MAKE) --no-print-directory report
 
 demo-faces: $(STAMP) ## the same on ten synthetic faces, one seed

@@ -21,7 +21,7 @@ FILES = files()
 COUNTS = {
     ".": 4,
     "architecture": 34,
-    "attack": 28,
+    "attack": 29,
     "attack/engine": 1,
     "attack/init": 3,
     "attack/objective": 6,
@@ -31,7 +31,7 @@ COUNTS = {
     "attack/views": 5,
     "compute": 3,
     "dataset": 14,
-    "defense": 17,
+    "defense": 18,
     "evaluator": 6,
     "evidence": 1,
     "metrics": 6,

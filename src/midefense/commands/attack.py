@@ -1,6 +1,6 @@
 """Attack a target through its oracle: prior + attack -> recovered latents in the store.
 
-midefense attack dataset=digits architecture=cnn defense=none attack=gmi
+midefense attack dataset=digits architecture=cnn defense=none attack=pool_small
 midefense attack target=<reference> attack=mi_face
 """
 

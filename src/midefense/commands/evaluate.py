@@ -1,6 +1,6 @@
 """Judge what an attack recovered: target + recovered -> metrics -> one result row. Makes what is missing upstream.
 
-midefense evaluate dataset=digits architecture=cnn defense=random_erasing attack=gmi
+midefense evaluate dataset=digits architecture=cnn defense=random_erasing attack=pool_small
 midefense evaluate recovered=<reference>
 """
 

@@ -24,7 +24,7 @@ from midefense.report.tradeoff import trade_offs
 HEADS = ("defense", "attack", "architecture", "dataset", "prior", "public", "access")
 BARRED = ("percent",)  # units whose cells carry a bar
 LONG_NAME = 10  # characters
-EMPTY = "No results yet. python evaluate.py dataset=digits architecture=cnn attack=gmi makes one."
+EMPTY = "No results yet. python evaluate.py dataset=digits architecture=cnn attack=pool_small makes one."
 APART = "The results below follow different protocols (evidence, references, evaluators, metrics). "
 
 
