@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from midefense.attacks.base import Look, Part, Problem, seen
 from midefense.priors.base import Prior
-from midefense.ranges import NotNegative, Positive
+from midefense.ranges import NotNegative, Positive, Some, Whole
 from midefense.types import Found, Refused, to_pixels
 
 
@@ -36,18 +37,13 @@ class Layerwise(Part):
     def __init__(
         self,
         *,
-        steps: Sequence[int],
+        steps: Annotated[Sequence[Whole], Some()],
         optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
         feature_radius: Sequence[NotNegative],
         latent_radius: Sequence[NotNegative],
         keep_skip: bool = False,
         reference_batch: Positive = 1,
     ):
-        if not steps or min(steps) < 0 or reference_batch <= 0:
-            raise Refused(
-                f"attack.search: expected steps from 0 for one or more stages and reference_batch above 0, "
-                f"got {list(steps)}, {reference_batch}"
-            )
         for name, radii in (("feature_radius", feature_radius), ("latent_radius", latent_radius)):
             if len(radii) < len(steps):
                 raise Refused(
