@@ -156,8 +156,6 @@ def test_what_is_too_small_is_nan_with_a_reason():
     assert math.isnan(flat.value) and "classes [0]: expected at least 3 private images that do not lie" in flat.reason
     with pytest.raises(Refused, match="got 'target'; choices"):
         measure(private_images().floats(), world=metrics.World(private_images(), {}, 3))
-    with pytest.raises(Refused, match=r"FeatureSpace\.drawn: expected 0 or more classes, got -1"):
-        metrics.FeatureSpace(erasing=Darkening(), drawn=-1)
     with pytest.raises(Refused, match=r"FeatureSpace\.erasing: expected a defense, got Positions"):
         metrics.FeatureSpace(erasing=Positions())
 

@@ -123,7 +123,6 @@ def test_facescrub_groups_and_private_people(tmp_path):
     refused(lambda: small_facescrub(root, group="actors", private=4), "dataset.private: expected 1 to 3", "got 4")
     refused(lambda: FaceScrub(variant="face"), "dataset.variant", "choices: faces, images")
     refused(lambda: FaceScrub(group="men"), "dataset.group", "choices: all, actors, actresses")
-    refused(lambda: FaceScrub(train_share=1.0), "dataset.train_share", "try 0.9")
 
 
 def test_facescrub_passes_over_what_is_no_picture_and_converts_what_is_grey(tmp_path):

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, process_environment
+from test_audit import GAN, QUICK, picture
 
 from midefense.commands.main import COMMANDS, main
 from midefense.plan.compose import CONF
@@ -23,6 +25,31 @@ FIRST_VERB = (
     "recipe.epochs=1",
     "compute=cpu",
 )
+
+
+KNOWING = (*QUICK[:1], "evaluators.main.recipe.epochs=40", "evaluators.main.architecture.widths=[8]")
+BRIGHTNESS = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(3, 5)
+
+    def forward(self, x):
+        return self.fc(self.pool(x).flatten(1))
+
+
+def taught():
+    net, levels = Net(), (torch.arange(5) * 50 + 25) / 255 * 2 - 1  # as the network sees them, normalised
+    with torch.no_grad():  # the nearest level: -(x - m)^2 up to what all classes share
+        net.fc.weight.copy_(2 * levels[:, None].expand(5, 3) / 3)
+        net.fc.bias.copy_(-levels.square())
+    return net
+"""
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +92,28 @@ def test_the_wheel_holds_the_configurations_and_runs_in_an_empty_folder(installe
     assert done.stdout.splitlines()[-2:] == [target.reference, str(target.path)]
     assert target.provenance["command"].startswith("midefense train dataset=digits ")
     assert {path.name for path in tmp_path.iterdir()} == {"store"}
+
+
+@pytest.mark.slow
+def test_the_wheel_audits_a_module_of_ones_own_in_a_folder_that_holds_nothing_else(installed, tmp_path, bytecode):
+    """Five classes told by their brightness: the network is taught here, and the command sees its file alone."""
+    (tmp_path / "mynet.py").write_text(BRIGHTNESS)
+    for label in range(5):
+        for number in range(30):
+            picture(tmp_path / f"private/{label}/{number}.png", (50 * label + 25,) * 3, 100 * label + number)
+    for number in range(12):
+        picture(tmp_path / f"public/{number}.png", (20 * number + 10,) * 3, 1000 + number)
+    make = "import torch, mynet; torch.save({'epoch': 1, 'model': mynet.taught().state_dict()}, 'net.pt')"
+    environment = process_environment(bytecode, PYTHONPATH=str(installed))
+    run([sys.executable, "-c", make], tmp_path, **environment)
+    words = ["audit", "net.pt", "--network", "mynet:Net", "--images", "private", "--public", "public", "--seeds", "2"]
+    done = run([sys.executable, installed / "bin" / "midefense", *words, *KNOWING, *GAN], tmp_path, **environment)
+    last = done.stdout.splitlines()[-1]
+    assert re.match(r"(It leaks|No leak shown|Cannot tell).*: gmi_small recovers .* over two seeds", last), last
+    assert last in (tmp_path / "report.html").read_text()
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {
+        *("mynet.py", "net.pt", "private", "public", "report.html", "store")
+    }
 
 
 @pytest.mark.parametrize("name", COMMANDS)

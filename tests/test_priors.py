@@ -54,13 +54,9 @@ def test_the_gan_speaks_images(channels, size):
     assert torch.equal(latents, gan.sample(3, seeds.generator("z")))
 
 
-def test_other_sizes_and_degenerate_options_are_refused():
+def test_other_sizes_are_refused():
     with pytest.raises(Refused, match="images of 32 or 64 px, got 28; set dataset.size=32 or dataset.size=64"):
         GmiGan(channels=1, size=28)
-    with pytest.raises(Refused, match="batch_size from 2"):
-        small_gan(batch_size=1)
-    with pytest.raises(Refused, match="critic_steps and width from 1"):
-        small_gan(critic_steps=0)
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 64, 64), (1, 32, 28)])

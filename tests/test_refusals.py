@@ -10,6 +10,7 @@ import pytest
 import yaml
 from contract.listing import composed, within
 
+from midefense.plan.bind import bind
 from midefense.plan.compose import CONF
 from midefense.plan.read import read_plan
 from midefense.types import Refused
@@ -206,6 +207,58 @@ def test_a_wrong_value_is_refused_with_a_sentence_by_the_plan_alone(store, verb,
     assert named in said or "the memory of this machine" in said, said
     assert any(word in said for word in ("expected", "choices", "whitelist", "needs", "levels that would do")), said
     assert len(said) < 700 and all(line == line.strip() for line in said.splitlines()), said
+
+
+# Constructors that leave the range of an argument to its annotation: one wrong value each, refused by `bind` alone.
+RANGED = {
+    "attacks.base.SearchAttack": {"group": 0, "budget": 0, "chunk": 0},
+    "attacks.decoder.Decoder": {"group": 0, "budget": 0},
+    "attacks.init.Random": {"candidates": 0},
+    "attacks.init.BestOfPool": {"size": 0, "candidates": 0, "batch_size": 0},
+    "attacks.init.BestOfStyles": {"psi": 1.5, "cutoff": -1},
+    "attacks.learning.Learning": {"steps": 0, "batch_size": 0, "unit": 0},
+    "attacks.objectives.Poincare": {"xi": 1.0},
+    "attacks.schedules.Milestones": {"milestones": [-1], "factor": -1.0},
+    "attacks.search.gradient.Gradient": {"steps": -1, "reference_batch": 0},
+    "attacks.search.gradient.Rest": {"patience": 0, "check_every": 0},
+    "attacks.search.layerwise.Layerwise": {"steps": [], "reference_batch": 0, "latent_radius": [-1.0]},
+    "datasets.att_faces.AttFaces": {"private": 1, "public": -1, "images": 0, "test_share": 1.0},
+    "datasets.celeba.Celeba": {"identities": 0, "min_images": 0, "public_above": -1, "test_share": 0.0},
+    "datasets.celeba.CelebaPpa": {"identities": 0, "public_images": -1, "train_share": 1.0},
+    "datasets.cifar10.Cifar10": {"size": 0},
+    "datasets.digits.Digits": {"size": 0, "test_share": 1.0},
+    "datasets.facescrub.FaceScrub": {"actors": 0, "actresses": 0, "train_share": 1.0},
+    "datasets.image_folder.ImageFolder": {"test_share": 0.0},
+    "datasets.lfw.Lfw": {"cap": 0, "min_images": 0, "test_share": 1.0},
+    "datasets.public_folder.PublicFolder": {"count": 0},
+    "datasets.stanford_dogs.StanfordDogs": {"breeds": 1, "train_share": 1.0},
+    "datasets.synthetic_faces.SyntheticFaces": {"identities": 0, "public_identities": 0, "images_per_identity": 0},
+    "datasets.toy.Toy": {"public_classes": 0, "test_images_per_class": 0, "jitter": -1, "noise": -1},
+    "defenses.bido.BiDO": {"sigma": 0, "eps": 0},
+    "defenses.masking.Cutout": {"p": 1.5, "side": -1},
+    "defenses.masking.GridMask": {"kept": 1.1},
+    "defenses.masking.HideAndSeek": {"q": 2, "grids": [4, 0]},
+    "defenses.masking.PixelDropout": {"q": -0.1},
+    "defenses.mixing.CutMix": {"p": -1},
+    "metrics.accuracy.AttackAccuracy": {"top": [0]},
+    "metrics.feature_space.FeatureSpace": {"drawn": 0, "batch_size": 0},
+    "metrics.knowledge.KnowledgeExtraction": {"epochs": 0, "batch_size": 1},
+    "metrics.prdc.PRDC": {"k": 0},
+    "priors.gmi.GmiGan": {"epochs": 0, "steps": 0, "unit": 0, "critic_steps": 0, "width": 0, "batch_size": 1},
+    "training.augmentations.ColorJitter": {"brightness": -0.1, "contrast": 2, "saturation": 1.1, "hue": 0.7},
+    "training.augmentations.HorizontalFlip": {"p": 1.5},
+    "training.recipe.Recipe": {"validation_share": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", RANGED)
+def test_ranges_stand_in_annotations_and_need_no_code(name):
+    with pytest.raises(Refused) as refusal:
+        bind({"_target_": f"midefense.{name}", **RANGED[name]}, "node")
+    lines = str(refusal.value).splitlines()
+    assert [
+        argument for argument in RANGED[name] if not any(f"node.{argument}: expected" in line for line in lines)
+    ] == []
 
 
 @pytest.mark.parametrize("verb", BASES)

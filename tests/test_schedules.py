@@ -137,8 +137,6 @@ def test_a_schedule_is_data(overrides, built):
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda: Milestones(milestones=[-1]),
-        lambda: Milestones(factor=-1.0),
         lambda: Cosine(warmup=1.5),
         lambda: Cosine(decline=0.0),
         lambda: Cosine(floor=-0.1),

@@ -245,7 +245,6 @@ def test_bad_input_is_refused_before_training():
         ({"sampler": {"identities": 4}}, "identities: 16, images: 4"),
         ({"sampler": "sorted"}, "expected 'shuffle'"),
         ({"milestones": [1.5]}, "shares in"),
-        ({"select": "validation", "validation_share": 1.0}, r"a share in \(0, 1\)"),
     ]:
         with pytest.raises(Refused, match=message):
             recipe(**changes)
@@ -302,8 +301,6 @@ def test_colour_adjustments_match_torchvision():
     assert torch.equal(jittered, jitter(images, seeds.generator("jitter")))
     torch.testing.assert_close(ColorJitter()(images, seeds.generator(0)), images, atol=1e-5, rtol=0)
     assert jitter(images[:, :1], seeds.generator(0)).shape == (5, 1, 6, 6)
-    with pytest.raises(Refused, match="hue: expected"):
-        ColorJitter(hue=0.7)
 
 
 # Ranks

@@ -1,12 +1,14 @@
 """What is built once, without weights, to be refused before anything is trained: imported generators, networks that an
 attack or a metric teaches, classes of a user's own."""
 
+import contextlib
 import copy
 
 import pytest
 from contract.listing import composed, within
 from stylegan2_files import write_imported
 
+from midefense.plan import trials
 from midefense.plan.read import read_plan
 from midefense.types import Refused
 
@@ -149,6 +151,23 @@ def test_a_network_of_the_attackers_own_is_tried(store, changes, expected):
 def test_networks_that_fit_are_planned_and_unknown_classes_are_left_open(store):
     planned(store, "attack", attack__surrogate=surrogate())  # seven classes, and nobody knows yet how many there are
     planned(store, "attack", attack=decoder())
+
+
+@pytest.mark.parametrize(("text", "refused"), [("always", True), ("with {} classes", False)])
+def test_what_fails_for_some_number_of_classes_alone_is_left_for_later(text, refused):
+    def attempt(classes):
+        raise Refused(text.format(classes))
+
+    with pytest.raises(Refused, match="always") if refused else contextlib.nullcontext():
+        trials._for_classes(None, attempt)
+    with pytest.raises(Refused):
+        trials._for_classes(2, attempt)
+
+
+def test_a_network_that_cannot_be_built_of_shapes_alone_is_built_as_it_would_be(store):
+    own = {"_target_": "trial_doubles.LooksAtNumbers"}
+    changes = {"architecture__network": own, "architecture__feature_layer": None, "architecture__classes": 7}
+    planned(store, "train_target", "architecture=custom", "architecture.size=16", **changes)
 
 
 @pytest.mark.parametrize(

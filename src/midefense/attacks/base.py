@@ -85,8 +85,6 @@ class Attack:
 
     def __init__(self, *, access: str, budget: Count | None, group: Count):
         self.access = Access.parse(access)
-        if group < 1 or (budget is not None and budget < 1):
-            raise Refused(f"attack: expected group and budget of at least 1, got group={group}, budget={budget}")
         self.budget, self.group = budget, group
 
     def check(self, setting: Setting) -> None:
@@ -256,8 +254,6 @@ class SearchAttack(Attack):
         legacy: bool = False,
     ):
         super().__init__(access=access, budget=budget, group=group)
-        if chunk is not None and chunk < 1:
-            raise Refused(f"attack.chunk: expected at least 1 image per forward or null, got {chunk}")
         slots = {"init": init, "objective": objective, "search": search, "select": select, "views": views}
         slots["surrogate"] = surrogate
         if legacy:

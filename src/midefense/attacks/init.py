@@ -32,8 +32,6 @@ class Random(Part):
     needs = ("sample",)
 
     def __init__(self, *, candidates: Draws = 5, shared: bool = False):
-        if candidates < 1:
-            raise Refused(f"attack.init.candidates: expected at least 1 start per target, got {candidates}")
         self.candidates, self.shared = candidates, shared
 
     def __call__(self, problem: Problem) -> Found:
@@ -61,11 +59,8 @@ class BestOfPool(Part):
     unhashed = ("batch_size",)
 
     def __init__(self, *, size: Draws = 2000, candidates: Draws = 200, flip: bool = True, batch_size: Count = 256):
-        if not 1 <= candidates <= size or batch_size < 1:
-            raise Refused(
-                f"attack.init: expected 1 <= candidates <= size and batch_size from 1, "
-                f"got candidates={candidates}, size={size}, batch_size={batch_size}"
-            )
+        if candidates > size:
+            raise Refused(f"attack.init.candidates: expected at most the size of the pool, {size}, got {candidates}")
         self.size, self.candidates, self.flip, self.batch_size = size, candidates, flip, batch_size
 
     @torch.no_grad()
@@ -131,8 +126,6 @@ class BestOfStyles(BestOfPool):
         single_w: bool = True,
     ):
         super().__init__(size=size, candidates=candidates, flip=flip, batch_size=batch_size)
-        if cutoff is not None and cutoff < 0:
-            raise Refused(f"attack.init.cutoff: expected a number of rows from 0 or null, got {cutoff}; try 8")
         self.psi, self.cutoff, self.single_w = psi, cutoff, single_w
 
     @property

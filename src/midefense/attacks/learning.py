@@ -88,10 +88,6 @@ class Learning(Part):
         unit: Count = 100,
         schedule: Schedule | None = None,
     ):
-        if min(steps, batch_size, unit) < 1:
-            raise Refused(
-                f"learning: expected steps, batch_size and unit from 1, got {steps}, {batch_size} and {unit}; try more"
-            )
         self.network, self.optimizer, self.schedule = network, optimizer, schedule
         self.steps, self.batch_size, self.unit = steps, batch_size, unit
 

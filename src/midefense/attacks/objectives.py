@@ -49,8 +49,6 @@ class Poincare(Part):
     reads = ("logits", "gradient")
 
     def __init__(self, *, xi: InnerShare = 1e-4):
-        if not 0 < xi < 1:
-            raise Refused(f"attack.objective.xi: expected a value between 0 and 1, got {xi}")
         self.xi = xi
 
     def __call__(self, look: Look) -> Tensor:

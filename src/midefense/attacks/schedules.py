@@ -25,8 +25,6 @@ class Milestones(Schedule):
     """The rate is multiplied by `factor` at each of `milestones`, updates counted from 0."""
 
     def __init__(self, *, milestones: Annotated[Sequence[Whole], Ascending()] = (), factor: NotNegative = 0.1):
-        if min(milestones, default=0) < 0 or factor < 0:
-            raise Refused(f"schedule: expected milestones and a factor from 0, got {list(milestones)}, {factor}")
         self.milestones, self.factor = frozenset(milestones), factor
 
     def __call__(self, rate: float, step: int, steps: int) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from midefense.datasets.base import FileDataset, require_at_least_zero, require_positive, require_share
+from midefense.datasets.base import FileDataset
 from midefense.datasets.decoding import Decoding
 from midefense.datasets.files import Files, entries, first_difference, require_folder
 from midefense.datasets.splits import split_classes
@@ -33,9 +33,6 @@ class AttFaces(FileDataset):
         test_share: InnerShare = 0.2,
         split_seed: Seed = 42,
     ) -> None:
-        require_positive(private=private, images=images)
-        require_at_least_zero(public=public)
-        require_share(test_share)
         self.decoding = Decoding(channels=1, size=size, framing=framing)
         self.root = root
         self.private = private

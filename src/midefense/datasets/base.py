@@ -195,26 +195,6 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images * 255).round().to(torch.uint8)
 
 
-def require_positive(**numbers: int) -> None:
-    """Refuse named numbers below 1."""
-    for name, number in numbers.items():
-        if number < 1:
-            raise Refused(f"dataset.{name}: expected at least 1, got {number}")
-
-
-def require_at_least_zero(**numbers: int | None) -> None:
-    """Refuse named numbers below 0; None passes."""
-    for name, number in numbers.items():
-        if number is not None and number < 0:
-            raise Refused(f"dataset.{name}: expected at least 0, got {number}; try 0")
-
-
-def require_share(share: float, name: str = "test_share", advice: float = 0.2) -> None:
-    """Refuse a share outside (0, 1)."""
-    if not 0 < share < 1:
-        raise Refused(f"dataset.{name}: expected a share between 0 and 1, got {share}; try {advice}")
-
-
 def require_private(private: int | None, classes: int) -> None:
     """Refuse more private classes than there are, or fewer than one; None is all of them."""
     if private is not None and not 1 <= private <= classes:

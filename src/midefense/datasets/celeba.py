@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from midefense.datasets.base import require_at_least_zero, require_positive, require_share
 from midefense.datasets.celeba_base import CelebaSet
 from midefense.datasets.celeba_files import IDENTITIES, Pictures, read_list
 from midefense.datasets.decoding import Decoding
@@ -49,9 +48,6 @@ class Celeba(CelebaSet):
         crop: Sequence[float] | None = (35, 55, 143, 163, 178, 218),
         size: Side = 64,
     ) -> None:
-        require_positive(identities=identities, min_images=min_images)
-        require_share(test_share)
-        require_at_least_zero(public_above=public_above, public_images=public_images)
         if partial and lists:
             raise Refused("dataset.lists name pictures of the whole set: expected dataset.partial=false, got true")
         self.decoding = Decoding(channels=3, size=size, framing="squash", crop=crop)
@@ -146,9 +142,6 @@ class CelebaPpa(CelebaSet):
         framing: str = "centre_crop",
         size: Side = 224,
     ) -> None:
-        require_positive(identities=identities)
-        require_share(train_share, "train_share", advice=0.9)
-        require_at_least_zero(public_images=public_images)
         self.decoding = Decoding(channels=3, size=size, framing=framing, crop=crop)
         self.root = root
         self.public_root = public_root

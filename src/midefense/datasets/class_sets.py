@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from midefense.datasets.base import Dataset, require_positive, resize_pixels
+from midefense.datasets.base import Dataset, resize_pixels
 from midefense.datasets.cache import Caches, cached_pixels
 from midefense.datasets.files import require_folder, stamp
 from midefense.datasets.splits import Part, Splits, choose_classes, hashes_of
@@ -54,7 +54,6 @@ class ClassSet(Dataset):
         size: Side = 32,
         download: bool = False,
     ) -> None:
-        require_positive(size=size)
         self.private_classes = list(private_classes)
         distinct = set(self.private_classes)
         if not (2 <= len(distinct) == len(self.private_classes) and distinct <= set(range(10))):

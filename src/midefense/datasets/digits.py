@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from midefense.compute import require_memory
-from midefense.datasets.base import Dataset, require_positive, require_share, resize, to_uint8
+from midefense.datasets.base import Dataset, resize, to_uint8
 from midefense.datasets.cache import Caches
 from midefense.datasets.splits import Splits, split_classes
 from midefense.ranges import InnerShare, Seed, Side, Whole
@@ -34,8 +34,6 @@ class Digits(Dataset):
         test_share: InnerShare = 0.2,
         split_seed: Seed = 42,
     ) -> None:
-        require_positive(size=size)
-        require_share(test_share)
         self.private_classes = list(private_classes)
         distinct = set(self.private_classes)
         if not (2 <= len(distinct) == len(self.private_classes) <= 9 and distinct <= set(range(10))):

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from midefense.datasets.base import FileDataset, require_positive, require_private, require_share
+from midefense.datasets.base import FileDataset, require_private
 from midefense.datasets.decoding import Decoding
 from midefense.datasets.files import SUFFIXES, Files, entries, require_folder, require_inside
 from midefense.datasets.splits import split_shuffled
-from midefense.ranges import Classes, InnerShare, Seed, Side, Whole
+from midefense.ranges import Classes, Count, InnerShare, Seed, Side
 from midefense.types import Refused, refuse_unknown
 
 GROUPS = {"all": ("actors", "actresses"), "actors": ("actors",), "actresses": ("actresses",)}
@@ -37,8 +37,8 @@ class FaceScrub(FileDataset):
         root: str = "data/facescrub",
         variant: str = "faces",
         group: str = "all",
-        actors: Whole = 265,
-        actresses: Whole = 265,
+        actors: Count = 265,
+        actresses: Count = 265,
         private: Classes | None = None,
         size: Side = 224,
         framing: str = "centre_crop",
@@ -51,12 +51,10 @@ class FaceScrub(FileDataset):
             raise refuse_unknown("dataset.variant", variant, VARIANTS)
         if group not in GROUPS:
             raise refuse_unknown("dataset.group", group, GROUPS)
-        require_positive(actors=actors, actresses=actresses)
         counts = {"actors": actors, "actresses": actresses}
         self.expected = {name: counts[name] for name in GROUPS[group]}
         self.people = sum(self.expected.values())
         require_private(private, self.people)
-        require_share(train_share, "train_share", advice=0.9)
         self.decoding = Decoding(
             channels=3, size=size, framing=framing, convert=True, orientation=orientation, alpha=alpha
         )

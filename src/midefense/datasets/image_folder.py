@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from midefense.datasets.base import FileDataset, require_share
+from midefense.datasets.base import FileDataset
 from midefense.datasets.decoding import Decoding
 from midefense.datasets.files import SUFFIXES, Files, entries, first_difference, require_folder
 from midefense.datasets.splits import cut
@@ -43,7 +43,6 @@ class ImageFolder(FileDataset):
         test_share: InnerShare = 0.2,
         split_seed: Seed = 42,
     ) -> None:
-        require_share(test_share)
         self.decoding = Decoding(
             channels=channels,
             size=size,

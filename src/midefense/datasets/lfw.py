@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from midefense.datasets.base import FileDataset, require_positive, require_share
+from midefense.datasets.base import FileDataset
 from midefense.datasets.decoding import Decoding
 from midefense.datasets.files import Files, entries, first_difference, require_folder
 from midefense.datasets.splits import split_classes
@@ -51,8 +51,6 @@ class Lfw(FileDataset):
         crop: Sequence[float] | None = (67, 51, 185, 169, 250, 250),
         size: Side = 64,
     ) -> None:
-        require_positive(min_images=min_images, **({} if cap is None else {"cap": cap}))
-        require_share(test_share)
         self.decoding = Decoding(channels=3, size=size, framing="squash", crop=None if landmarks else crop)
         self.root = root
         self.landmarks = landmarks

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from midefense.datasets.base import FileDataset, require_positive
+from midefense.datasets.base import FileDataset
 from midefense.datasets.decoding import Decoding
 from midefense.datasets.files import SUFFIXES, Files, is_left_behind, natural_key, require_folder, require_inside
 from midefense.ranges import Count, Side
@@ -42,8 +42,6 @@ class PublicFolder(FileDataset):
         orientation: str = "applied",
         alpha: str = "refused",
     ) -> None:
-        if count is not None:
-            require_positive(count=count)
         if not folders:
             raise Refused(f"{NODE}.folders: expected at least one folder, got none; try ['.'] for the root itself")
         self.decoding = Decoding(

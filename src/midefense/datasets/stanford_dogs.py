@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from midefense.datasets.base import FileDataset, require_positive, require_private, require_share
+from midefense.datasets.base import FileDataset, require_private
 from midefense.datasets.bounding_boxes import first_box
 from midefense.datasets.decoding import Decoding
 from midefense.datasets.files import Files, entries, require_folder, require_inside
@@ -44,9 +44,7 @@ class StanfordDogs(FileDataset):
         train_share: InnerShare = 0.9,
         split_seed: Seed = 42,
     ) -> None:
-        require_positive(breeds=breeds)
         require_private(private, breeds)
-        require_share(train_share, "train_share", advice=0.9)
         self.decoding = Decoding(
             channels=3, size=size, framing=framing, convert=True, orientation="ignored", alpha="ignored"
         )

@@ -10,11 +10,11 @@ from torch import Tensor
 from midefense import seeds
 from midefense.closed_form import render
 from midefense.compute import require_memory
-from midefense.datasets.base import Dataset, require_positive, to_uint8
+from midefense.datasets.base import Dataset, to_uint8
 from midefense.datasets.cache import Caches
 from midefense.datasets.splits import Splits
 from midefense.ranges import Classes, Count, NotNegative, Side, Whole
-from midefense.types import Images, Refused
+from midefense.types import Images
 
 DRAWN = 16  # bytes per pixel while images are drawn: two numbers in float64
 
@@ -41,10 +41,6 @@ class Toy(Dataset):
         noise: NotNegative = 0.03,
         seed: Whole = 0,
     ) -> None:
-        require_positive(classes=classes, public_classes=public_classes, size=size)
-        require_positive(images_per_class=images_per_class, test_images_per_class=test_images_per_class)
-        if jitter < 0 or noise < 0:
-            raise Refused(f"dataset.jitter and dataset.noise: expected at least 0, got {jitter} and {noise}")
         pictures = classes * (images_per_class + test_images_per_class) + public_classes * images_per_class
         require_memory(pictures * size**2 * DRAWN, f"dataset.size={size} for {pictures:,} images")
         self.classes = classes

@@ -63,8 +63,6 @@ class BiDO(Defense):
             raise refuse_unknown("label_kernel", label_kernel, LABEL_KERNELS)
         if dtype not in ("float64", "float32"):
             raise refuse_unknown("dtype", dtype, ("float64", "float32"))
-        if sigma <= 0 or eps <= 0:
-            raise Refused(f"sigma, eps: expected values above 0, got {sigma}, {eps}; try 5.0, 1e-5")
         self.measure = measure
         self.lambda_x = lambda_x
         self.lambda_y = lambda_y

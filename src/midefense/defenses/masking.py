@@ -36,7 +36,6 @@ class Masking(Defense):
 
     def __init__(self, *, p: float, value: float | Sequence[float], fill_space: str) -> None:
         super().__init__()
-        require_share("p", p)
         if fill_space not in FILL_SPACES:
             raise refuse_unknown("fill_space", fill_space, FILL_SPACES)
         self.p = p
@@ -85,7 +84,6 @@ class Cutout(Masking):
         self, *, p: Share = 1.0, side: Share = 0.5, value: float | Sequence[float] = 0.0, fill_space: str = "normalized"
     ) -> None:
         super().__init__(p=p, value=value, fill_space=fill_space)
-        require_share("side", side)
         self.side = side
 
     def hidden(self, batch: Batch) -> Tensor:
@@ -118,9 +116,6 @@ class HideAndSeek(Masking):
         fill_space: str = "pixel",
     ) -> None:
         super().__init__(p=p, value=value, fill_space=fill_space)
-        require_share("q", q)
-        if not grids or min(grids) < 1:
-            raise Refused(f"grids: expected one or more numbers of cells from 1, got {list(grids)}; try [4, 8, 16]")
         self.grids = tuple(grids)
         self.q = q
 
@@ -155,7 +150,6 @@ class GridMask(Masking):
         fill_space: str = "normalized",
     ) -> None:
         super().__init__(p=p, value=value, fill_space=fill_space)
-        require_share("kept", kept)
         if not 0 < period[0] <= period[1] <= 1:
             raise Refused(f"period: expected 0 < low <= high <= 1, got {list(period)}; try [0.25, 0.5]")
         self.period = tuple(period)
@@ -185,7 +179,6 @@ class PixelDropout(Masking):
         self, *, p: Share = 1.0, q: Share = 0.25, value: float | Sequence[float] = 0.0, fill_space: str = "normalized"
     ) -> None:
         super().__init__(p=p, value=value, fill_space=fill_space)
-        require_share("q", q)
         self.q = q
 
     def hidden(self, batch: Batch) -> Tensor:
@@ -206,9 +199,3 @@ class EntireErasing(Defense):
         if not 0 < rate <= 1:
             raise Refused(f"rate: expected a share of the batches in (0, 1], got {rate}; try 0.5")
         self.epoch_share = rate
-
-
-def require_share(name: str, value: float) -> None:
-    """Refuse what is not in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise Refused(f"{name}: expected a share in [0, 1], got {value}; try 0.5")

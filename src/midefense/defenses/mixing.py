@@ -16,7 +16,6 @@ from torch import Tensor
 from midefense import seeds
 from midefense.architectures.base import Classifier
 from midefense.defenses.base import Defense
-from midefense.defenses.masking import require_share
 from midefense.ranges import Positive, Share
 from midefense.rectangles import extent, inside
 from midefense.types import Batch, Origin, Refused
@@ -34,7 +33,6 @@ class Mixing(Defense):
 
     def __init__(self, *, p: Share, alpha: Positive) -> None:
         super().__init__()
-        require_share("p", p)
         if not alpha > 0:
             raise Refused(f"alpha: expected above 0, got {alpha}; try 1.0")
         self.p = p

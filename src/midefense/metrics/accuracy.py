@@ -52,8 +52,8 @@ class AttackAccuracy(Metric):
         self.top = tuple(top)
         self.stages = tuple(stages)
         self.batch_size = batch_size
-        if not self.top or min(self.top) < 1 or len(set(self.top)) < len(self.top):
-            raise Refused(f"AttackAccuracy.top: expected distinct counts of at least 1, got {list(top)}; try [1, 5]")
+        if len(set(self.top)) < len(self.top):
+            raise Refused(f"AttackAccuracy.top: expected distinct counts, got {list(top)}; try [1, 5]")
 
     def rows(self, judged: Judged, world: World) -> dict[str, Tensor]:
         kept = {}

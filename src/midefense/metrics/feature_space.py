@@ -46,8 +46,6 @@ class FeatureSpace(Metric):
 
     def __init__(self, *, erasing: nn.Module, drawn: Count = 4, seed: Whole = 0, batch_size: Count = 256) -> None:
         super().__init__()
-        if drawn < 0:
-            raise Refused(f"FeatureSpace.drawn: expected 0 or more classes, got {drawn}; try 4")
         if not hasattr(erasing, "transform"):
             raise Refused(f"FeatureSpace.erasing: expected a defense, got {type(erasing).__name__}; try random_erasing")
         self.erasing = erasing

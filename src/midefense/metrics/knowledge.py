@@ -60,8 +60,6 @@ class KnowledgeExtraction(Metric):
         seed: Whole = 0,
     ) -> None:
         super().__init__()
-        if epochs < 1 or batch_size < 2:
-            raise Refused(f"expected epochs >= 1 and batch_size >= 2, got {epochs} and {batch_size}; try 75 and 32")
         if not callable(student):
             raise Refused(f"student: expected a function of classes and channels, got {student!r}; try _partial_: true")
         self.student = student

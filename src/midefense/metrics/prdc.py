@@ -15,7 +15,6 @@ from torch import Tensor
 from midefense.metrics.base import Measured, World, over_classes
 from midefense.metrics.features import FeatureMetric, feature_sets
 from midefense.ranges import Count
-from midefense.types import Refused
 
 STEMS = ("precision", "recall", "density", "coverage")
 
@@ -42,8 +41,6 @@ class PRDC(FeatureMetric):
         self, *, k: Count = 3, features: str = "auto", legacy_ppa: bool = False, batch_size: Count = 256
     ) -> None:
         super().__init__(features=features, batch_size=batch_size, legacy_ppa=legacy_ppa)
-        if k < 1:
-            raise Refused(f"PRDC.k: expected at least 1, got {k}; try 3, as in PPA")
         self.k = k
 
     def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:

@@ -51,8 +51,6 @@ class GmiGan(Prior):
         super().__init__(channels=channels, size=size)
         if size not in (32, 64):
             raise Refused(f"gmi_gan makes images of 32 or 64 px, got {size}; set dataset.size=32 or dataset.size=64")
-        if min(epochs, 1 if steps is None else steps, unit, critic_steps, width) < 1 or batch_size < 2:
-            raise Refused("gmi_gan: expected epochs, steps, unit, critic_steps and width from 1, and batch_size from 2")
         self.latent_size, self.epochs, self.steps = latent_size, epochs, steps
         self.training_options = {
             "latent_size": latent_size,

@@ -79,8 +79,6 @@ class Recipe:
             raise Refused(
                 f"select: expected last, as no epoch has the head of class means, got {select}; try select=last"
             )
-        if select == "validation" and not 0 < validation_share < 1:
-            raise Refused(f"validation_share: expected a share in (0, 1), got {validation_share}; try 0.1")
         if precision not in ("32-true", "bf16-mixed"):
             raise refuse_unknown("precision", precision, ("32-true", "bf16-mixed"))
         require_sampler(sampler)

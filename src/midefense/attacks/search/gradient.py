@@ -47,10 +47,6 @@ class Gradient(Part):
     ):
         if keep not in self.keeps:
             raise refuse_unknown("attack.search.keep", keep, self.keeps)
-        if steps < 0 or reference_batch <= 0:
-            raise Refused(
-                f"attack.search: expected steps from 0 and reference_batch above 0, got {steps}, {reference_batch}"
-            )
         self.bounds = (-box, box) if isinstance(box, int | float) else box
         if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
             raise Refused(f"attack.search.box: expected a positive bound or an ascending pair, got {box}")
@@ -168,10 +164,6 @@ class Rest(Part):
     """
 
     def __init__(self, *, cost: float = 0.01, patience: Count = 100, check_every: Count = 25):
-        if patience < 1 or check_every < 1:
-            raise Refused(
-                f"attack.search.stop: expected patience and check_every from 1, got {patience}, {check_every}"
-            )
         self.cost, self.patience, self.check_every = cost, patience, check_every
 
     def watch(self, candidates: int) -> _Watch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from midefense.attacks.base import Look, Part, Problem, seen
 from midefense.priors.base import Prior
-from midefense.ranges import NotNegative, Positive, Side
+from midefense.ranges import NotNegative, Positive, Side, Some, Whole
 from midefense.types import Found, Refused, to_pixels
 
 
@@ -40,7 +41,7 @@ class Layerwise(Part):
     def __init__(
         self,
         *,
-        steps: Sequence[int],
+        steps: Annotated[Sequence[Whole], Some()],
         optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
         feature_radius: Sequence[NotNegative],
         latent_radius: Sequence[NotNegative],
@@ -48,11 +49,6 @@ class Layerwise(Part):
         reference_batch: Positive = 1,
         picture_size: Side | None = None,
     ):
-        if not steps or min(steps) < 0 or reference_batch <= 0:
-            raise Refused(
-                f"attack.search: expected steps from 0 for one or more stages and reference_batch above 0, "
-                f"got {list(steps)}, {reference_batch}"
-            )
         for name, radii in (("feature_radius", feature_radius), ("latent_radius", latent_radius)):
             if len(radii) < len(steps):
                 raise Refused(

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from midefense.datasets.base import Dataset, require_positive, to_uint8
+from midefense.datasets.base import Dataset, to_uint8
 from midefense.datasets.cache import Caches
 from midefense.datasets.splits import Splits
 from midefense.datasets.synthetic_faces.renderer import render
@@ -40,7 +40,7 @@ class SyntheticFaces(Dataset):
         self,
         *,
         identities: Classes = 50,
-        public_identities: Whole = 100,
+        public_identities: Count = 100,
         images_per_identity: Count = 40,
         test_images_per_identity: Count = 10,
         public_images_per_identity: Count = 40,
@@ -53,7 +53,6 @@ class SyntheticFaces(Dataset):
             "test_images_per_identity": test_images_per_identity,
             "public_images_per_identity": public_images_per_identity,
         }
-        require_positive(**people, **pictures)
         _require_at_most(MOST_IDENTITIES, people)
         _require_at_most(MOST_PICTURES, pictures)
         if not 16 <= size <= 256:
