@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from midefense.foreign import json_of, require_regular
 from midefense.store.artefacts import canonical, savable
 from midefense.store.plain import plain
 from midefense.types import Refused
@@ -41,10 +42,10 @@ def unsealed(file: Path) -> dict[str, Tensor]:
         FileNotFoundError: there is none.
         Refused: it is not what was written.
     """
-    file.stat()
+    require_regular(file, "a saved state")
     try:
         with safetensors.safe_open(file, "pt") as content:
-            about = json.loads((content.metadata() or {}).get(ENTRY, "null"))
+            about = json_of((content.metadata() or {}).get(ENTRY, "null"), file)
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 -- it is no mapping
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise Refused(f"{file}: expected a saved state, got what cannot be read ({error})") from error

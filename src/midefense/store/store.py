@@ -42,6 +42,7 @@ from midefense.store.folders import folders_of
 from midefense.store.moved import forget_moved, moved_content, read_moved
 from midefense.store.plain import plain
 from midefense.store.sealed import notes_of, sealed, unsealed
+from midefense.terminal import shown
 from midefense.types import Refused, refuse_unknown
 
 POLL_SECONDS = 0.2
@@ -235,6 +236,8 @@ class Store:
 
     def read(self, path: Path) -> Artefact:
         """The artefact in a folder of the store; its provenance is checked, its other files are not."""
+        if not path.name.isprintable():
+            raise Refused(f"{str(path)!r}: expected a folder whose name shows every character; rename or remove it")
         artefact = Artefact(path, read_provenance(path))
         moved = {**read_moved(self.roots, artefact.id), **self._moved.get(artefact.id, {})}
         return replace(artefact, moved=moved)
@@ -269,7 +272,7 @@ class Store:
         return artefact
 
     def _names(self, kind: str) -> list[str]:
-        return [path.name for path in self.folders(kind)]
+        return [path.name for path in self.folders(kind) if path.name.isprintable()]
 
 
 class Work:
@@ -301,7 +304,7 @@ class Work:
         except Refused as refusal:
             aside = self._file(name).with_name(f".spoilt-{name}-{uuid.uuid4().hex[:8]}")
             self._file(name).rename(aside)
-            print(f"{self.draft.reference}: {refusal}; it was set aside as {aside}, begun anew", file=sys.stderr)
+            print(shown(f"{self.draft.reference}: {refusal}; it was set aside as {aside}, begun anew"), file=sys.stderr)
             return None
 
     def notes(self, name: str) -> dict:
@@ -320,7 +323,7 @@ class Work:
         """Tell who watches the terminal why nothing happens, and for whom."""
         held = [path for path in sorted(self.folder.glob("*.claim")) if not path.name.startswith("seat-")]
         whom = f": {owner_of(held[0])}" if held else ""  # none: it was given back just now
-        print(f"waiting for another process that makes {self.draft.reference}{whom}", file=sys.stderr)
+        print(shown(f"waiting for another process that makes {self.draft.reference}{whom}"), file=sys.stderr)
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
