@@ -28,7 +28,7 @@ from midefense.architectures.strangers import (
     what_a_pickle_asks,
 )
 from midefense.foreign import require_regular
-from midefense.types import Refused, refuse_unknown
+from midefense.types import Refused, in_a_sentence, refuse_unknown
 
 if TYPE_CHECKING:  # torchvision takes seconds to import, and only its networks need it
     from torchvision.models import WeightsEnum
@@ -222,6 +222,7 @@ def _is_safetensors(beginning: bytes) -> bool:
 
 
 def _refusal(file: Path, what: str, advice: str = STATE_ALONE) -> Refused:
+    what, advice = in_a_sentence(what, 600), in_a_sentence(advice, 600)
     return Refused(f"weights: expected {ACCEPTED}, got {file}, which holds {what}; try {advice}")
 
 
@@ -240,5 +241,8 @@ def _in_words(content: object) -> str:
         return "the state of a quantised network"
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
-    entries = [f"{name} ({'a state dict' if _is_state(v) else type(v).__name__})" for name, v in content.items()]
+    entries = [
+        f"{in_a_sentence(name, 60)} ({'a state dict' if _is_state(v) else type(v).__name__})"
+        for name, v in content.items()
+    ]
     return f"a mapping of {', '.join(entries[:6])}{', ...' if len(entries) > 6 else ''}" if entries else "nothing"

@@ -36,7 +36,7 @@ def read_names(file: str | Path) -> list[str]:
     try:
         names = names_in(json_of(text, file))
     except Refused as refusal:
-        raise Refused(f"--class-names: {refusal}; try a class name per line") from refusal
+        raise Refused(f"--class-names: expected names; {refusal}; try a class name per line") from refusal
     if names is None:
         raise Refused(f"--class-names: expected a list of names, or names and labels, got {file}; try a name per line")
     return names
