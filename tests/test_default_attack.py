@@ -3,8 +3,8 @@
 import re
 
 import pytest
-
 from contract.listing import composed, options
+
 from midefense.plan.compose import CONF
 
 DEFAULT, PRIOR = "pool_small", "gmi_gan_small"

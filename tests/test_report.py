@@ -28,6 +28,7 @@ from midefense.report.rows import Setup, setups, summarise
 from midefense.report.tradeoff import trade_offs
 from midefense.store.artefacts import Draft
 from midefense.store.store import Store
+from midefense.types import Refused
 
 
 @pytest.fixture
@@ -212,16 +213,16 @@ def test_configurations_come_from_the_parents_and_say_what_is_missing(tmp_path):
     found, missing = Configurations().of(row)
     assert "attack.search.steps" not in found and "was changed since it was written" in missing[0]
     (recovered.path / "config.yaml").write_text("attack: {search")
-    assert "cannot be read (ParserError)" in Configurations().of(row)[1][0]
+    assert "cannot be read (Refused)" in Configurations().of(row)[1][0]
 
 
 def test_a_parent_can_lie_nowhere_but_in_the_store(tmp_path):
     outside = put(tmp_path / "other", document(), "secret")
     reference = f"../other/result/{outside.name}"
-    put(tmp_path / "store", document(), "none", {"target": reference})
-    ((row,), _) = read_rows(tmp_path / "store")
-    found, missing = Configurations().of(row)
-    assert found["of"] == "none" and len(missing) == 1
+    with pytest.raises(Refused, match="expected references"):
+        put(tmp_path / "store", document(), "none", {"target": reference})
+    rows, (broken,) = read_rows(tmp_path / "store")
+    assert rows == [] and "expected references" in broken.reason
 
 
 def test_setups_that_differ_in_their_prior_alone_are_told_apart_everywhere(tmp_path):
@@ -322,7 +323,7 @@ def test_a_row_that_cannot_be_read_is_named_and_left_out(store, tmp_path, capsys
     assert len(rows) == 4
     reasons = {one.name.split("@")[0]: one.reason for one in broken}
     assert set(reasons) == {"incomplete", "no-json", "no-tensors", "empty"}
-    assert "row lacks protocol" in reasons["incomplete"] and "JSONDecodeError" in reasons["no-json"]
+    assert "row lacks protocol" in reasons["incomplete"] and "expected JSON" in reasons["no-json"]
     assert "provenance.json cannot be read" in reasons["empty"]
     assert run(["--store", str(store), "--out", str(tmp_path / "r.html")]) == 1
     assert "skipped incomplete@" in capsys.readouterr().err

@@ -14,6 +14,21 @@ PULSE_SECONDS = 60.0
 NUMBERS = 3  # of the newest numbers, how many a line shows
 
 
+def shown(text: object) -> str:
+    """A text as a terminal may show it: names of files and of artefacts come from others, and what is not printed in
+    them (colours, moves of the cursor, reversed writing, bytes that are no text) stands there by its number."""
+    return "".join(mark if mark.isprintable() or mark in "\n\t" else _number(mark) for mark in str(text))
+
+
+def say(text: object) -> None:
+    """Print what is `shown` of a text."""
+    print(shown(text), flush=True)
+
+
+def _number(mark: str) -> str:
+    return mark.encode("unicode_escape", "surrogatepass").decode()
+
+
 class Stage:
     """One stretch of work, a context manager.
 
@@ -34,7 +49,9 @@ class Stage:
     def __enter__(self) -> Stage:
         self._started = time.monotonic()
         terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=self.total, desc=self.title, disable=not terminal or not self.title, dynamic_ncols=True)
+        self._bar = tqdm(
+            total=self.total, desc=shown(self.title), disable=not terminal or not self.title, dynamic_ncols=True
+        )
         if self.title and not terminal:
             if self.announced:
                 _say(f"{self.title}: begun")
@@ -100,4 +117,4 @@ def duration(seconds: float) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(shown(line), file=sys.stderr, flush=True)

@@ -27,15 +27,25 @@ class NotYetKnown(Exception):
     """A fact of a `Setting` that only the images tell. Who asks too early is asked again when they were loaded."""
 
 
+def in_a_sentence(name: object, longest: int = 200) -> str:
+    """A name that others gave, as a refusal may say it: its own text, or, where it has lines, characters that are not
+    seen, or more than `longest`, what Python would write of it."""
+    text = str(name)
+    if not text.isprintable():
+        text = repr(text)
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
 def refuse_unknown(what: str, got: object, choices: Iterable[object], try_: str = "") -> Refused:
     """Build the standard refusal of a name that is not among `choices`; near misses are suggested."""
     import difflib
 
-    names = [str(choice) for choice in choices]
+    names = [in_a_sentence(choice) for choice in choices]
     near = difflib.get_close_matches(str(got), [name for name in names if name != str(got)], n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     advice = f" {try_}" if try_ else ""
-    return Refused(f"{what}: got {got!r}; choices: {', '.join(names) or 'none'}.{hint}{advice}")
+    said = f"{in_a_sentence(what, 400)}: got {in_a_sentence(repr(got))}"
+    return Refused(f"{said}; choices: {', '.join(names) or 'none'}.{hint}{advice}")
 
 
 # What one forward of a target can reveal, and who may see it. `gradient` stands for differentiating through

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import struct
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from midefense.architectures.strangers import STATE_ALONE, other_archive, stranger_by_beginning, what_a_pickle_asks
-from midefense.types import Refused, refuse_unknown
+from midefense.architectures.strangers import (
+    STATE_ALONE,
+    other_archive,
+    stranger_by_beginning,
+    too_much,
+    what_a_pickle_asks,
+)
+from midefense.foreign import require_regular
+from midefense.types import Refused, in_a_sentence, refuse_unknown
 
 if TYPE_CHECKING:  # torchvision takes seconds to import, and only its networks need it
     from torchvision.models import WeightsEnum
@@ -30,12 +38,27 @@ ACCEPTED = "a safetensors file, or a torch file with a state dict (alone, or as 
 BEGINNINGS = (b"PK\x03\x04", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
 
 # What reading a torch file that was cut short or changed can raise, by where it was.
-CUT_SHORT = (AssertionError, EOFError, IndexError, KeyError, OSError, RuntimeError, ValueError, struct.error)
+CUT_SHORT = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 TENSORS_ALONE = (
     "torch.save({name: value for name, value in state.items() if torch.is_tensor(value)}, FILE), where the rest is not "
     "needed to tell images apart"
 )
+MOST_REPEATED = 1 << 16  # how much larger a tensor may be than what is stored of it; ordinary ones are not
 READ_AHEAD = 1 << 16  # bytes that say what a file is
 
 
@@ -65,9 +88,10 @@ def read_checkpoint(path: str | Path, entry: str | None = None) -> Checkpoint:
     stand in the file.
     """
     file = Path(path)
-    if not file.is_file():
-        what = "the folder" if file.is_dir() else "no file"
-        raise Refused(f"weights: expected {ACCEPTED}, got {what} {file}; try the path of one")
+    try:
+        require_regular(file, "a file of weights")
+    except FileNotFoundError as error:
+        raise Refused(f"weights: expected {ACCEPTED}, got no file {file}; try the path of one") from error
     content = _read(file)
     if entry is not None:
         return _entry(file, content, entry)
@@ -120,9 +144,16 @@ def _odd_kind(tensor: Tensor) -> tuple[str, str] | None:
         return "tensors without values (on the meta device)", "saving the model after its weights were loaded"
     if tensor.is_quantized:
         return "quantised tensors", "the network from before it was quantised"
+    if tensor.layout == torch.strided and _written_out(tensor) > MOST_REPEATED * tensor.untyped_storage().nbytes():
+        return "tensors that repeat few values", "saving them with .contiguous()"
     if tensor.layout != torch.strided:
         return "sparse tensors", "saving them with .to_dense()"
     return None
+
+
+def _written_out(tensor: Tensor) -> int:
+    """Bytes of a tensor in memory of its own."""
+    return tensor.numel() * tensor.element_size()
 
 
 def official_weights(choices: type[WeightsEnum], name: str | None, download: bool) -> dict[str, Tensor]:
@@ -175,13 +206,17 @@ def _read(file: Path) -> object:
             raise _refusal(file, f"no safetensors ({error})") from error
     if not is_torch:
         raise _refusal(file, "nothing that torch saved")
-    if archive := other_archive(file):
-        raise _refusal(file, *archive)
     try:
+        if archive := other_archive(file):
+            raise _refusal(file, *archive)
+        if much := too_much(file):
+            raise _refusal(file, much)
         with file.open("rb") as stream:  # by a name that ends in .safetensors torch would read it as such
             return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refusal(file, *what_a_pickle_asks(file, str(error))) from error
+    except Refused:
+        raise
     except CUT_SHORT as error:
         raise _refusal(file, "a torch file cut short or changed") from error
 
@@ -192,6 +227,7 @@ def _is_safetensors(beginning: bytes) -> bool:
 
 
 def _refusal(file: Path, what: str, advice: str = STATE_ALONE) -> Refused:
+    what, advice = in_a_sentence(what, 600), in_a_sentence(advice, 600)
     return Refused(f"weights: expected {ACCEPTED}, got {file}, which holds {what}; try {advice}")
 
 
@@ -225,5 +261,8 @@ def _in_words(content: object) -> str:
         return "the state of a quantised network"
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
-    entries = [f"{name} ({'a state dict' if _is_state(v) else type(v).__name__})" for name, v in content.items()]
+    entries = [
+        f"{in_a_sentence(name, 60)} ({'a state dict' if _is_state(v) else type(v).__name__})"
+        for name, v in content.items()
+    ]
     return f"a mapping of {', '.join(entries[:6])}{', ...' if len(entries) > 6 else ''}" if entries else "nothing"

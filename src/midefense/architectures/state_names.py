@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from midefense.types import Refused
+from midefense.types import Refused, in_a_sentence
 
 # What DataParallel, Lightning modules and Opacus put in front of every name.
 WRAPPERS = ("module.", "model.", "_module.")
@@ -220,4 +220,4 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _first(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return ", ".join(map(in_a_sentence, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")

@@ -5,11 +5,15 @@ Archives are listed and pickles are read as opcodes; nothing of a file is run.
 
 from __future__ import annotations
 
+import io
 import pickletools
 import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
+
+from midefense.architectures.opcodes import TooMuch, look_through
 
 STATE_ALONE = "saving the state dict alone, with safetensors or torch.save, where you trust the file"
 # What files begin with that are often taken for weights: what they are, and what to do.
@@ -21,6 +25,7 @@ STRANGERS = (
     (b"7z\xbc\xaf", "a 7z archive", "unpacking it"),
     (b"Rar!", "a RAR archive", "unpacking it"),
 )
+PICKLES_OF_OLD = 5  # of a file from before torch 1.6: magic number, version, sizes, objects, keys of storages
 WEB_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")
 # Generators that are no StyleGAN2-ADA: what their pickles name, and what the names of their tensors match. EG3D and
 # StyleGAN-XL build on classes of StyleGAN2 and 3, so they come first.
@@ -98,6 +103,37 @@ def other_archive(file: Path) -> tuple[str, str] | None:
         return "arrays of numpy", STATE_ALONE
     inside = ", ".join(paths[:3]) + (", ..." if len(paths) > 3 else "")
     return f"a zip archive of {inside or 'nothing'}", "unpacking it"
+
+
+def too_much(file: Path) -> str:
+    """What a torch file holds that would take all time or memory, or end the process; "" for nothing of the kind."""
+    with file.open("rb") as stream:
+        try:
+            if zipfile.is_zipfile(stream):
+                return _too_much_in_an_archive(stream)
+            stream.seek(0)
+            for _ in range(PICKLES_OF_OLD):
+                for _ in look_through(stream):
+                    pass
+        except TooMuch as error:
+            return str(error)
+    return ""
+
+
+def _too_much_in_an_archive(stream: BinaryIO) -> str:
+    """As `too_much`, of a zip archive. torch packs nothing, so entries that are, or that lie in each other's place, are
+    no weights."""
+    with zipfile.ZipFile(stream) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            return "a zip archive whose entries are packed, as torch packs none"
+        if sum(entry.file_size for entry in entries) > stream.seek(0, 2):
+            return "a zip archive with more in it than its size"
+        for entry in entries:
+            if entry.filename.rpartition("/")[2] == "data.pkl":
+                for _ in look_through(io.BytesIO(archive.read(entry))):
+                    pass
+    return ""
 
 
 def what_a_pickle_asks(file: Path, message: str) -> tuple[str, str]:

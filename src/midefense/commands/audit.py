@@ -18,6 +18,7 @@ from midefense.commands.parsing import add_choice, add_store, is_override, refus
 from midefense.plan.overrides import Override, parsed
 from midefense.store.artefacts import Artefact
 from midefense.store.store import Store
+from midefense.terminal import say, shown
 from midefense.types import Refused
 
 SIDES = (32, 64)  # pixels that images are made: what the small GAN can make, in minutes
@@ -62,7 +63,7 @@ def commands_of(options: argparse.Namespace) -> Commands:
     seen = options.size or (min(look.side, SIDES[-1]) if network else None)
     made = next((side for side in SIDES if side >= (seen or look.side)), SIDES[-1])
     if look.side > made:
-        print(
+        say(
             f"note: images are made {made}x{made} (the smallest side found is {look.side}); dataset.size says otherwise"
         )
     shape = (f"channels={options.channels or look.channels}", f"size={made}", "convert=true")
@@ -168,11 +169,11 @@ def _carry_out(commands: Commands, options: argparse.Namespace) -> int:
         choice=Choice(options.entry, options.strip, options.add),
     )
     tested = "test images" if options.test else "the test images that were cut off, which it may have been trained on"
-    print(f"{target.reference}: accuracy {target.metrics['test_accuracy_top1']:.4f} on {tested}")
+    say(f"{target.reference}: accuracy {target.metrics['test_accuracy_top1']:.4f} on {tested}")
     if doubt := target.metrics["claim"].get("doubt"):
-        print(f"note: {doubt}")
+        say(f"note: {doubt}")
     if options.public is None:
-        print(WEAK)
+        say(WEAK)
     words = [f"target={target.id}", *commands.attack, f"store={options.store}"]
     seeds = list(range(options.seeds))
     _say("evaluate", "-m", *words, f"seed={','.join(map(str, seeds))}")
@@ -180,7 +181,7 @@ def _carry_out(commands: Commands, options: argparse.Namespace) -> int:
     rows = [Row.parse(result.metrics, result.path) for result in results]
     said = verdict(rows)
     _say("report", "--store", options.store, "--out", options.out)
-    print(f"{table(rows)}\n\nreport: {build(rows, Path(options.out), lead=said)}\n{said}")
+    say(f"{table(rows)}\n\nreport: {build(rows, Path(options.out), lead=said)}\n{said}")
     return 0
 
 
@@ -204,13 +205,13 @@ def _result(words: Sequence[str]) -> Artefact:
     pipeline = Pipeline(read_plan("evaluate", config, choices, words))
     agenda = look_ahead(pipeline)
     if agenda.missing:
-        print("\n".join(agenda.lines()), file=sys.stderr, flush=True)
+        print(shown("\n".join(agenda.lines())), file=sys.stderr, flush=True)
     return pipeline.result
 
 
 def _say(*words: object) -> None:
     """Print a command as a person would type it."""
-    print(f"$ midefense {shlex.join(map(str, words))}", flush=True)
+    say(f"$ midefense {shlex.join(map(str, words))}")
 
 
 def _parser() -> argparse.ArgumentParser:

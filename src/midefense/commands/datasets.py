@@ -8,15 +8,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
 from midefense.commands.parsing import refusing
 from midefense.datasets.base import Dataset, FileDataset
 from midefense.datasets.decoding import survey
 from midefense.datasets.files import Files
 from midefense.datasets.splits import Splits, copies, digest
+from midefense.foreign import yaml_of
 from midefense.plan.bind import bind
 from midefense.plan.compose import CONF, compose
+from midefense.terminal import say, shown
 from midefense.types import Images, Refused, refuse_unknown
 
 PARTS = ("private_train", "private_test", "public")
@@ -34,14 +34,14 @@ def run(words: Sequence[str]) -> int:
 
 def _list(options: argparse.Namespace, changes: Sequence[str]) -> int:
     for name, file in sorted(_files().items()):
-        print(f"{name:<18} {file.parent.name:<8} {file.read_text().splitlines()[0].removeprefix('# ')}")
+        say(f"{name:<18} {file.parent.name:<8} {file.read_text().splitlines()[0].removeprefix('# ')}")
     return 0
 
 
 def _check(options: argparse.Namespace, changes: Sequence[str]) -> int:
     node, config = _composed(options.name)
     dataset = _built(options.name, node, config, options.root, changes)
-    print(f"{options.name} expects\n{dataset.tree()}", flush=True)
+    say(f"{options.name} expects\n{dataset.tree()}")
     if not isinstance(dataset, FileDataset):  # not one picture per file: reading is checking
         parts = _loaded(dataset, node)
         lines = [f"split    {digest(*parts.values())}"]
@@ -56,10 +56,10 @@ def _check(options: argparse.Namespace, changes: Sequence[str]) -> int:
             notices = notices or ["every picture is upright as stored, opaque, a single frame, and there once"]
     print("ok")
     for name, part in parts.items():
-        print(f"  {name:<14} images {len(part):,}, classes {len(part.names):,}")
+        say(f"  {name:<14} images {len(part):,}, classes {len(part.names):,}")
     colour = {1: "grey", 3: "RGB"}[dataset.channels]
-    print("\n".join(f"  {line}" for line in [f"made     {dataset.size}x{dataset.size} {colour}", *lines]))
-    print("".join(f"  {notice}\n" for notice in notices), end="")
+    say("\n".join(f"  {line}" for line in [f"made     {dataset.size}x{dataset.size} {colour}", *lines]))
+    print(shown("".join(f"  {notice}\n" for notice in notices)), end="")
     return 0
 
 
@@ -145,9 +145,9 @@ def _roots(dataset: FileDataset) -> list[Path]:
 
 def _value(word: str, text: str) -> object:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise Refused(f"expected KEY=VALUE with a YAML value, got {word!r}") from error
+        return yaml_of(text, word)
+    except Refused as refusal:
+        raise Refused(f"expected KEY=VALUE with a YAML value, got {word!r}") from refusal
 
 
 def _parser() -> argparse.ArgumentParser:

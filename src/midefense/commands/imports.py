@@ -9,6 +9,7 @@ from pathlib import Path
 
 from midefense.commands.parsing import add_choice, add_store, is_override, refusing
 from midefense.store.store import Store
+from midefense.terminal import say
 from midefense.types import Refused
 
 SELECTIONS = ("unknown", "last", "validation", "test_legacy")
@@ -73,10 +74,10 @@ def _import_classifier(options: argparse.Namespace) -> int:
         choice=Choice(options.entry, options.strip, options.add),
     )
     place = "evaluators.main.artefact" if options.role == "evaluator" else "target"
-    print(artefact.reference)
-    print(f"test accuracy {artefact.metrics['test_accuracy_top1']:.4f}; use it as {place}={artefact.id}")
+    say(artefact.reference)
+    say(f"test accuracy {artefact.metrics['test_accuracy_top1']:.4f}; use it as {place}={artefact.id}")
     if doubt := artefact.metrics["claim"].get("doubt"):
-        print(f"note: {doubt}")
+        say(f"note: {doubt}")
     return 0
 
 
@@ -103,8 +104,8 @@ def _import_prior(options: argparse.Namespace) -> int:
         name=options.name,
         choice=Choice(options.entry, options.strip, options.add),
     )
-    print(artefact.reference)
-    print(f"use it as prior_artefact={artefact.id}")
+    say(artefact.reference)
+    say(f"use it as prior_artefact={artefact.id}")
     return 0
 
 
@@ -126,9 +127,9 @@ def _import_stylegan2(options: argparse.Namespace) -> int:
     told = {name: value for word in options.config for name, value in _argument(word).items()}
     import_file(options.file, out, sha256=options.sha256, told=told)
     config, _, critic, notes = read_imported(out)
-    print(f"{notes['source']}: SHA-256 {notes['source_sha256']}")
-    print(f"generator{'' if critic is None else ' and critic'} of {config}")
-    print(f"use it as prior.weights={out}")
+    say(f"{notes['source']}: SHA-256 {notes['source_sha256']}")
+    say(f"generator{'' if critic is None else ' and critic'} of {config}")
+    say(f"use it as prior.weights={out}")
     return 0
 
 

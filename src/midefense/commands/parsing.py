@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from midefense.terminal import shown
 from midefense.tracking.endings import FULL, tell
 from midefense.types import Refused
 
@@ -41,5 +42,5 @@ def refusing(act: Callable[[], int]) -> int:
     except Exception as error:
         if not isinstance(error, Refused | OSError) or getattr(error, "errno", None) in FULL:
             return tell(error)
-        print(f"refused: {error}", file=sys.stderr)
+        print(shown(f"refused: {error}"), file=sys.stderr)
         return 1

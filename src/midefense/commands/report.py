@@ -10,6 +10,7 @@ from pathlib import Path
 from midefense.commands.parsing import add_store, refusing
 from midefense.report import build, read_rows, refuse_odd_places, table, wide_beside, write_csv
 from midefense.store.store import Store
+from midefense.terminal import say, shown
 from midefense.types import Refused
 
 
@@ -32,11 +33,11 @@ def _report(store: str, out: Path, tables: Path | None) -> int:
     if not rows and not broken:
         _refuse_to_replace(places, store)
     for one in broken:
-        print(f"skipped {one.name}: {one.reason}", file=sys.stderr)
-    print(table(rows))
-    print(f"\nreport: {build(rows, out, broken)}")
+        print(shown(f"skipped {one.name}: {one.reason}"), file=sys.stderr)
+    say(table(rows))
+    say(f"\nreport: {build(rows, out, broken)}")
     if tables:
-        print("csv: {}, {}".format(*write_csv(rows, tables)))
+        say("csv: {}, {}".format(*write_csv(rows, tables)))
     return 1 if broken else 0
 
 

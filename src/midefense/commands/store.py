@@ -14,6 +14,7 @@ from midefense.commands.parsing import add_store, refusing
 from midefense.store.artefacts import KINDS, Artefact, absolute
 from midefense.store.remembered import remember, remembered
 from midefense.store.store import Checked, Store
+from midefense.terminal import say
 from midefense.types import Refused
 
 
@@ -26,21 +27,21 @@ def run(words: Sequence[str]) -> int:
 def _list(store: Store, options: argparse.Namespace) -> int:
     for artefact in store.list(options.kind):
         size = sum(path.stat().st_size for path in artefact.path.iterdir())
-        print(f"{artefact.provenance['created']}  {size / 1e6:8.2f} MB  {artefact.reference}")
+        say(f"{artefact.provenance['created']}  {size / 1e6:8.2f} MB  {artefact.reference}")
     broken = store.broken(options.kind)
     for problem in broken.values():  # each begins with its folder
-        print(f"BROKEN   {problem}")
+        say(f"BROKEN   {problem}")
     return 1 if broken else 0
 
 
 def _show(store: Store, options: argparse.Namespace) -> int:
     artefact = _find(store, options.reference)
-    print(f"# {artefact.path}\n\n# config.yaml")
-    print(yaml.safe_dump(artefact.recipe, sort_keys=False))
+    say(f"# {artefact.path}\n\n# config.yaml")
+    say(yaml.safe_dump(artefact.recipe, sort_keys=False))
     for name, content in (("provenance.json", artefact.provenance), ("metrics.json", artefact.metrics)):
-        print(f"# {name}\n{json.dumps(content, indent=1)}\n")
+        say(f"# {name}\n{json.dumps(content, indent=1)}\n")
     if artefact.moved:
-        print(f"# moved since\n{json.dumps(artefact.moved, indent=1)}\n")
+        say(f"# moved since\n{json.dumps(artefact.moved, indent=1)}\n")
     return 0
 
 
@@ -54,16 +55,16 @@ def _verify(store: Store, options: argparse.Namespace) -> int:
         found += [Checked(name, f"{name}: remembered in {options.against}, not here") for name in sorted(gone)]
     for checked in found:
         doubts = f"  ({'; '.join(checked.doubts)})" if checked.doubts else ""
-        print(f"BROKEN   {checked.problem}" if checked.problem else f"ok       {checked.reference}{doubts}")
+        say(f"BROKEN   {checked.problem}" if checked.problem else f"ok       {checked.reference}{doubts}")
     broken = sum(bool(checked.problem) for checked in found)
-    print(f"{len(found)} checked, {broken} broken")
+    say(f"{len(found)} checked, {broken} broken")
     if options.remember:
         if broken:
             raise Refused(
                 f"--remember {options.remember}: nothing was written, as {broken} are broken; mend them first"
             )
         remember(options.remember, {checked.reference: checked.digest for checked in found}, store.roots)
-        print(f"remembered in {options.remember}: keep it where those who write in the store cannot")
+        say(f"remembered in {options.remember}: keep it where those who write in the store cannot")
     return 1 if broken else 0
 
 
@@ -100,7 +101,7 @@ def _relocate(store: Store, options: argparse.Namespace) -> int:
         before = artefact.places
         store.relocate(artefact, places)
         for place, now in places.items():
-            print(f"{artefact.reference}: {place}={now} (was {before[place]})")
+            say(f"{artefact.reference}: {place}={now} (was {before[place]})")
     return 0
 
 
@@ -119,11 +120,11 @@ def _remove(store: Store, options: argparse.Namespace) -> int:
     dependants = store.dependants(reference)
     if dependants and not options.dependants:
         names = "\n  ".join(other.reference for other in dependants)
-        print(f"{reference} is needed by\n  {names}\nnothing was removed; add --dependants to remove them too")
+        say(f"{reference} is needed by\n  {names}\nnothing was removed; add --dependants to remove them too")
         return 1
     for doomed in [*(other.path for other in reversed(dependants)), path]:
         store.remove(doomed)
-        print(f"removed {doomed.parent.name}/{doomed.name}")
+        say(f"removed {doomed.parent.name}/{doomed.name}")
     return 0
 
 

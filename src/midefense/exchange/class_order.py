@@ -6,7 +6,6 @@ measured 10 % where 88 % were reported. The usual cause is numbers sorted as tex
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from midefense.datasets.files import natural_key
+from midefense.foreign import MOST_JSON, json_of, read_foreign
 from midefense.types import Refused
 
 ENTRIES = ("class_names", "classes", "class_to_idx", "idx_to_class")  # where checkpoints keep the names
@@ -25,15 +25,18 @@ CONSISTENT = 0.6  # from this share on, classes are answered with a label each
 def read_names(file: str | Path) -> list[str]:
     """Class names in the order of the head: one per line, or JSON (a list, or {name: label}, or {label: name})."""
     file = Path(file).expanduser()
-    if not file.is_file():
-        raise Refused(f"--class-names: expected a file, got {file}; try one with a class name per line")
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = read_foreign(file, MOST_JSON, "a file of class names").decode()
+    except FileNotFoundError as error:
+        raise Refused(f"--class-names: expected a file, got {file}; try one with a class name per line") from error
+    except UnicodeDecodeError as error:
+        raise Refused(f"--class-names: expected UTF-8 text, got {file} ({error}); try a class name per line") from error
     if file.suffix != ".json":
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
-        names = names_in(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise Refused(f"--class-names: expected JSON, got {file} ({error}); try a class name per line") from error
+        names = names_in(json_of(text, file))
+    except Refused as refusal:
+        raise Refused(f"--class-names: expected names; {refusal}; try a class name per line") from refusal
     if names is None:
         raise Refused(f"--class-names: expected a list of names, or names and labels, got {file}; try a name per line")
     return names

@@ -22,6 +22,7 @@ from midefense.plan.overrides import as_typed, with_open_places
 from midefense.plan.read import read_plan
 from midefense.plan.verb_options import CONF, groups, groups_of
 from midefense.store.artefacts import Artefact
+from midefense.terminal import shown
 from midefense.tracking.endings import tell
 from midefense.tracking.preemption import ending_when_asked
 from midefense.types import Refused
@@ -47,17 +48,17 @@ def verb(name: str, work: Callable[[Pipeline], Artefact], say: Callable[[Artefac
             tell_of = pipeline.session.tell
             agenda = look_ahead(pipeline)
             if plan.missing == "plan":
-                print("\n".join(agenda.lines()), flush=True)
+                print(shown("\n".join(agenda.lines())), flush=True)
                 return
             if plan.missing == "make" and agenda.missing and local_rank() == 0:
-                print("\n".join(agenda.lines()), file=sys.stderr, flush=True)
+                print(shown("\n".join(agenda.lines())), file=sys.stderr, flush=True)
             artefact = work(pipeline)
         except Exception as error:  # here, before Hydra adds lines of its own; the rest of a sweep goes on
             failed.append(tell_of(_at_point(chosen, error)))
             return
         finally:
             composing[0] = True
-        print(f"{say(artefact)}\n{artefact.reference}\n{artefact.path}", flush=True)
+        print(shown(f"{say(artefact)}\n{artefact.reference}\n{artefact.path}"), flush=True)
 
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's printer

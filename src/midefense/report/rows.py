@@ -56,7 +56,19 @@ class Row:
 
     @classmethod
     def parse(cls, document: Mapping, folder: Path | None = None) -> Row:
-        """A row from the content of a result's `metrics.json`; `Refused` names what is missing."""
+        """A row from the content of a result's `metrics.json`; `Refused` names what is missing, or that something is
+        not what `evaluate` writes."""
+        try:
+            row = cls._parsed(document, folder)
+            row._require_readable()
+        except (AttributeError, KeyError, OverflowError, TypeError) as error:
+            raise Refused(
+                f"metrics.json: expected a row as evaluate writes it, got another ({type(error).__name__}: {error})"
+            ) from error
+        return row
+
+    @classmethod
+    def _parsed(cls, document: Mapping, folder: Path | None) -> Row:
         for part in ("row", "metrics"):
             if not isinstance(document, Mapping) or not isinstance(document.get(part), Mapping):
                 raise Refused(f"metrics.json: expected an object with an object {part!r}")
@@ -78,6 +90,14 @@ class Row:
             for kind, level in levels.items():
                 anchors[kind][name] = level
         return cls(about, about["seeds"], metrics, anchors, folder)
+
+    def _require_readable(self) -> None:
+        """Read all that tables and pages do, so that what cannot be is named here and not there."""
+        for name, seed in self.seeds.items():
+            if name not in SEEDS or type(seed) is not int:
+                raise Refused(f"metrics.json: expected whole numbers as seeds, got {name}={seed!r}")
+        "".join([*self.key, self.seed_text, self.stopped, self.selection, self.evaluators, self.machines])
+        sum(self.evaluator_accuracy.values())
 
     def __getitem__(self, name: str) -> str:
         return str(self.about.get(name, ""))

@@ -23,14 +23,15 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-import yaml
 from torch import Tensor
 
 from midefense import __version__
 from midefense.compute import machine_of
+from midefense.foreign import MOST_BYTES, MOST_JSON, json_of, read_foreign, require_regular, yaml_of
 from midefense.store.command import command_given
 from midefense.store.names import require_name
 from midefense.store.plain import plain
+from midefense.store.provenance import require_sound
 from midefense.types import Refused
 
 KINDS = ("target", "prior", "prepared", "recovered", "result")
@@ -129,12 +130,20 @@ class Artefact:
     @property
     def recipe(self) -> dict:
         """What it was made from."""
-        return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        file = self.path / "config.yaml"
+        recipe = yaml_of(read_foreign(file, MOST_BYTES, "a recipe"), file)
+        if not isinstance(recipe, dict):
+            raise Refused(f"{file}: expected a recipe, got another value; remove the folder")
+        return recipe
 
     @property
     def metrics(self) -> dict:
         """What was measured when it was made."""
-        return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+        file = self.path / "metrics.json"
+        metrics = json_of(read_foreign(file, MOST_JSON, "numbers"), file)
+        if not isinstance(metrics, dict):
+            raise Refused(f"{file}: expected numbers by name, got another value; remove the folder")
+        return metrics
 
     @property
     def places(self) -> dict[str, str | None]:
@@ -159,11 +168,14 @@ class Artefact:
         advice = f"remove it with `midefense store rm {self.reference} --dependants` and give the same command again"
         for name, expected in self.provenance["files"].items():
             path = self.path / name
-            got = file_sha256(path) if path.exists() else "no file"
+            got = _sha256_or_none(path)
             if got != expected:
                 raise Refused(f"{self.reference}: {name}: expected sha256 {expected[:12]}, got {got[:12]}; {advice}")
-        if content_id(self.recipe) != self.id:
+        recipe = self.recipe
+        if content_id(recipe) != self.id:
             raise Refused(f"{self.reference}: config.yaml does not give this id; {advice}")
+        if recipe.get("kind") != self.kind:
+            raise Refused(f"{self.reference}: config.yaml is that of another kind ({recipe.get('kind')!r}); {advice}")
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -190,11 +202,19 @@ def savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hex."""
+    require_regular(path)
     with open(path, "rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _sha256_or_none(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except FileNotFoundError:
+        return "no file"
 
 
 def absolute(place: object) -> str:
@@ -203,14 +223,22 @@ def absolute(place: object) -> str:
 
 
 def read_provenance(path: Path) -> dict:
+    """What an artefact's folder says of it. Refused if it is not what was written there, or cannot be that."""
     try:
-        provenance = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        provenance = json_of(read_foreign(path / "provenance.json", MOST_JSON, "a file of JSON"), "provenance.json")
+    except (FileNotFoundError, Refused) as error:
         raise Refused(f"{path}: provenance.json cannot be read ({error}); remove the folder and run again") from error
-    sealed = {key: value for key, value in provenance.items() if key != "digest"}
-    if content_digest(sealed) != provenance.get("digest"):
+    if not isinstance(provenance, dict) or _seal(provenance) != provenance.get("digest"):
         raise Refused(f"{path}: provenance.json was changed since it was written; remove the folder and run again")
-    return provenance
+    return require_sound(path, provenance, KINDS)
+
+
+def _seal(provenance: Mapping[str, object]) -> str:
+    """The digest of all but itself; "" of what has none, as NaN."""
+    try:
+        return content_digest({key: value for key, value in provenance.items() if key != "digest"})
+    except (ValueError, RecursionError):  # no JSON of ours, also half a character
+        return ""
 
 
 def provenance_of(draft: Draft, seconds: float, bill: Mapping[str, object], device: str) -> dict:

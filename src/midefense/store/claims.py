@@ -13,10 +13,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from midefense.foreign import json_of, read_foreign
 from midefense.terminal import duration
+from midefense.types import Refused
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+MOST_BYTES = 1 << 16  # of a claim
 # When this process first saw a claim as it is, by its own clock: that of another host may be wrong.
 _SEEN: dict[Path, tuple[int, float]] = {}
 
@@ -82,8 +85,8 @@ def _clear(path: Path) -> None:
 def _holds(path: Path, text: str) -> bool:
     """Whether the claim is still the one that says `text`: a claim that fell silent may have been taken over."""
     try:
-        return path.read_bytes() == text.encode()
-    except FileNotFoundError:
+        return read_foreign(path, MOST_BYTES, "a claim") == text.encode()
+    except (FileNotFoundError, Refused):
         return False
 
 
@@ -102,7 +105,7 @@ def _stale(path: Path) -> bool:
     A claim whose time lies in the future, by a wrong clock, is silent when it did not change while we looked on.
     """
     try:
-        modified = path.stat().st_mtime_ns
+        modified = path.lstat().st_mtime_ns  # a link may lead nowhere, or to itself
     except FileNotFoundError:
         return False  # just given back
     before, since = _SEEN.get(path, (None, 0.0))
@@ -118,8 +121,8 @@ def _stale(path: Path) -> bool:
 def _owner(path: Path) -> dict | None:
     """What a claim says of its owner, None where it says nothing that can be understood."""
     try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        owner = json_of(read_foreign(path, MOST_BYTES, "a claim"), path)
+    except (OSError, Refused):
         return None
     known = isinstance(owner, dict) and isinstance(owner.get("host"), str) and type(owner.get("pid")) is int
     return owner if known and 0 < owner["pid"] < 1 << 31 else None

@@ -6,8 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
+from midefense.foreign import yaml_of
 from midefense.types import Refused
 
 ADVICE = "try store=DIR (or unset an empty MIDEFENSE_STORE), or 'store=[MINE,SHARED]' to write into MINE and read both"
@@ -45,6 +44,6 @@ def _listed(text: str) -> object:
     if not (text.startswith("[") and text.endswith("]")):
         return text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise Refused(f"store: expected a list of folders, got {text!r}; {ADVICE}") from error
+        return yaml_of(text, "store")
+    except Refused as refusal:
+        raise Refused(f"store: expected a list of folders, got {text!r}; {ADVICE}") from refusal

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from midefense.foreign import MOST_JSON, json_of, read_foreign
 from midefense.types import Refused
 
 FOLDER = "moved"
@@ -39,11 +40,11 @@ def _file(root: Path, artefact_id: str) -> Path:
 
 def _read(file: Path) -> dict[str, str | None]:
     try:
-        places = json.loads(file.read_text(encoding="utf-8"))
+        places = json_of(read_foreign(file, MOST_JSON, "a file of JSON"), file)
     except FileNotFoundError:
         return {}
-    except ValueError as error:  # no JSON, or no text
-        raise Refused(f"{file}: cannot be read ({error}); {AGAIN}") from error
+    except Refused as refusal:
+        raise Refused(f"{refusal}; {AGAIN}") from refusal
     if not isinstance(places, dict) or not all(value is None or isinstance(value, str) for value in places.values()):
         raise Refused(f"{file}: expected places by option; {AGAIN}")
     return places

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from midefense.foreign import require_regular
 from midefense.store.artefacts import write_whole
 from midefense.types import Refused
 
@@ -37,6 +38,7 @@ def remember(file: Path, digests: Mapping[str, str], roots: Sequence[Path]) -> N
 def remembered(file: Path) -> dict[str, str]:
     """The digests in a file that `remember` wrote, by reference. Raises `Refused` for any other file."""
     try:
+        require_regular(file.expanduser(), "a file that --remember wrote")
         lines = file.expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(

@@ -4,7 +4,6 @@ from what was saved."""
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from midefense.foreign import json_of, require_regular
 from midefense.store.artefacts import canonical, savable
 from midefense.store.plain import plain
 from midefense.types import Refused
@@ -36,9 +36,10 @@ def unsealed(file: Path) -> tuple[dict[str, Tensor], dict]:
         FileNotFoundError: there is none.
         Refused: it is not what was written.
     """
+    require_regular(file, "a saved state")
     try:
         with safetensors.safe_open(file, "pt") as content:
-            about = json.loads((content.metadata() or {}).get(ENTRY, "null"))
+            about = json_of((content.metadata() or {}).get(ENTRY, "null"), file)
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 -- it is no mapping
     except FileNotFoundError:
         raise

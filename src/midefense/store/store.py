@@ -42,6 +42,7 @@ from midefense.store.lineage import Link, OtherParents, all_links, links
 from midefense.store.moved import forget_moved, moved_content, read_moved
 from midefense.store.plain import plain
 from midefense.store.sealed import sealed, unsealed
+from midefense.terminal import shown
 from midefense.types import Refused, refuse_unknown
 
 POLL_SECONDS = 0.2
@@ -277,6 +278,8 @@ class Store:
 
     def read(self, path: Path) -> Artefact:
         """The artefact in a folder of the store; its provenance is checked, its other files are not."""
+        if not path.name.isprintable():
+            raise Refused(f"{str(path)!r}: expected a folder whose name shows every character; rename or remove it")
         artefact = Artefact(path, read_provenance(path))
         _require_own(artefact)
         moved = {**read_moved(self.roots, artefact.id), **self._moved.get(artefact.id, {})}
@@ -329,7 +332,7 @@ class Store:
             print(f"{other.fact}; it stays in {path.parents[1]}, and does not count here", file=sys.stderr)
 
     def _names(self, kind: str) -> list[str]:
-        return [path.name for path in self.folders(kind)]
+        return [path.name for path in self.folders(kind) if path.name.isprintable()]
 
 
 @dataclass(frozen=True)
@@ -387,7 +390,8 @@ class Work:
             aside = file.with_name(f".spoilt-{name}-{uuid.uuid4().hex[:8]}")
             with contextlib.suppress(FileNotFoundError):  # another process has just finished the work
                 file.rename(aside)
-                print(f"{self.draft.reference}: {refusal}; it was set aside as {aside}, begun anew", file=sys.stderr)
+                said = f"{self.draft.reference}: {refusal}; it was set aside as {aside}, begun anew"
+                print(shown(said), file=sys.stderr)
             return None
 
     def _require_same_parents(self, file: Path, recorded: Mapping[str, str]) -> None:
@@ -411,7 +415,7 @@ class Work:
         """Tell who watches the terminal why nothing happens, and for whom."""
         held = [path for path in sorted(self.folder.glob("*.claim")) if not path.name.startswith("seat-")]
         whom = f": {owner_of(held[0])}" if held else ""  # none: it was given back just now
-        print(f"waiting for another process that makes {self.draft.reference}{whom}", file=sys.stderr)
+        print(shown(f"waiting for another process that makes {self.draft.reference}{whom}"), file=sys.stderr)
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"

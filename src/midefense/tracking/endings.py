@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from midefense.terminal import shown
 from midefense.types import Diverged, Refused
 
 UNFORESEEN = 1
@@ -74,10 +75,10 @@ def tell(error: Exception, work: str = "", folder: Path | None = None) -> int:
     """
     ending = foreseen(error, work)
     if ending is None:
-        traceback.print_exception(error)
+        print(shown("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         where = f"the run's folder: {folder}" if folder else "no run was open"
         ending = Ending(UNFORESEEN, f"failed: nobody foresaw this, please report what stands above; {where}")
-    print(ending.sentence, file=sys.stderr, flush=True)
+    print(shown(ending.sentence), file=sys.stderr, flush=True)
     return ending.code
 
 

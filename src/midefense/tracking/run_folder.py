@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from midefense.foreign import MOST_JSON, json_of, read_foreign
 from midefense.store.plain import plain
 from midefense.store.space import reserve
 from midefense.types import Refused
@@ -142,9 +143,11 @@ def save_png(image: Tensor, path: Path) -> None:
 def _previous_attempt(status: Path) -> tuple[int, str]:
     """The attempt number of an earlier start in the same folder, 0 if there was none, and what is wrong with its file:
     a power loss may leave it empty or half written."""
-    if not status.exists():
-        return 0, ""
     try:
-        return int(json.loads(status.read_text(encoding="utf-8")).get("attempt", 0)), ""
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        said = json_of(read_foreign(status, MOST_JSON, "a file of JSON"), status.name)
+        attempt = said.get("attempt") if isinstance(said, Mapping) else None
+        return (attempt if type(attempt) is int else 0), ""
+    except FileNotFoundError:
+        return 0, ""
+    except Refused as error:
         return 0, f"{status.name} of an earlier attempt cannot be read ({error}); attempts are counted from 1 again"

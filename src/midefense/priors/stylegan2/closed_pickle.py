@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import pickle
-import pickletools
 import struct
 import warnings
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
+
+from midefense.architectures.opcodes import TooMuch, look_through
 
 # What picklers of protocol 2 to 5 write for numbers, text, bytes, plain containers and calls; no more.
 OPCODES = {
@@ -112,7 +113,7 @@ def load(
     """The next pickle of a stream.
 
     Its opcodes are looked through before any is obeyed: they must be on the list, declare no more bytes than there are,
-    and number no place of the memo that a pickler would not have come to.
+    number no place of the memo that a pickler would not have come to, and stay within the limits of `opcodes.py`.
 
     Args:
         names: what each name stands for; others are refused.
@@ -124,13 +125,20 @@ def load(
     start = stream.tell()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a damaged name with a strange escape in it
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        _require_listed(stream)
+    stream.seek(start)
+    return _Reader(stream, names, instead, persistent).load()
+
+
+def _require_listed(stream: io.BytesIO) -> None:
+    try:
+        for count, (opcode, argument) in enumerate(look_through(stream)):
             if opcode.name not in OPCODES:
                 raise NotTaken(f"a pickle with the opcode {opcode.name}")
             if opcode.name in NUMBERED and argument > count:
                 raise NotTaken("a pickle that numbers what it does not hold")
-    stream.seek(start)
-    return _Reader(stream, names, instead, persistent).load()
+    except TooMuch as error:
+        raise NotTaken(str(error)) from error
 
 
 class _Reader(pickle.Unpickler):
