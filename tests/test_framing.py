@@ -1,9 +1,13 @@
 """Framing: every network is shown pictures of its own size, resized once from the file or the generator's picture."""
 
+import re
+
 import pytest
 import safetensors.torch
 import torch
 from conftest import plan_for
+from contract.listing import composed, files
+from contract.test_configs import commands
 from torch import nn
 
 from midefense import metrics, seeds
@@ -24,6 +28,12 @@ from midefense.store.store import Store
 from midefense.types import Batch, Evidence, Images, Refused, Trace, clip_images, to_pixels
 
 CPU = torch.device("cpu")
+PUBLISHED = [
+    file
+    for file in files()
+    if (file.parts[0] == "attack" and len(file.parts) == 2 and re.match("(ppa|if_gmi)(?!_small|_masked)", file.stem))
+    or (file.parts[0] == "prior" and re.match("stylegan2_(?!small)", file.stem))
+]
 TOY = ("dataset=toy", "dataset.size=16", "architecture=mlp", "architecture.widths=[8]", "recipe.epochs=1")
 ATTACK = ("prior=toy", "attack=mi_face", "attack.search.steps=2", "evidence.classes=[0,1]", "metrics=privacy")
 JUDGE = ("evaluators.main.architecture.widths=[8,16]", "evaluators.main.recipe.epochs=3", "tracking=none")
@@ -73,7 +83,10 @@ def seen_by_the_target(row, store, weights, *changes):
 
 @pytest.mark.parametrize(
     ("row", "crop"),
-    [("ppa/resnet18_facescrub_ffhq", slice(56, 456)), ("if_gmi/resnet152_stanford_dogs_afhqdog", slice(0, 512))],
+    [
+        ("ppa/resnet18_facescrub_ffhq", slice(56, 456)),
+        pytest.param("if_gmi/resnet152_stanford_dogs_afhqdog", slice(0, 512), marks=pytest.mark.slow),
+    ],
 )
 def test_the_target_of_a_row_sees_one_resize_of_the_generators_picture(row, crop, store, generator_file):
     seen, drawn = seen_by_the_target(row, store, generator_file)
@@ -346,6 +359,15 @@ def test_published_evaluators_have_a_size_and_others_the_targets():
         for name in ("cnn_wide", "facenet_vggface2", "inception_v3")
     }
     assert sizes == {"cnn_wide": None, "facenet_vggface2": 160, "inception_v3": 299}
+
+
+@pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.stem)
+def test_commands_with_a_published_generator_name_a_target_of_the_size_of_its_images(file):
+    """A smaller one would see pictures that were resized twice, as its training images."""
+    (verb, overrides) = commands(file)[0]
+    config = composed(verb, *overrides)[0]
+    assert config["prior"]["_target_"].endswith("StyleGan2")
+    assert config["dataset"]["size"] <= config["architecture"]["size"]
 
 
 def test_a_network_of_another_size_still_resizes_inside():

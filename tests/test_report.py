@@ -18,14 +18,16 @@ from report_rows import document, put
 from sealing import spoil
 
 from midefense.commands.report import run
+from midefense.pipeline.telling import numbers_of
 from midefense.report import Row, build, read_rows, table, write_csv
-from midefense.report.columns import columns
+from midefense.report.columns import columns, other_columns
 from midefense.report.configuration import Configurations
 from midefense.report.gallery import gallery, png
 from midefense.report.markup import Markup, tag, void
 from midefense.report.numbers import show, show_spread
-from midefense.report.rows import Setup, setups, summarise
+from midefense.report.rows import Setup, anchor_lines, setups, summarise
 from midefense.report.tradeoff import trade_offs
+from midefense.report.verdict import verdict
 from midefense.store.artefacts import Draft
 from midefense.store.store import Store
 from midefense.types import Refused
@@ -163,15 +165,50 @@ def test_distances_without_a_scale_read_as_the_way_from_real_images_to_unattacke
     ("rows", "metric"),
     [
         ([with_distances(0.012, name="kid/inception")], "kid/inception"),
-        ([with_distances(70_000.0, real=None)], "kid/main"),
-        ([with_distances(70_000.0, prior=-9e9)], "kid/main"),
-        ([with_distances(70_000.0), with_distances(70_000.0, real=None)], "kid/main"),
-        ([with_distances(None)], "kid/main"),
+        ([with_distances(70_000.0, real=None)], None),
+        ([with_distances(70_000.0, prior=-9e9)], None),
+        ([with_distances(70_000.0), with_distances(70_000.0, real=None)], None),
+        ([with_distances(None)], None),
         ([with_distances(70_000.0), with_distances(None, real=None)], "kid_relative/main"),
     ],
 )
-def test_a_distance_with_a_scale_or_without_anchors_stays_as_it_is(rows, metric):
-    assert [column.metric for column in columns(rows) if column.title.startswith("KID")] == [metric]
+def test_a_distance_with_a_scale_stays_as_it_is_and_one_without_anchors_does_not_lead(rows, metric):
+    shown = columns(rows)
+    leading = [column.metric for column in shown if column.title.startswith("KID")]
+    assert leading == ([] if metric is None else [metric])
+    others = {column.metric for column in other_columns(rows, shown)}
+    assert metric == "kid/inception" or "kid/main" in others, "the raw number is a further column"
+
+
+def test_samples_truncated_as_the_starts_are_a_floor_of_their_own(tmp_path):
+    def row(value, truncated):
+        content = document(accuracy=value)
+        content["metrics"]["kid/main"] = {"value": 50.0, "low": 50.0, "high": 50.0, "kind": "privacy"}
+        content["anchors"]["real"]["kid/main"], content["anchors"]["prior"]["kid/main"] = 0.0, 100.0
+        if truncated is not None:
+            content["anchors"]["truncated"] = {"attack_accuracy_top1/main": truncated, "kid/main": 80.0}
+        return Row.parse(content)
+
+    rows = [row(0.5, 0.9)]
+    (line,) = [line for name, line in anchor_lines(rows) if name.endswith("truncated as the attack's starts (floor)")]
+    assert line == {"attack_accuracy_top1/main": [0.9], "kid/main": [80.0], "kid_relative/main": [0.8]}
+    assert "truncated as the attack's starts (floor)" in table(rows)
+    assert not [name for name, _ in anchor_lines([row(0.5, None)]) if "truncated" in name]
+    flat, _ = write_csv(rows, tmp_path / "rows.csv")
+    told = [line for line in csv.DictReader(flat.read_text().splitlines()) if line["metric"] == "kid/main"]
+    assert told[0]["anchor_truncated"] == "80.0"
+    assert verdict([row(0.5, None)]) != verdict(rows) and "truncated as the attack's starts 90" in verdict(rows)
+
+
+def test_a_distance_without_a_scale_is_told_as_its_place():
+    number = {"value": 30.0, "low": 20.0, "high": None}
+    report = {"metrics": {"kid/main": number}, "anchors": {"real": {"kid/main": 10.0}, "prior": {"kid/main": 110.0}}}
+    values, about = numbers_of(report, {})
+    assert values == {"kid/main": 30.0, "kid_relative/main": 0.2}
+    assert about["kid_relative/main/low"] == 0.1 and about["kid_relative/main/prior"] == 1.0
+    assert set(numbers_of({**report, "anchors": {}}, {})[0]) == {"kid/main"}
+    named = {"metrics": {"kid/inception": number}, "anchors": report["anchors"]}
+    assert set(numbers_of(named, {})[0]) == {"kid/inception"}
 
 
 def test_classes_have_their_names(tmp_path):

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from midefense.metrics.relative import relative
 from midefense.plan.read import setup_of, without_seeds
 from midefense.store.artefacts import Artefact, Draft, content_id
 
@@ -70,22 +71,37 @@ def told(draft: Draft, parents: Mapping[str, Artefact], dataset: str, resolution
 
 def numbers_of(report: Mapping, further: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
     """The finite numbers of a result by name, and what they are read by: the bounds of their intervals and their
-    anchors, as `<name>/low`, `<name>/real`.
+    anchors, as `<name>/low`, `<name>/real`. A distance without a scale (`metrics.relative`) is told beside what can be
+    read of it, as `kid_relative/main`, its place among its anchors.
 
     Args:
         report: `metrics` and `anchors`, as a result stores them.
         further: what else belongs to the row; a number that is measured already is not said twice.
     """
-    measured = report["metrics"]
+    places, levels = _placed(report)
+    measured = {**report["metrics"], **places}
     values = _finite({**further, **{name: number["value"] for name, number in measured.items()}})
     bounds = {f"{name}/{bound}": number[bound] for name, number in measured.items() for bound in BOUNDS}
     anchors = {
         f"{name}/{anchor}": value
-        for anchor, levels in report["anchors"].items()
-        for name, value in levels.items()
+        for anchor, known in report["anchors"].items()
+        for name, value in known.items()
         if name in values
     }
-    return values, _finite({**bounds, **anchors})
+    return values, _finite({**bounds, **anchors, **levels})
+
+
+def _placed(report: Mapping) -> tuple[dict[str, dict[str, float | None]], dict[str, float]]:
+    """The numbers of `metrics.relative` with the bounds of their intervals, and their anchors as `<name>/real`."""
+    numbers, anchors = {}, {}
+    for name, number in report["metrics"].items():
+        found = None if number["value"] is None else relative(name, number["value"], report["anchors"])
+        if found is not None:
+            known, place, levels = found
+            bounds = {bound: None if number[bound] is None else place(number[bound]) for bound in BOUNDS}
+            numbers[known] = {"value": place(number["value"]), **bounds}
+            anchors |= {f"{known}/{anchor}": level for anchor, level in levels.items()}
+    return numbers, anchors
 
 
 @dataclass(frozen=True)

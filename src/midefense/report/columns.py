@@ -39,8 +39,8 @@ LEADING = (
     ("Attack accuracy", ("attack_accuracy_top1/",)),
     ("Confidence", ("target_class_confidence/",)),
     ("KNN distance", ("knn_distance/",)),
-    ("FID", ("fid/inception", "fid_relative/", "fid/")),
-    ("KID", ("kid/inception", "kid_relative/", "kid/")),
+    ("FID", ("fid/inception", "fid_relative/")),
+    ("KID", ("kid/inception", "kid_relative/")),
     ("Queries", ("cost/queries_per_target_mean",)),
     ("Time", ("cost/seconds",)),
 )
@@ -69,7 +69,8 @@ KNOWN = {
 
 
 def columns(rows: Sequence[Row]) -> list[Column]:
-    """The leading metrics that `rows` have; of several evaluators the one called main speaks."""
+    """The leading metrics that `rows` have; of several evaluators the one called main speaks. A distance without a
+    scale (`metrics.relative`) leads where it can be read as a place between its anchors; else it is a further one."""
     names = sorted({name for row in rows for name in row.metrics}, key=lambda name: (not name.endswith("/main"), name))
     found = []
     for title, prefixes in LEADING:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from midefense.metrics.relative import relative
 from midefense.report.numbers import show
 from midefense.store.store import Store
 from midefense.types import Refused
@@ -25,8 +26,6 @@ PICTURES = ("reconstructions", "nearest", "labels", "distance", "confidence")
 PROJECTION = ("points", "labels", "sets")
 NOT_MEASURED = "not measured in this row"
 DERIVED = "derived"  # the kind of a number that is computed here, from others of its row
-WITHOUT_SCALE = ("fid", "kid")  # distances whose size says nothing, unless the network is the one of all papers
-SCALED = "inception"
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,8 @@ class Row:
             kind: {name: _number(value) for name, value in levels.items()}
             for kind, levels in document.get("anchors", {}).items()
         }
-        relative = [_relative(name, value, anchors) for name, value in metrics.items()]
-        for name, value, levels in (found for found in relative if found is not None):
+        derived = [_relative(name, value, anchors) for name, value in metrics.items()]
+        for name, value, levels in (found for found in derived if found is not None):
             metrics[name] = value
             for kind, level in levels.items():
                 anchors[kind][name] = level
@@ -366,21 +365,13 @@ def _value(name: str, entry: object) -> Value:
 def _relative(
     name: str, raw: Value, anchors: Mapping[str, Mapping[str, float]]
 ) -> tuple[str, Value, dict[str, float]] | None:
-    """A distance in features that have no scale as the way from real private images (0) to unattacked samples (1):
-    its name, `fid_relative/main`, its value and its own anchors. None for other numbers, and without both anchors."""
-    stem, _, network = name.partition("/")
-    if stem not in WITHOUT_SCALE or network.startswith(SCALED):
+    """A number of `metrics.relative`, with its interval and its anchors."""
+    found = relative(name, raw.value, anchors)
+    if found is None:
         return None
-    real, prior = (anchors.get(kind, {}).get(name, math.nan) for kind in ("real", "prior"))
-    if math.isfinite(raw.value) and not prior > real:
-        return None
-
-    def placed(value: float) -> float:
-        return (value - real) / (prior - real) if math.isfinite(value) else math.nan
-
+    known, placed, levels = found
     value = replace(raw, value=placed(raw.value), low=placed(raw.low), high=placed(raw.high), kind=DERIVED)
-    levels = {kind: placed(known[name]) for kind, known in anchors.items() if name in known} if prior > real else {}
-    return f"{stem}_relative/{network}", value, levels
+    return known, value, levels
 
 
 def _number(value: object) -> float:
