@@ -178,7 +178,7 @@ def test_pictures_that_wait_are_not_decoded_when_asked_to_end(monkeypatch):
 
     monkeypatch.setattr(Stage, "at", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        _each(read, 1000, "reading")
+        list(_each(read, range(1000), "reading"))
     assert len(begun) < 500
 
 
@@ -261,10 +261,11 @@ def test_no_room_to_reserve_leaves_nothing(tmp_path, monkeypatch, able):
 def test_pixels_are_reserved_before_they_are_written(tmp_path):
     shape, room = (64, 3, 64, 64), []
 
-    def fill(array):
+    def fill(array, first):
         (file,) = tmp_path.glob(".writing-*/pixels")
         room.append(file.stat().st_blocks * 512)
         array[:] = 7
+        yield len(array)
 
     pixels, _ = cached_pixels(shape, fill, {}, tmp_path)
     assert room[0] >= np.prod(shape) and bool((pixels == 7).all())

@@ -78,42 +78,108 @@ def test_what_decides_the_pixels_makes_them_anew(files, reads, tmp_path):
     assert not torch.equal(decode((boxed,), RGB, cache)[0].pixels, changed.pixels)
 
 
-def test_a_killed_decoding_leaves_nothing_and_the_next_one_is_whole(tmp_path):
-    cache, calls = tmp_path / "cache", []
+def filling(value=lambda row: row + 1, seen=None, stop=None):
+    """A `fill` whose picture at each row is of one value; it notes the rows in `seen`, and is killed at row `stop`."""
 
-    def fill(array):
-        calls.append(len(calls))
-        array[0] = 7
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-        array[1] = 9
+    def fill(array, first):
+        for row in range(first, len(array)):
+            if row == stop:
+                raise KeyboardInterrupt
+            array[row] = value(row)
+            if seen is not None:
+                seen.append(row)
+            yield row + 1
 
+    return fill
+
+
+SIX = (6, 1, 4, 4)
+
+
+@pytest.mark.parametrize("stop", range(6))
+def test_a_killed_decoding_goes_on_after_what_it_saved(tmp_path, monkeypatch, stop):
+    monkeypatch.setattr(cache_module, "UNIT", 2)
+    seen, again, notes = [], [], np.zeros(6, dtype=np.uint8)
     with pytest.raises(KeyboardInterrupt):
-        cached_pixels((2, 1, 4, 4), fill, {}, cache)
-    assert not cache.exists() or not list(cache.iterdir())
-    pixels, hashes = cached_pixels((2, 1, 4, 4), fill, {}, cache)
-    assert pixels[0].unique().tolist() == [7] and pixels[1].unique().tolist() == [9]
-    assert torch.equal(hashes, picture_hashes(pixels))
+        cached_pixels(SIX, filling(seen=seen, stop=stop), {}, tmp_path, np.arange(6, dtype=np.uint8))
+    pixels, hashes = cached_pixels(SIX, filling(seen=again), {}, tmp_path, notes)
+    assert again == list(range(stop - stop % 2, 6)), "at most one unit is decoded twice"
+    assert pixels[:, 0, 0, 0].tolist() == [1, 2, 3, 4, 5, 6] and torch.equal(hashes, picture_hashes(pixels))
+    assert notes[: stop - stop % 2].tolist() == list(range(stop - stop % 2))
+    assert len(list(tmp_path.iterdir())) == 1, "nothing unfinished is left"
 
 
-def test_what_a_killed_process_left_is_cleared(tmp_path):
-    pixels, _ = cached_pixels((1, 1, 2, 2), lambda array: array.fill(1), {}, tmp_path)
-    (folder,) = tmp_path.iterdir()
-    left = tmp_path / f".writing-{folder.name}-elsewhere-1"
-    folder.rename(left)  # as SIGKILL leaves it, just before the rename
-    assert cached_pixels((1, 1, 2, 2), lambda array: array.fill(1), {}, tmp_path)[0].equal(pixels)
-    assert list(tmp_path.iterdir()) == [folder]
+@pytest.mark.parametrize(("file", "place", "from_row"), [("pixels", 33, 2), ("hashes", 64, 2), ("hashes", 0, 0)])
+def test_saved_pictures_that_were_spoilt_are_decoded_again(tmp_path, monkeypatch, file, place, from_row):
+    monkeypatch.setattr(cache_module, "UNIT", 2)
+    with pytest.raises(KeyboardInterrupt):
+        cached_pixels(SIX, filling(stop=5), {}, tmp_path)
+    (path,) = tmp_path.glob(f".writing-*/{file}")
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    seen = []
+    pixels, hashes = cached_pixels(SIX, filling(seen=seen), {}, tmp_path)
+    assert seen == list(range(from_row, 6))
+    assert pixels[:, 0, 0, 0].tolist() == [1, 2, 3, 4, 5, 6] and torch.equal(hashes, picture_hashes(pixels))
+
+
+@pytest.mark.parametrize("file", ["pixels", "hashes", "notes"])
+@pytest.mark.parametrize("content", [None, b"", b"x" * 1000])
+def test_half_a_folder_of_saved_pictures_is_completed(tmp_path, file, content):
+    """A kill while the room is reserved leaves less of a file, or none; None: none."""
+    notes = np.zeros(6, dtype=np.uint8)
+    with pytest.raises(KeyboardInterrupt):
+        cached_pixels(SIX, filling(stop=5), {}, tmp_path, notes)
+    (path,) = tmp_path.glob(f".writing-*/{file}")
+    path.unlink() if content is None else path.write_bytes(content)
+    pixels, hashes = cached_pixels(SIX, filling(), {}, tmp_path, notes)
+    assert pixels[:, 0, 0, 0].tolist() == [1, 2, 3, 4, 5, 6] and torch.equal(hashes, picture_hashes(pixels))
+
+
+def test_an_error_while_decoding_leaves_nothing(tmp_path, monkeypatch):
+    """The picture may be mended, and is another one then; the disk may be full."""
+    monkeypatch.setattr(cache_module, "UNIT", 2)
+
+    def fill(array, first):
+        array[:] = 1
+        yield from (2, 4)
+        raise Refused("no picture")
+
+    with pytest.raises(Refused, match="no picture"):
+        cached_pixels(SIX, fill, {}, tmp_path / "cache")
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_files_that_were_decoded_before_a_kill_are_not_read_again(files, reads, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "UNIT", 2)
+    save, whole = cache_module._Saved._save, decode((files,), RGB)[0]
+    reads.clear()
+
+    def killed_after_the_first(saved, rows):
+        save(saved, rows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache_module._Saved, "_save", killed_after_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        decode((files,), RGB, tmp_path / "cache")
+    monkeypatch.setattr(cache_module._Saved, "_save", save)
+    reads.clear()
+    (images,) = decode((files,), RGB, tmp_path / "cache")
+    assert sorted(reads) == ["2.png", "3.png", "4.png", "5.png"]
+    assert torch.equal(images.pixels, whole.pixels)
 
 
 def test_two_at_once_decode_once_and_who_waits_is_told_for_whom(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cache_module, "POLL_SECONDS", 0.01)
     entered, go, calls, got = threading.Event(), threading.Event(), [], []
 
-    def fill(array):
+    def fill(array, first):
         calls.append(1)
         entered.set()
         assert go.wait(20)
         array[:] = 3
+        yield len(array)
 
     def work():
         got.append(cached_pixels((2, 1, 4, 4), fill, {}, tmp_path / "cache")[0])

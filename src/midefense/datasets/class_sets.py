@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -88,12 +88,14 @@ class ClassSet(Dataset):
         train, test, public = self.split(official.images, official.trained)
         parts = train, test, _without(public, train, test)
 
-        def fill(array: np.ndarray) -> None:
-            first = 0
+        def fill(array: np.ndarray, first: int) -> Iterator[int]:
+            done = 0
             for part in parts:
                 for chunk in part.pixels.split(ROWS) if len(part) else ():
-                    array[first : first + len(chunk)] = resize_pixels(chunk, self.size).numpy()
-                    first += len(chunk)
+                    if done + len(chunk) > first:
+                        array[done : done + len(chunk)] = resize_pixels(chunk, self.size).numpy()
+                    done += len(chunk)
+                    yield done
 
         lengths = [len(part) for part in parts]
         key = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -143,11 +143,11 @@ def decode(parts: Sequence[Files], decoding: Decoding, cache: Caches = None) -> 
     sources = _sources(parts)
     notes = np.zeros(len(sources), dtype=np.uint8)
 
-    def fill(array: np.ndarray) -> None:
+    def fill(array: np.ndarray, first: int) -> Iterator[int]:
         def read(row: int) -> None:
             array[row], notes[row] = _read_image(*sources[row], decoding)
 
-        _each(read, len(sources), "decoding")
+        return _each(read, range(first, len(sources)), "decoding")
 
     key = {"revision": DECODING_REVISION, **asdict(decoding), "files": [[*stamp(path), box] for path, box in sources]}
     shape = (len(sources), decoding.channels, decoding.size, decoding.size)
@@ -182,7 +182,8 @@ def survey(parts: Sequence[Files], decoding: Decoding) -> Survey:
         else:
             hashes[row] = picture_hashes(torch.tensor(pixels[None]))[0]
 
-    _each(read, len(sources), "reading")
+    for _ in _each(read, range(len(sources)), "reading"):
+        pass
     black = torch.zeros((), dtype=torch.uint8).expand(len(sources), decoding.channels, decoding.size, decoding.size)
     said = remarks([path for path, _ in sources], notes, decoding)
     return Survey(_images(parts, black, hashes), [refusal for refusal in refusals if refusal], said)
@@ -224,14 +225,16 @@ def _images(parts: Sequence[Files], pixels: Tensor, hashes: Tensor) -> list[Imag
     ]
 
 
-def _each(read: Callable[[int], None], count: int, what: str) -> None:
-    """`read` every row, on all cores. After an error, or Ctrl-C, no further row is begun."""
+def _each(read: Callable[[int], None], rows: range, what: str) -> Iterator[int]:
+    """`read` every row, on all cores; yields, in order, up to where rows were read. After an error, Ctrl-C, or once
+    nobody wants more, no further row is begun."""
     pool = ThreadPoolExecutor()
     try:
-        rows = pool.map(read, range(count))
-        with Stage(f"{what} pictures", count, announced=False) as stage:
-            for row, _ in enumerate(rows, start=1):
-                stage.at(row)
+        read_rows = pool.map(read, rows)
+        with Stage(f"{what} pictures", rows.stop, announced=False) as stage:
+            for row, _ in zip(rows, read_rows, strict=True):
+                stage.at(row + 1)
+                yield row + 1
     finally:
         pool.shutdown(cancel_futures=True)
 
