@@ -19,7 +19,8 @@ def verdict(rows: Sequence[Row]) -> str:
     """Whether a target leaks, by the rows of one setup, with chance, floor and ceiling.
 
     It leaks if every seed is above both chance and the samples of the prior that no attack has touched. Where real
-    images are not above them either, the evaluator cannot tell.
+    images are not above them either, the evaluator cannot tell. Intervals over classes have no part in it: it is about
+    the classes that were attacked, whose floor and ceiling were measured too, and seeds are what varies.
 
     Raises `Refused` for rows without an attack accuracy.
     """
