@@ -9,16 +9,21 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import plan_for
 from contract.listing import CONF
 
+from midefense import metrics
+from midefense.metrics.feature_space import FeatureSpace
+from midefense.metrics.knowledge import KnowledgeExtraction
 from midefense.pipeline.pipeline import Pipeline
 from midefense.plan import stored_names
 from midefense.plan.bind import bind
 from midefense.plan.compose import compose
 from midefense.plan.whitelist import resolve
 from midefense.report import read_rows, table
+from midefense.report.rows import TOO_NARROW
 from midefense.store.artefacts import content_id
 from midefense.store.store import Store
 
@@ -31,6 +36,15 @@ IDS = {
     "prepared": {"hb997b02d9f7"},
     "recovered": {"h1164af5c2b4"},
     "result": {"h74d1f4a46bc"},
+}
+# Metrics whose intervals are others since; all else of their recipes is as it was.
+REVISED = {
+    "accuracy": metrics.AttackAccuracy,
+    "feature_distance": metrics.FeatureDistance,
+    "kid": metrics.KernelDistance,
+    "prdc": metrics.PRDC,
+    "knowledge": KnowledgeExtraction,
+    "feature_space": FeatureSpace,
 }
 OVERRIDES = (
     "dataset=toy",
@@ -68,19 +82,31 @@ def test_every_stage_finds_what_was_stored(former):
     assert {kind: {artefact.id for artefact in stored.list(kind)} for kind in IDS} == IDS
     assert all(checked.problem == "" for checked in stored.check())
     pipeline = Pipeline(plan_for("evaluate", *OVERRIDES, "missing=fail", store=former))
-    assert pipeline.result.id in IDS["result"] and pipeline.recovered.id in IDS["recovered"]
+    assert pipeline.recovered.id in IDS["recovered"]
     assert pipeline.target.artefact.id in IDS["target"] and pipeline.prior.artefact.id in IDS["prior"]
 
 
-def test_what_was_stored_is_rebuilt_judged_and_reported(former):
+def test_what_was_stored_is_rebuilt_judged_and_reported(former, monkeypatch):
     rows, broken = read_rows(former)
     assert broken == [] and "gmi_gan_small" in table(rows)
     recovered = next(iter(IDS["recovered"]))
-    Store(former).remove(Store(former).open(next(iter(IDS["result"])), "result").path)
     judges = [word for word in OVERRIDES if word.startswith(("evaluators.", "tracking"))]
     named = f"recovered={recovered}", "judge_at_chance=true"  # its evaluator, of one epoch, only guesses
     again = Pipeline(plan_for("evaluate", *named, *judges, store=former)).result
+    assert again.id not in IDS["result"], "its intervals are others"
+    Store(former).remove(Store(former).open(next(iter(IDS["result"])), "result").path)
+    for metric in REVISED.values():
+        monkeypatch.setattr(metric, "revision", 1)
+    again = Pipeline(plan_for("evaluate", *named, *judges, store=former)).result
     assert again.id in IDS["result"], "judged anew with the stored prior, target and evaluator"
+
+
+def test_former_intervals_over_few_classes_are_marked(former):
+    """A percentile bootstrap over three classes: still shown, and said to be too narrow."""
+    ((row,), _) = read_rows(former)
+    bounded = [value for value in row.metrics.values() if np.isfinite(value.low)]
+    assert bounded and all(TOO_NARROW in value.reason for value in bounded)
+    assert all(TOO_NARROW not in value.reason for value in row.metrics.values() if not np.isfinite(value.low))
 
 
 def test_every_option_that_had_an_id_is_there():
@@ -94,7 +120,11 @@ def test_metrics_have_the_ids_they_had(option):
     nodes = compose("evaluate", [f"metrics={option}"])[0]["metrics"]
     for name, node in nodes.items():
         judged = {**node, "features": "main"} if node.get("features") == "auto" else node  # else this machine decides
-        assert content_id(bind(judged, name).recipe()) == RECORDED[f"metrics/{option}/{name}"]
+        recipe = bind(judged, name).recipe()
+        if name in REVISED:
+            assert recipe.pop("revision") == REVISED[name].revision == 2, "it brought other intervals"
+            recipe["revision"] = 1
+        assert content_id(recipe) == RECORDED[f"metrics/{option}/{name}"]
 
 
 def test_a_former_name_is_the_class_where_it_lies_now():

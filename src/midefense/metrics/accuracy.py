@@ -15,6 +15,7 @@ from torch import Tensor
 
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
 from midefense.metrics.features import class_count, evaluator_names, judged_trace, require_names
+from midefense.metrics.intervals import SHARE
 from midefense.ranges import Count, Some
 from midefense.types import Refused
 
@@ -37,6 +38,7 @@ class AttackAccuracy(Metric):
     than luck.
     """
 
+    revision = 2
     higher_leaks = True
     unhashed = ("batch_size",)
     best = {"attack_accuracy_top1": 1.0, "attack_accuracy_top5": 1.0}
@@ -92,11 +94,11 @@ class AttackAccuracy(Metric):
             for top in self.top:
                 measured[f"attack_accuracy_top{top}/{name}"] = self._accuracy(rows, world, name, top)
             confidence = rows[f"confidence/{name}"]
-            measured[f"target_class_confidence/{name}"] = over_classes(confidence, rows["label"], True)
+            measured[f"target_class_confidence/{name}"] = over_classes(confidence, rows["label"], True, SHARE)
             measured[f"correct_class_confidence/{name}"] = self._correct_confidence(rows, name)
         asked = rows["confidence"].isfinite()
         if asked.all():
-            measured["target_class_confidence/target"] = over_classes(rows["confidence"], rows["label"], True)
+            measured["target_class_confidence/target"] = over_classes(rows["confidence"], rows["label"], True, SHARE)
         elif asked.any():
             reason = f"the target was asked about {int(asked.sum())} of {len(asked)} images only"
             measured["target_class_confidence/target"] = Measured.undefined(reason, len(asked), higher_leaks=True)
@@ -116,11 +118,11 @@ class AttackAccuracy(Metric):
         if top >= classes:
             reason = f"top-{top} of the {classes} classes of evaluator {name!r} is always right"
             return Measured.undefined(reason, len(rows["label"]), higher_leaks=True)
-        return over_classes(rows[f"rank/{name}"] <= top, rows["label"], higher_leaks=True)
+        return over_classes(rows[f"rank/{name}"] <= top, rows["label"], True, SHARE)
 
     def _correct_confidence(self, rows: dict[str, Tensor], name: str) -> Measured:
         correct = rows[f"rank/{name}"] == 1
         if not correct.any():
             reason = f"evaluator {name!r} recognises none of the {len(correct)} images"
             return Measured.undefined(reason, len(correct), higher_leaks=True)
-        return over_classes(rows[f"confidence/{name}"][correct], rows["label"][correct], higher_leaks=True)
+        return over_classes(rows[f"confidence/{name}"][correct], rows["label"][correct], True, SHARE)

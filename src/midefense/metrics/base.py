@@ -6,7 +6,6 @@ sees them, so that order and batch size never matter. A metric writes only `rows
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from midefense import seeds
+from midefense.metrics.intervals import Interval, Span, mean_interval
 from midefense.types import Images, Refused, Trace
-
-RESAMPLES = 10_000
-INTERVAL = (0.025, 0.975)
 
 
 @dataclass
@@ -43,9 +39,10 @@ class Judged:
 
 @dataclass
 class Measured:
-    """One number: `low` and `high` bound the 95 % bootstrap interval over classes (None if there is none), `n` counts
-    what was measured, `reason` says why the value is NaN or what to beware of ("" if nothing), `higher_leaks` tells
-    whether a higher value means a more successful attack (None if neither does)."""
+    """One number: `low` and `high` bound the 95 % interval over classes (None if there is none), found the way that
+    `interval` names (`intervals.py`), `n` counts what was measured, `reason` says why the value is NaN or what to
+    beware of ("" if nothing), `higher_leaks` tells whether a higher value means a more successful attack (None if
+    neither does)."""
 
     value: float
     low: float | None = None
@@ -54,6 +51,13 @@ class Measured:
     per_class: dict[int, float] = field(default_factory=dict)
     reason: str = ""
     higher_leaks: bool | None = None
+    interval: str = ""
+
+    def within(self, found: Interval) -> Measured:
+        """This number with the interval that was found, or with the reason why there is none."""
+        self.low, self.high, self.interval = found.low, found.high, found.way
+        self.reason = "; ".join(filter(None, (self.reason, found.reason)))
+        return self
 
     @classmethod
     def undefined(cls, reason: str, n: int = 0, higher_leaks: bool | None = None) -> Measured:
@@ -229,17 +233,10 @@ def _check_pixels(judged: Judged) -> None:
         raise Refused(f"images: expected pixels in [0, 1], got [{low:.4g}, {high:.4g}]; try types.clip_images")
 
 
-@functools.lru_cache(maxsize=1)
-def class_resamples(classes: int) -> np.ndarray:
-    """How often each class is drawn in each bootstrap resample: float64 [RESAMPLES, classes], always the same draw."""
-    rng = np.random.default_rng(seeds.derive("metrics", "bootstrap"))
-    return rng.multinomial(classes, np.full(classes, 1 / classes), size=RESAMPLES).astype(np.float64)
+def over_classes(values: Tensor, labels: Tensor, higher_leaks: bool | None, span: Span) -> Measured:
+    """Mean of `values` [M] over images, per class, and with its interval over classes (see `intervals.py`).
 
-
-def over_classes(values: Tensor, labels: Tensor, higher_leaks: bool | None) -> Measured:
-    """Mean of `values` [M] over images, per class, and with a bootstrap interval that resamples whole classes.
-
-    Classes, not images, are resampled: images of one class come from one attack and are not independent.
+    `span`: between which bounds every value lies: `SHARE`, `POSITIVE` or `REAL`.
     """
     classes, owner, counts = np.unique(labels.cpu().numpy(), return_inverse=True, return_counts=True)
     sums = np.bincount(owner, weights=values.double().cpu().numpy())
@@ -249,12 +246,7 @@ def over_classes(values: Tensor, labels: Tensor, higher_leaks: bool | None) -> M
         per_class={int(label): float(mean) for label, mean in zip(classes, sums / counts, strict=True)},
         higher_leaks=higher_leaks,
     )
-    if len(classes) == 1:
-        measured.reason = "one class only: no confidence interval over classes"
-        return measured
-    drawn = class_resamples(len(classes))
-    measured.low, measured.high = (float(q) for q in np.quantile((drawn @ sums) / (drawn @ counts), INTERVAL))
-    return measured
+    return measured.within(mean_interval(sums, counts, span))
 
 
 def recorded(group: str, numbers: dict[str, float], expects: Sequence[str]) -> dict[str, Measured]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
 from midefense.metrics.features import evaluator_names, judged_trace, reference_features
+from midefense.metrics.intervals import POSITIVE
 from midefense.ranges import Count
 
 
@@ -22,6 +23,7 @@ class FeatureDistance(Metric):
     first evaluator finds nearest, on the CPU (-1 where the class has no reference).
     """
 
+    revision = 2
     higher_leaks = False
     unhashed = ("batch_size",)
     best = {"knn_distance": 0.0}
@@ -52,7 +54,7 @@ class FeatureDistance(Metric):
         lonely = labels[distances.isnan()].unique().tolist()
         if lonely:
             return Measured.undefined(f"no private training image of classes {lonely}", len(labels), higher_leaks=False)
-        return over_classes(distances, labels, higher_leaks=False)
+        return over_classes(distances, labels, False, POSITIVE)
 
 
 def class_distances(

@@ -18,6 +18,7 @@ from midefense import seeds
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
 from midefense.metrics.features import TARGET, ask_features, batch_rows, feature_sets, judged_trace, network
 from midefense.metrics.hull import convex_hull, in_hull
+from midefense.metrics.intervals import REAL, SHARE, Span
 from midefense.metrics.kid import kernel_distance
 from midefense.ranges import Count, Whole
 from midefense.types import Batch, Refused
@@ -41,6 +42,7 @@ class FeatureSpace(Metric):
     kept, for the report to draw. `seed`: of the erasing. NaN where a class is too small, or its images lie on a line.
     """
 
+    revision = 2
     unhashed = ("batch_size",)
     best = {"feature_space_hull_share": 1.0}
 
@@ -75,9 +77,9 @@ class FeatureSpace(Metric):
         few = "expected at least 2 private and 2 recovered images"
         flat = "expected at least 3 private images that do not lie on a line"
         return {
-            "feature_space_hull_share/target": _mean(shares, classes, len(labels), flat, True),
-            "feature_space_mmd_private/target": _mean(near_private, classes, len(labels), few, False),
-            "feature_space_mmd_erased/target": _mean(near_erased, classes, len(labels), few, None),
+            "feature_space_hull_share/target": _mean(shares, classes, len(labels), flat, True, SHARE),
+            "feature_space_mmd_private/target": _mean(near_private, classes, len(labels), few, False, REAL),
+            "feature_space_mmd_erased/target": _mean(near_erased, classes, len(labels), few, None, REAL),
             "feature_space_centroid_accuracy/target": accuracy,
         }
 
@@ -158,14 +160,16 @@ def _centroid_accuracy(private: Tensor, labels: Tensor, classes: Tensor) -> Meas
         return Measured.undefined("one class only: its mean is always the nearest", len(private))
     means = torch.stack([private[labels == label].double().mean(0) for label in classes])
     nearest = torch.cat([torch.cdist(rows.double(), means).argmin(1) for rows in private.split(ROWS)])
-    return over_classes(classes[nearest] == labels, labels, higher_leaks=None)
+    return over_classes(classes[nearest] == labels, labels, None, SHARE)
 
 
-def _mean(values: Tensor, classes: Tensor, images: int, expected: str, higher_leaks: bool | None) -> Measured:
+def _mean(
+    values: Tensor, classes: Tensor, images: int, expected: str, higher_leaks: bool | None, span: Span
+) -> Measured:
     """Mean over classes; NaN with a reason where one class has no value."""
     if values.isnan().any():
         lacking = classes[values.isnan().to(classes.device)].tolist()
         return Measured.undefined(f"classes {lacking}: {expected}", images, higher_leaks)
-    measured = over_classes(values, classes, higher_leaks)
+    measured = over_classes(values, classes, higher_leaks, span)
     measured.n = images
     return measured

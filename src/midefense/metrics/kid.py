@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from midefense.metrics.base import INTERVAL, Measured, World, class_resamples
+from midefense.metrics.base import Measured, World
 from midefense.metrics.features import FeatureMetric, feature_sets
+from midefense.metrics.intervals import jackknife_interval
 from midefense.ranges import Count
 
 ROWS = 1024
@@ -23,10 +24,11 @@ class KernelDistance(FeatureMetric):
     """`kid/<network>` over all attacked classes together; lower means closer to the private images.
 
     0 is what two draws of one distribution get on average; exact copies get slightly less, as the estimate is unbiased.
-    `features`: `inception`, the name of an evaluator, or `auto` (see `pin`). The interval resamples whole classes, with
-    their private and recovered images together. NaN unless both sets hold at least two images.
+    `features`: `inception`, the name of an evaluator, or `auto` (see `pin`). The interval leaves out whole classes,
+    with their private and recovered images together. NaN unless both sets hold at least two images.
     """
 
+    revision = 2
     higher_leaks = False
     best = {"kid": 0.0}
 
@@ -43,9 +45,9 @@ class KernelDistance(FeatureMetric):
 
 
 def kernel_distance(private: Tensor, private_labels: Tensor, recovered: Tensor, labels: Tensor) -> Measured:
-    """Unbiased squared MMD of features [N, F] and [M, F] with its bootstrap interval over classes.
+    """Unbiased squared MMD of features [N, F] and [M, F] with its interval over classes.
 
-    Sums of the kernel per pair of classes are enough for both: a resample only weighs the classes.
+    Sums of the kernel per pair of classes are enough for both: to leave out a class only weighs the classes.
     """
     classes = labels.unique()
     first, second = torch.searchsorted(classes, private_labels), torch.searchsorted(classes, labels)
@@ -57,13 +59,8 @@ def kernel_distance(private: Tensor, private_labels: Tensor, recovered: Tensor, 
         return sum(_mean(weights, *pairs) for pairs in within) - 2 * _mean(weights, *between)
 
     measured = Measured(value=float(distance(np.ones((1, len(classes))))[0]), n=len(recovered), higher_leaks=False)
-    if len(classes) == 1:
-        measured.reason = "one class only: no confidence interval over classes"
-        return measured
-    drawn = distance(class_resamples(len(classes)))
-    # With one image per class, a resample of a single class has no pair of distinct images.
-    measured.low, measured.high = (float(q) for q in np.quantile(drawn[np.isfinite(drawn)], INTERVAL))
-    return measured
+    # With one image per class, the one class that two leave has no pair of distinct images: NaN.
+    return measured.within(jackknife_interval(measured.value, distance(1 - np.eye(len(classes)))))
 
 
 def _class_sums(first: Tensor, first_owners: Tensor, second: Tensor, second_owners: Tensor, classes: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from midefense.datasets.cache import picture_hashes
 from midefense.datasets.splits import hashes_of
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
 from midefense.metrics.features import ask, batch_rows
+from midefense.metrics.intervals import SHARE
 from midefense.ranges import Batch, Count, NotNegative, Positive, Share, Whole
 from midefense.training.recipe import shuffled_batches
 from midefense.types import Images, Refused, to_pixels
@@ -44,6 +45,7 @@ class KnowledgeExtraction(Metric):
         seed: of initial weights, order and augmentations.
     """
 
+    revision = 2
     higher_leaks = True
 
     def __init__(
@@ -140,4 +142,4 @@ def _accuracy(student: nn.Module, images: Images, rows: Tensor, classes: Tensor,
     size = batch_rows(256, images.pixels.shape[-1], student)
     batches = (images.floats(part, world.device) for part in rows.split(size))
     answers = classes[ask(student, batches, STUDENT).logits.argmax(1)].cpu()
-    return over_classes(answers == images.labels[rows], images.labels[rows], higher_leaks=True)
+    return over_classes(answers == images.labels[rows], images.labels[rows], True, SHARE)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from midefense.metrics.base import Measured, World, over_classes
 from midefense.metrics.features import FeatureMetric, feature_sets
+from midefense.metrics.intervals import POSITIVE, SHARE, Span
 from midefense.ranges import Count
 
-STEMS = ("precision", "recall", "density", "coverage")
+STEMS = {"precision": SHARE, "recall": SHARE, "density": POSITIVE, "coverage": SHARE}
 
 
 class PRDC(FeatureMetric):
@@ -34,6 +35,7 @@ class PRDC(FeatureMetric):
     of them; of `targets: all` the first three are measured) is not repeated.
     """
 
+    revision = 2
     higher_leaks = True
     best = {"precision": 1.0, "recall": 1.0, "coverage": 1.0}
 
@@ -57,15 +59,16 @@ class PRDC(FeatureMetric):
         mark = "_legacy_ppa" if self.legacy_ppa else ""
         numbers = zip(STEMS, found.unbind(1), strict=True)
         return {
-            f"{stem}{mark}/{self.features}": self._measured(values, classes, len(labels)) for stem, values in numbers
+            f"{stem}{mark}/{self.features}": self._measured(values, classes, len(labels), STEMS[stem])
+            for stem, values in numbers
         }
 
-    def _measured(self, values: Tensor, classes: Tensor, images: int) -> Measured:
+    def _measured(self, values: Tensor, classes: Tensor, images: int, span: Span) -> Measured:
         lacking = classes[values.isnan().to(classes.device)].tolist()
         if lacking:
             reason = f"classes {lacking}: expected more than k={self.k} images of each to find a k-th neighbour"
             return Measured.undefined(reason, images, higher_leaks=True)
-        measured = over_classes(values, classes, higher_leaks=True)
+        measured = over_classes(values, classes, True, span)
         measured.n = images
         return measured
 

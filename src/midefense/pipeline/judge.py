@@ -62,6 +62,7 @@ class Judgement:
                 "n": m.n,
                 "per_class": m.per_class,
                 "reason": m.reason,
+                "interval": m.interval,
                 "higher_leaks": m.higher_leaks,
                 "kind": self.kinds[name],
             }

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from midefense.metrics.intervals import FEW
 from midefense.metrics.relative import relative
 from midefense.plan.read import setup_of, without_seeds
 from midefense.store.artefacts import Artefact, Draft, content_id
@@ -24,6 +25,7 @@ TARGET_SETTINGS = ("dataset", "architecture", "defense", "recipe", "train_on")
 ATTACK_SETTINGS = ("attack", "preparation", "evidence")
 EVALUATOR_SETTINGS = ("architecture", "recipe", "train_on", "seed")
 BOUNDS = ("low", "high")
+FEW_CLASSES = f"fewer than {FEW} classes"  # the tag of results whose intervals over classes are wide
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ def told(draft: Draft, parents: Mapping[str, Artefact], dataset: str, resolution
     config = {
         **parts,
         **({} if chain.access is None else {"access": chain.access}),
+        **({} if chain.classes is None else {"classes": chain.classes}),
         "resolution": resolution,
         "seed": seed,
         "seeds": chain.seeds,
@@ -66,7 +69,9 @@ def told(draft: Draft, parents: Mapping[str, Artefact], dataset: str, resolution
         "names": names,
         SETTINGS: chain.settings,
     }
-    return Told(f"{draft.name} {_seed_text(chain.seeds, seed)}", f"{draft.name}@{setup}", tuple(parts.values()), config)
+    few = (FEW_CLASSES,) if chain.classes is not None and chain.classes < FEW else ()
+    tags = (*parts.values(), *few)
+    return Told(f"{draft.name} {_seed_text(chain.seeds, seed)}", f"{draft.name}@{setup}", tags, config)
 
 
 def numbers_of(report: Mapping, further: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
@@ -141,6 +146,11 @@ class _Chain:
         """What may be read of the target; None where nobody asks it."""
         asking = self.attack or self.prior or {}
         return asking.get("access") or asking.get("attack", {}).get("access")
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes a result is about; None of anything else."""
+        return None if self.metrics is None else len(set(self.attack["labels"]))
 
     @property
     def settings(self) -> dict[str, object]:

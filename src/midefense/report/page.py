@@ -24,6 +24,7 @@ from midefense.report.tradeoff import trade_offs
 HEADS = ("defense", "attack", "architecture", "dataset", "prior", "public", "access")
 BARRED = ("percent",)  # units whose cells carry a bar
 LONG_NAME = 10  # characters
+FEW_CLASSES = "so few classes tell little of others: mind the intervals"
 EMPTY = "No results yet. python evaluate.py dataset=digits architecture=cnn attack=pool_small makes one."
 APART = "The results below follow different protocols (evidence, references, evaluators, metrics). "
 
@@ -152,6 +153,7 @@ def _name_cell(setup: Setup, name: str, varied: Sequence[str], number: int) -> M
     if name == "attack":
         early = tag("b", " · stopped early", title=setup.stopped) if setup.stopped else None
         below.append(tag("small", setup.note, early) if setup.note or early else None)
+        below.append(tag("small", tag("b", setup.few_classes), title=FEW_CLASSES) if setup.few_classes else None)
     if name == "architecture" and setup.legacy:
         below.append(tag("small", tag("b", setup.legacy)))
     if name != "defense":
@@ -159,9 +161,8 @@ def _name_cell(setup: Setup, name: str, varied: Sequence[str], number: int) -> M
     # The first column stays in sight while numbers scroll; on a narrow screen it speaks for the other names too.
     others = " · ".join(setup[one] for one in HEADS[1:] if one in varied and setup[one])
     early = tag("b", " · stopped early") if setup.stopped else None
-    narrow = tag(
-        "small", " · ".join(word for word in (others, setup.note, setup.legacy) if word), early, class_="narrow"
-    )
+    said = (others, setup.note, setup.few_classes, setup.legacy)
+    narrow = tag("small", " · ".join(word for word in said if word), early, class_="narrow")
     box = void("input", type="checkbox", class_="pick", aria_label=f"Compare {_title(setup)}", value=number)
     who = tag("label", box, tag("b", _breakable(value)))
     return tag("td", who, narrow, data_value=value)
@@ -207,7 +208,11 @@ def _trade_offs(found: Sequence[Setup], numbered: Sequence[int]) -> Markup | Non
         lines.append(tag("li", tag("b", one.setup["defense"]), words, data_setup=number[id(one.setup)]))
     if not lines:
         return None
-    lead = "Δ: points of attack accuracy taken per point of target accuracy paid, against the undefended target."
+    lead = (
+        "Δ: points of attack accuracy taken per point of target accuracy paid, against the undefended target, with its "
+        "95% interval; n/a where the target may have paid nothing. Attack accuracy at equal target accuracy lies on "
+        "the line between two strengths of a defense; n/a beyond them."
+    )
     return join(tag("p", lead, class_="lead"), tag("ul", *lines, class_="trade-offs"))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from midefense.metrics.intervals import FEW
 from midefense.metrics.relative import relative
 from midefense.report.numbers import show
 from midefense.store.store import Store
@@ -26,6 +27,8 @@ PICTURES = ("reconstructions", "nearest", "labels", "distance", "confidence")
 PROJECTION = ("points", "labels", "sets")
 NOT_MEASURED = "not measured in this row"
 DERIVED = "derived"  # the kind of a number that is computed here, from others of its row
+ENOUGH = 30  # classes, from which on the bootstrap of former rows held what it said
+TOO_NARROW = "its interval is a former one, too narrow over so few classes: evaluate again"
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,14 @@ class Row:
     def stopped(self) -> str:
         """Why the attack ended early (a budget spent), "" if it did not."""
         return "; ".join(self.about.get("stopped") or ())
+
+    @property
+    def few_classes(self) -> str:
+        """`5 classes only` where a row is about fewer than its numbers need, else ""."""
+        count = self["classes"]
+        if not count.isdecimal() or int(count) >= FEW:
+            return ""
+        return "1 class only" if int(count) == 1 else f"{count} classes only"
 
     @property
     def selection(self) -> str:
@@ -229,6 +240,11 @@ class Setup:
         return "; ".join(dict.fromkeys(row.stopped for row in self.rows if row.stopped))
 
     @property
+    def few_classes(self) -> str:
+        """`5 classes only` where the rows are about fewer than their numbers need, else ""."""
+        return self.rows[0].few_classes
+
+    @property
     def legacy(self) -> str:
         """What makes the target's accuracy incomparable, "" if nothing does."""
         return LEGACY if any(row.selection == LEGACY for row in self.rows) else ""
@@ -260,7 +276,9 @@ def setups(rows: Iterable[Row]) -> list[Setup]:
 @dataclass(frozen=True)
 class Summary:
     """A metric over the seeds of a setup: `mean` and sample standard deviation `std` of the `seen` finite values
-    out of `total`; `low` and `high` are the outermost bounds of the seeds' intervals over classes."""
+    out of `total`; `low` and `high` are the outermost bounds of the seeds' intervals over classes, since every seed
+    attacks the same classes: more seeds do not make more of them. `std` says how far one seed is from another, and is
+    no interval of the mean."""
 
     mean: float
     std: float
@@ -350,13 +368,15 @@ def _anchors(rows: Sequence[Row], kind: str) -> dict[str, list[float]]:
 def _value(name: str, entry: object) -> Value:
     if not isinstance(entry, Mapping) or "value" not in entry:
         raise Refused(f"metrics.json: {name} lacks a value")
+    former = not entry.get("interval") and entry.get("low") is not None
+    few = former and len(entry.get("per_class") or {}) < ENOUGH
     return Value(
         value=_number(entry["value"]),
         low=_number(entry.get("low")),
         high=_number(entry.get("high")),
         n=int(entry.get("n") or 0),
         per_class={str(label): _number(value) for label, value in (entry.get("per_class") or {}).items()},
-        reason=str(entry.get("reason") or ""),
+        reason="; ".join(filter(None, (str(entry.get("reason") or ""), TOO_NARROW if few else ""))),
         higher_leaks=entry.get("higher_leaks"),
         kind=str(entry.get("kind") or ""),
     )

@@ -12,7 +12,16 @@ from midefense.report.rows import DERIVED, NAMES, SEEDS, Row, Value
 
 ANCHORS = ("real", "prior", "chance", "truncated")
 ABOUT = (*NAMES, "protocol", "classes", "candidates", "date", "device")
-SETUP = (*ABOUT, "evaluators", "machines", "selection", "stopped", *(f"seed_{name}" for name in SEEDS), "result")
+SETUP = (
+    *ABOUT,
+    "evaluators",
+    "machines",
+    "selection",
+    "stopped",
+    "few_classes",
+    *(f"seed_{name}" for name in SEEDS),
+    "result",
+)
 MEASURED = ("metric", "kind", "value", "low", "high", "n", "higher_leaks", "reason")
 # Text that begins so is a formula to a spreadsheet, and is run when the file is opened; the wide forms are those of
 # East Asian keyboards.
@@ -57,7 +66,7 @@ def quoted(cell: object) -> object:
 
 def _about(row: Row) -> list[object]:
     seeds = [row.seeds.get(name, "") for name in SEEDS]
-    said = [row.evaluators, row.machines, row.selection, row.stopped]
+    said = [row.evaluators, row.machines, row.selection, row.stopped, row.few_classes]
     return [*(row[name] for name in ABOUT), *said, *seeds, row.folder.name if row.folder else ""]
 
 

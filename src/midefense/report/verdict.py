@@ -30,7 +30,8 @@ def verdict(rows: Sequence[Row]) -> str:
     *It leaks*: the seeds together recover more than chance and than the samples of the prior that no attack has
     touched (drawn as the prior draws them and, where the attack starts nearer to the mean, as it draws its starts), and
     more than luck explains (`luck.luck`). *No leak shown*: they recover no more than these. *Cannot tell* is everything
-    between, and wherever classes are too few, or the evaluator does not know real images either.
+    between, and wherever classes are too few, or the evaluator does not know real images either. Intervals over classes
+    have no part in it: it is about the classes that were attacked, whose floor and ceiling were measured too.
 
     Raises `Refused` for rows without an attack accuracy.
     """
