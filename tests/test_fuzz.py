@@ -206,6 +206,23 @@ def test_weights_of_strangers(tmp_path, kind, i):
     refused_or_read(lambda: read_imported(file))
 
 
+@pytest.mark.parametrize("special", ["pipe", "folder", "loop", "zero", "~nobody_is_called_so/x", "absent"])
+@pytest.mark.parametrize("role", ["target", "stylegan2"])
+def test_what_is_no_file(tmp_path, monkeypatch, capsys, special, role):
+    """As a checkpoint, as a store, as class names."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("folder").mkdir()
+    Path("loop").symlink_to("loop")
+    Path("zero").symlink_to("/dev/zero")
+    options = ["--architecture", "mlp", "--dataset", "toy"] if role == "target" else []
+    assert main(["import", special, "--as", role, *options, "--store", "store"]) == 1
+    refused_or_read(lambda: read_names(special))
+    stores = [] if special in ("folder", "absent") else [main(["store", "--store", special, "list"])]
+    said = capsys.readouterr().err
+    assert stores in ([], [1]) and said.startswith("refused: ") and said.count("\n") == 1 + len(stores)
+
+
 # ------------------------------------------------------------------------------------------------ texts
 
 

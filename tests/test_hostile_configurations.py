@@ -109,6 +109,13 @@ HOSTILE = {
     "target behind ours": ("defense: {_target_: midefense.defenses.base.nn.modules.module.functools.partial}", ()),
     "target by its path": ("defense: {_target_: ../../evil_of_a_stranger.ran}", ()),
     "target with a NUL": ('defense: {_target_: "midefense.defenses\\0.base.NoDefense"}', ()),
+    "references that grow": (
+        "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for n in range(40)),
+        (),
+    ),
+    "a deep file": ("a: " + "[" * 10**5, ()),
+    "a long number": ("seed: 1" + ":1" * 10**5, ()),
+    "a large file": ("a: " + "x " * (3 << 20), ()),
     "help": ("hydra: {callbacks: {x: RUNS}, help: {template: SENTINEL}}", ("--help",)),
     "configuration shown": ("hydra: {callbacks: {x: RUNS}}", ("--cfg", "hydra")),
     "Hydra's help": ("hydra: {hydra_logging: LOGS_INTO}", ("--info", "config")),
@@ -154,6 +161,8 @@ EVERY_TIME = (
     "never named",
     "second point of a sweep",
     "primary, begun",
+    "references that grow",
+    "a deep file",
     "pickle",
     "help",
 )

@@ -33,6 +33,22 @@ _KINDS = {
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same results, ten times as fast
 
 
+def path_of(path: object, what: str = "a folder or a file") -> Path:
+    """A path with `~` written out. Refused where nobody is called so."""
+    try:
+        return Path(str(path)).expanduser()
+    except RuntimeError as error:
+        raise Refused(f"{path}: expected {what}, got the home of nobody ({error}); try ./{path}") from error
+
+
+def resolved(path: object, what: str = "a folder or a file") -> Path:
+    """As `path_of`, from the root on and without links. Refused where they lead in a circle."""
+    try:
+        return path_of(path, what).resolve()
+    except (OSError, RuntimeError) as error:
+        raise Refused(f"{path}: expected {what}, got a link that leads to itself; try another path") from error
+
+
 def read_foreign(file: Path, most: int, what: str = "a file") -> bytes:
     """The content of a regular file of at most so many bytes. Nothing is waited for: a named pipe is not opened to be
     read.

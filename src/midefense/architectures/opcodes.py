@@ -23,6 +23,15 @@ class TooMuch(ValueError):
     """What a pickle holds that is not read, in words that follow "which holds"."""
 
 
+def _takes(opcode: pickletools.OpcodeInfo) -> tuple[bool, int]:
+    """Whether an instruction takes all down to a mark, and how many values besides."""
+    before = [kind.name for kind in opcode.stack_before]
+    return "mark" in before, before.index("mark") if "mark" in before else len(before)
+
+
+_TAKES = {opcode.name: _takes(opcode) for opcode in pickletools.opcodes}
+_GIVES = {opcode.name: len(opcode.stack_after) for opcode in pickletools.opcodes}
+
 Instruction = tuple[pickletools.OpcodeInfo, object]
 
 
@@ -61,21 +70,20 @@ def _follow(
     elif opcode.name == "MARK":
         depths.append(None)
     else:
-        taken = _take(opcode, depths)
+        taken = _take(opcode.name, depths)
         if opcode.name in _FILLS:
             depths.append(max(taken[0], 1 + max(taken[1:], default=0)))
-        elif opcode.stack_after:
-            depths.extend([1 + max(taken) if taken else 0] * len(opcode.stack_after))
+        elif _GIVES[opcode.name]:
+            depths.extend([1 + max(taken) if taken else 0] * _GIVES[opcode.name])
 
 
-def _take(opcode: pickletools.OpcodeInfo, depths: list[int | None]) -> list[int]:
+def _take(name: str, depths: list[int | None]) -> list[int]:
     """Take what an instruction takes off the stack, the lowest first."""
-    before = [kind.name for kind in opcode.stack_before]
+    to_mark, count = _TAKES[name]
     taken: list[int] = []
-    if "mark" in before:
+    if to_mark:
         while (depth := depths.pop()) is not None:
             taken.append(depth)
-        before = before[: before.index("mark")]
-    for _ in before:
+    for _ in range(count):
         taken.append(depths.pop() or 0)
     return taken[::-1]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from midefense.commands.parsing import add_choice, add_store, is_override, refusing
+from midefense.foreign import path_of
 from midefense.plan.overrides import Override, parsed
 from midefense.store.artefacts import Artefact
 from midefense.store.store import Store
@@ -94,7 +95,7 @@ def _laid_over(own: Sequence[Override], ours: Sequence[Override]) -> tuple[str, 
 
 
 def _absolute(folder: str) -> Path:
-    return Path(folder).expanduser().absolute()
+    return path_of(folder).absolute()
 
 
 def _text(path: Path) -> str:

@@ -13,7 +13,7 @@ from midefense.datasets.base import Dataset, FileDataset
 from midefense.datasets.decoding import survey
 from midefense.datasets.files import Files
 from midefense.datasets.splits import Splits, copies, digest
-from midefense.foreign import yaml_of
+from midefense.foreign import path_of, yaml_of
 from midefense.plan.bind import bind
 from midefense.plan.compose import CONF, compose
 from midefense.terminal import say, shown
@@ -140,7 +140,7 @@ def _place(name: str, places: Sequence[str]) -> str:
 
 def _roots(dataset: FileDataset) -> list[Path]:
     folders = [getattr(dataset, place) for place in dataset.places]
-    return [Path(folder).expanduser().absolute() for folder in folders if folder]
+    return [path_of(folder).absolute() for folder in folders if folder]
 
 
 def _value(word: str, text: str) -> object:

@@ -15,6 +15,7 @@ from midefense.datasets.base import Dataset, resize_pixels
 from midefense.datasets.cache import Caches, cached_pixels
 from midefense.datasets.files import require_folder, stamp
 from midefense.datasets.splits import Part, Splits, choose_classes, hashes_of
+from midefense.foreign import path_of
 from midefense.ranges import Side, Whole
 from midefense.types import Images, Refused
 
@@ -121,7 +122,7 @@ class ClassSet(Dataset):
     def located(self) -> Path:
         """The root, downloaded into if wanted; refused unless its layout is complete."""
         if self.download and self.root:
-            self._download(Path(self.root).expanduser().absolute())
+            self._download(path_of(self.root).absolute())
         root = require_folder(self.root, "root", self.tree())
         if difference := self.missing(root):
             raise self.refuse(root, difference, "dataset.root=DIR, or dataset.download=true")

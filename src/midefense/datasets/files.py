@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from midefense.foreign import path_of
 from midefense.types import Refused
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -40,7 +41,7 @@ def require_folder(root: str | None, argument: str, tree: str, node: str = "data
     dataset stands in the configuration."""
     if not root:
         raise Refused(f"{node}.{argument} is not set; expected a folder\n{tree}\nTry {node}.{argument}=DIR.")
-    path = Path(root).expanduser().absolute()
+    path = path_of(root).absolute()
     if not path.is_dir():
         raise Refused(f"no folder at {path}; expected\n{tree}\nTry {node}.{argument}=DIR.")
     return path

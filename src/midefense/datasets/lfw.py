@@ -15,6 +15,7 @@ from midefense.datasets.base import FileDataset
 from midefense.datasets.decoding import Decoding
 from midefense.datasets.files import Files, entries, first_difference, require_folder
 from midefense.datasets.splits import split_classes
+from midefense.foreign import path_of
 from midefense.ranges import Count, InnerShare, Seed, Side
 from midefense.types import Refused
 
@@ -113,7 +114,7 @@ class Lfw(FileDataset):
         return paths
 
     def _boxes(self, paths: Sequence[Path]) -> Tensor:
-        points = read_landmarks(Path(self.landmarks).expanduser())
+        points = read_landmarks(path_of(self.landmarks))
         names = [f"{path.parent.name}/{path.name}" for path in paths]
         absent = [name for name in names if name not in points]
         if absent:

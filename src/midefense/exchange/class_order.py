@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from midefense.datasets.files import natural_key
-from midefense.foreign import MOST_JSON, json_of, read_foreign
+from midefense.foreign import MOST_JSON, json_of, path_of, read_foreign
 from midefense.types import Refused
 
 ENTRIES = ("class_names", "classes", "class_to_idx", "idx_to_class")  # where checkpoints keep the names
@@ -24,7 +24,7 @@ CONSISTENT = 0.6  # from this share on, classes are answered with a label each
 
 def read_names(file: str | Path) -> list[str]:
     """Class names in the order of the head: one per line, or JSON (a list, or {name: label}, or {label: name})."""
-    file = Path(file).expanduser()
+    file = path_of(file)
     try:
         text = read_foreign(file, MOST_JSON, "a file of class names").decode()
     except FileNotFoundError as error:

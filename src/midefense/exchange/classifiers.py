@@ -34,6 +34,7 @@ from midefense.defenses.base import NoDefense
 from midefense.exchange.accuracy import doubt_of, require_accuracy
 from midefense.exchange.class_order import order_of, published_names_of, read_names, refuse_order, suspect_order
 from midefense.exchange.roles import looks_like
+from midefense.foreign import path_of, resolved
 from midefense.pipeline.classifiers import TrainingJob, blank_classifier, job_of, rebuild_classifier, utility_of
 from midefense.pipeline.session import Session
 from midefense.plan.compose import compose
@@ -87,7 +88,7 @@ def read_source(file: str | Path, choice: Choice | None = None) -> Source:
     """Read a file of weights. Raises `Refused` for what is no file of tensors, and for a choice that it does not offer;
     no code of it is run."""
     choice = choice or Choice()
-    file = Path(file).expanduser().resolve()
+    file = resolved(file)
     checkpoint = read_checkpoint(file, choice.entry)
     state = renamed(checkpoint.state, choice.strip, choice.add)
     chosen = choice.made()
@@ -263,7 +264,7 @@ def export_classifier(
 
     Raises `Refused` for another ending, and rather than overwrite a file.
     """
-    file = Path(file).expanduser()
+    file = path_of(file)
     if format not in FORMATS:
         raise refuse_unknown("--format", format, FORMATS)
     if file.suffix not in SUFFIXES:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from omegaconf.resolvers import oc
 
+from midefense.foreign import path_of
 from midefense.plan.hydra_node import guarded
 from midefense.plan.overrides import chosen_of, parsed, with_open_places
 from midefense.plan.prior_options import KEY, lay_over, options_for, require_known
@@ -172,7 +173,7 @@ def plain_config(config: DictConfig) -> dict:
 
 def written_folder(store: object, inside: str) -> str:
     """A folder `inside` the folder of a store that is written to; where nothing can be written, one for the moment."""
-    folder = Path(folders_of(store)[0]).expanduser() / inside
+    folder = path_of(folders_of(store)[0]) / inside
     return str(folder) if can_be_written(folder) else tempfile.mkdtemp(prefix="midefense-")
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from midefense.foreign import path_of
 from midefense.plan.overrides import TARGET_NODES, parsed
 from midefense.store.artefacts import Artefact
 from midefense.store.store import Store
@@ -98,7 +98,7 @@ def with_start(recipe: Mapping, path: str, store: Store) -> Mapping:
     start = recipe.get("start") if isinstance(recipe, Mapping) else None
     if start is None or isinstance(start, Mapping):
         return recipe
-    file = Path(str(start)).expanduser()
+    file = path_of(str(start))
     if file.is_file():
         return {**recipe, "start": {"_target_": _name_of(FromFile), **FromFile.hashed(file)}}
     try:

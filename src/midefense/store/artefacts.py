@@ -219,7 +219,7 @@ def _sha256_or_none(path: Path) -> str:
 
 def absolute(place: object) -> str:
     """A file or folder from the root on, so that it is found from any folder."""
-    return str(Path(str(place)).expanduser().absolute())
+    return str(path_of(str(place)).absolute())
 
 
 def read_provenance(path: Path) -> dict:

@@ -25,6 +25,7 @@ import safetensors.torch
 import yaml
 from torch import Tensor
 
+from midefense.foreign import path_of, resolved
 from midefense.store.artefacts import (
     KINDS,
     Artefact,
@@ -72,7 +73,7 @@ class Store:
     """
 
     def __init__(self, root: str | Path | Sequence[str | Path]):
-        self.roots = [Path(one).expanduser().resolve() for one in folders_of(root)]
+        self.roots = [resolved(one) for one in folders_of(root)]
         self.root = self.roots[0]
         self._moved: dict[str, dict[str, str | None]] = {}
         self._written = False
@@ -137,7 +138,7 @@ class Store:
         Raises:
             Refused: none or several match, another kind, a changed file, or a file that is no artefact.
         """
-        path = Path(reference).expanduser()
+        path = path_of(reference)
         if path.is_file():
             raise Refused(
                 f"{kind}={reference}: expected an artefact of the store, got a file; a checkpoint that may be a pickle "

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from midefense.architectures.checkpoints import BEGINNINGS, read_tensors
+from midefense.foreign import path_of
 from midefense.priors.stylegan2.generator import StyleGan2Config
 from midefense.priors.stylegan2.pickle import StoredModule, read_networks, state_of
 from midefense.priors.stylegan2.shape import NETWORKS, configuration, matched, require_values, shape_of, stated_in
@@ -46,7 +47,7 @@ def import_file(
     Raises:
         Refused: the file holds no StyleGAN2, or is not the one that is meant; or `out` holds something else.
     """
-    file, out = Path(file).expanduser(), Path(out).expanduser()
+    file, out = path_of(file), path_of(out)
     if not file.is_file():
         raise Refused(f"weights: expected a network pickle, got no file {file}; try the path of ffhq.pkl, downloaded")
     content = file.read_bytes()
@@ -114,8 +115,7 @@ def _imported(path: str | Path) -> Path:
         raise Refused(f"weights: expected an imported StyleGAN2, got no file {file}; try {COMMAND} --out {file}")
     return file
 
-
-def _read_notes(file: Path) -> tuple[StyleGan2Config, dict[str, str]]:
+    file = path_of(path)
     """What an imported file says of its networks, and the whole of its metadata."""
     try:
         with safe_open(file, "pt") as opened:
