@@ -116,6 +116,41 @@ class Oracle:
         self._asked.update(wanted)
 
 
+class Ensemble:
+    """A target and networks of the attacker's own, asked together (LOMMA's model augmentation): it answers as the
+    target does, which charges for it, with the logits of the others beside its own.
+
+    Args:
+        target: the oracle of the target.
+        others: oracles of the attacker's own networks, white-box.
+    """
+
+    def __init__(self, target: Oracle, others: Sequence[Oracle]):
+        self._target, self._others = target, tuple(others)
+
+    @property
+    def access(self) -> Access:
+        """That to the target."""
+        return self._target.access
+
+    def __call__(
+        self,
+        images: Tensor,
+        ids: Tensor | Sequence[int] | None = None,
+        reads: Sequence[str] = ("probs",),
+        weights: dict[str, Tensor] | None = None,
+    ) -> Answer:
+        """As `Oracle`; the others are asked where `logits` are read."""
+        answer = self._target(images, ids, reads, weights)
+        if "logits" in reads:
+            answer.beside = tuple(other(images, reads=("logits",)).logits for other in self._others)
+        return answer
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of the target's parameters and buffers."""
+        return self._target.weights()
+
+
 def _ways_in(model: nn.Module, access: Access, cut: str | None):
     """The two closures of an oracle: ask a question, copy the weights."""
     model = copy.deepcopy(model).eval().requires_grad_(False)

@@ -179,13 +179,15 @@ class Moments:
 @dataclass
 class Answer:
     """What an oracle tells; what its access level hides is None. `batchnorm` holds the moments of every BatchNorm that
-    took part in the forward, in its order, by the layer's name in the deployed network (`named_modules`)."""
+    took part in the forward, in its order, by the layer's name in the deployed network (`named_modules`). `beside` are
+    the logits [B, classes] of networks of the attacker's own that are asked together with the target."""
 
     labels: Tensor | None = None
     probs: Tensor | None = None
     logits: Tensor | None = None
     features: Tensor | None = None
     batchnorm: dict[str, Moments] | None = None
+    beside: tuple[Tensor, ...] = ()
 
 
 @dataclass

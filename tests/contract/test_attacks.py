@@ -93,7 +93,7 @@ class Scene:
     start: dict
 
     def attack(self, **changes):
-        attack = self.pipeline.plan.attack.build()
+        attack = self.pipeline.attack_node(self.pipeline.target.artefact.metrics["classes"]).build()
         for name, value in changes.items():
             setattr(attack, name, value)
         return attack

@@ -12,7 +12,7 @@ import pytest
 import replay
 import torch
 from conftest import ROOT
-from pieces import bido, gmi, losses, networks, registry, stylegan2
+from pieces import bido, gmi, lomma, losses, networks, registry, stylegan2
 from pieces.recording import recordings
 from pieces.registry import replay_of, replays
 from pieces.rules import Draws, NotThereYet, relative_error, row_errors, without_gradient
@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from midefense.architectures.state_names import to_published
+from midefense.attacks import objectives, surrogate
 from midefense.attacks.objectives import Poincare
 from midefense.defenses.bido import BiDO
 from midefense.defenses.label_smoothing import LabelSmoothing
@@ -122,12 +123,13 @@ def test_names_and_counts_of_the_original_are_compared(tmp_path, capsys):
     assert "gan32.GeneratorMNIST: cannot be replayed: Refused: " in printed and "1 missing (l1.0.weight)" in printed
 
 
-def test_an_unknown_piece_is_a_failure_and_one_that_waits_is_not(tmp_path, capsys):
-    waits = {"kedmi_new/z": np.zeros(2), "lomma_stats/mean": np.zeros(2)}
+def test_an_unknown_piece_is_a_failure_and_one_that_waits_is_not(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(registry, "NOT_THERE_YET", {"A method": ("first_*",), "Another": ("second_*",)})
+    waits = {"first_new/z": np.zeros(2), "second_stats/mean": np.zeros(2)}
     np.savez(tmp_path / "a.npz", **waits)
     code, printed = run(capsys, tmp_path / "a.npz")
-    assert code == 0 and "not there yet  a.npz: KED-MI: kedmi_new\n" in printed
-    assert "not there yet  a.npz: LOMMA: lomma_stats\n" in printed
+    assert code == 0 and "not there yet  a.npz: A method: first_new\n" in printed
+    assert "not there yet  a.npz: Another: second_stats\n" in printed
     np.savez(tmp_path / "a.npz", **waits, **{"mystery/z": np.zeros(2)})
     code, printed = run(capsys, tmp_path / "a.npz")
     assert code == 1 and "FAIL  a.npz mystery: expected a piece that is known" in printed
@@ -207,18 +209,19 @@ def test_what_is_no_recording_is_refused_in_a_sentence(tmp_path, capsys):
 
 def test_a_later_method_is_one_function(monkeypatch):
     monkeypatch.setattr(registry, "REPLAYS", {})
-    with pytest.raises(NotThereYet, match="KED-MI"):
-        replay_of("kedmi_ked_improved1")
-    replays("kedmi_*")(known := lambda recording: iter(()))
-    assert replay_of("kedmi_ked_improved1") is known and replay_of("mystery") is None
+    monkeypatch.setattr(registry, "NOT_THERE_YET", {"A method": ("first_*",)})
+    with pytest.raises(NotThereYet, match="A method"):
+        replay_of("first_new")
+    replays("first_*")(known := lambda recording: iter(()))
+    assert replay_of("first_new") is known and replay_of("mystery") is None
 
 
 @pytest.mark.slow
 def test_it_runs_from_the_root_of_the_repository(tmp_path):
-    np.savez(tmp_path / "a.npz", **{"vmi_flow/x": np.zeros(2)})
-    command = [sys.executable, "tests/golden/replay.py", "--prefix", "x", str(tmp_path / "a.npz")]
+    file = write_networks(tmp_path, prefix="x")
+    command = [sys.executable, "tests/golden/replay.py", "--prefix", "x", str(file)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and done.stdout.startswith("not there yet  a.npz: VMI: vmi_flow\n"), done.stderr
+    assert done.returncode == 0 and "4 entries compared, 0 failures" in done.stdout, done.stderr
 
 
 # The rules
@@ -304,6 +307,10 @@ def test_every_recorded_piece_is_known(file):
         ("attacks/gmi.npz", "gmi_dmi_mnist"),
         ("attacks/gmi.npz", "gan_wgan"),
         ("attacks/bido.npz", "bido_hsic_gaussian"),
+        ("attacks/lomma.npz", "lomma_stats"),
+        ("attacks/lomma.npz", "lomma_iden"),
+        ("attacks/lomma.npz", "lomma_distill_tau2"),
+        pytest.param("attacks/lomma.npz", "lomma_gmi_ours", marks=pytest.mark.slow),
     ],
 )
 def test_the_original_is_reproduced(file, piece):
@@ -425,6 +432,28 @@ def no_noise(monkeypatch):
     monkeypatch.setattr(stylegan2, "generator_of", silent)
 
 
+def squared_norm(monkeypatch):
+    """The paper's regulariser at the code's weight."""
+    original = lomma.FeatureRegulariser.__call__
+    monkeypatch.setattr(lomma.FeatureRegulariser, "__call__", lambda self, look: 32 * original(self, look))
+
+
+def no_students(monkeypatch):
+    monkeypatch.setattr(lomma, "asks_students", lambda variant: False)
+
+
+def biased_deviation(monkeypatch):
+    original = objectives.statistics
+    scaled = lambda features, rng: {k: v * (55 / 56) ** 0.5 for k, v in original(features, rng).items()}  # noqa: E731
+    monkeypatch.setattr(objectives, "statistics", scaled)
+
+
+def usual_temperature(monkeypatch):
+    original = surrogate.distillation
+    hinton = lambda student, teacher, tau: original(student, teacher, tau) * tau**4  # noqa: E731
+    monkeypatch.setattr(surrogate, "distillation", hinton)
+
+
 @needs_recordings
 @pytest.mark.parametrize(
     ("wrong", "file", "piece", "where"),
@@ -438,6 +467,10 @@ def no_noise(monkeypatch):
         (wide_kernel, "attacks/bido.npz", "bido_hsic_gaussian", "d_zx"),
         pytest.param(plain_estimator, "attacks/bido.npz", "bido_hsic_gaussian", "d_zy", marks=pytest.mark.slow),
         pytest.param(other_label_kernel, "attacks/bido.npz", "bido_hsic_gaussian", "d_zy", marks=pytest.mark.slow),
+        (squared_norm, "attacks/lomma.npz", "lomma_iden", "ours/lam1.0/loss"),
+        (no_students, "attacks/lomma.npz", "lomma_iden", "L_aug/lam1.0/loss"),
+        (biased_deviation, "attacks/lomma.npz", "lomma_stats", "std"),
+        (usual_temperature, "attacks/lomma.npz", "lomma_distill_tau2", "loss"),
         (wide_kernel_of_a_loss, "losses.npz", "bido", "coco/d_zx"),
         (loose_ball, "losses.npz", "poincare", "loss"),
         (ramped_smoothing, "losses.npz", "label_smoothing", "0.1/loss"),

@@ -6,8 +6,9 @@ init -> search over latents, guided by an objective on what the target says of t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from midefense.types import (
 
 OF_THE_TARGET = ("select", "surrogate")  # slots that ask the target even where the others ask a surrogate
 SURROGATE = "surrogate."  # what a prepared state holds of the surrogate has names that begin so
+OBJECTIVE = "objective."  # and what it holds of the objective
 
 
 class Part:
@@ -44,6 +46,8 @@ class Part:
             over a set). The group is then one batch: `chunk` is refused, and the losses [B] sum to that of the group.
         separates: it asks about some of a group's candidates without the others, which no coupled part can bear.
         asks_question: its `prepare` takes the `Question`, which is then part of what the preparation is stored by.
+        prepares: an objective that has a `prepare(prior, oracle, public, rng, state)`, yielding progress; what it makes
+            is handed back with every look (`Look.known`).
     """
 
     revision = 1
@@ -52,9 +56,14 @@ class Part:
     coupled = False
     separates = False
     asks_question = False
+    prepares = False
 
     def check(self, setting: Setting) -> None:
         """Refuse a setting in which it cannot work; see `Setting` for when this is called."""
+
+    def preparation(self, recipe: Mapping[str, object]) -> object:
+        """What of this part's recipe decides what its `prepare` makes."""
+        return recipe
 
     def check_prior(self, prior: Prior) -> None:
         """Refuse a prior it cannot work with, as built from the plan: it knows its shapes and has no weights yet."""
@@ -128,8 +137,8 @@ class Attack:
 @dataclass
 class Look:
     """One look at candidates: `latents` [B, ...], the pictures `drawn` from them and their `images` [B, C, H, W]; what
-    the target was `shown` (a view of them) and its `answer`; the `labels` [B] wanted. The objective turns it into a
-    loss per image."""
+    the target was `shown` (a view of them) and its `answer`; the `labels` [B] wanted; what the objective prepared is
+    `known`. The objective turns it into a loss per image."""
 
     latents: Tensor
     drawn: Tensor
@@ -138,6 +147,7 @@ class Look:
     answer: Answer
     labels: Tensor
     prior: Prior
+    known: Mapping[str, Tensor] = field(default_factory=dict)
 
     def confidence(self) -> Tensor | None:
         """How sure who was asked is of the labels wanted [B], without a gradient; None where the answer hides it. No
@@ -165,6 +175,11 @@ class Problem:
     reads: tuple[str, ...]
     chunk: int | None
     device: torch.device
+
+    @functools.cached_property
+    def known(self) -> dict[str, Tensor]:
+        """What the objective prepared, on the problem's device."""
+        return {name: value.to(self.device) for name, value in within(self.state, OBJECTIVE).items()}
 
     def draw(self, purpose: str) -> torch.Generator:
         """A generator for `purpose`, the same whatever was drawn before."""
@@ -198,7 +213,7 @@ class Problem:
         shown = images if views is None else views(images, draws)
         answer = self.oracle(shown, ids=self.evidence.ids[owners], reads=self.reads if reads is None else reads)
         labels = self.evidence.labels[owners].to(images.device, non_blocking=True)
-        return Look(latents, drawn, images, shown, answer, labels, self.prior)
+        return Look(latents, drawn, images, shown, answer, labels, self.prior, self.known)
 
     def images(self, found: Found, rows: slice, clip: bool = True) -> Tensor:
         """The images [B, C, H, W] of the candidates at `rows`, clipped, as they would be saved; or as the prior makes
@@ -221,7 +236,8 @@ class SearchAttack(Attack):
     """The engine: start somewhere, search for latents of low loss, keep the best of each target.
 
     With a surrogate, `init`, `objective` and `search` ask that instead of the target: what they read is checked against
-    the surrogate's access, and costs nothing of the budget. `select` asks the target itself, and is charged.
+    the surrogate's access, and costs nothing of the budget. `select` asks the target itself, and is charged. A
+    surrogate `beside_target` is asked together with the target, which is charged for every look.
 
     Args:
         init: starts; `init(problem) -> Found`.
@@ -267,7 +283,7 @@ class SearchAttack(Attack):
         self.init, self.objective, self.search, self.select, self.views, self.surrogate = slots.values()
         self.chunk = chunk
         self.pools = hasattr(init, "prepare")
-        self.prepares = self.pools or surrogate is not None
+        self.prepares = self.pools or surrogate is not None or objective.prepares
         self.asks_question = init.asks_question
         self.coupled = any(part.coupled for part in self.parts.values())
         if self.coupled:
@@ -279,10 +295,15 @@ class SearchAttack(Attack):
         steps = getattr(self.search, "steps", None)
         return None if steps is None else steps + 2
 
+    @property
+    def asks_target(self) -> bool:
+        """Whether the search asks the target, alone or beside others."""
+        return self.surrogate is None or self.surrogate.beside_target
+
     def check(self, setting: Setting) -> None:
         """As `Attack.check`, and whatever a part refuses."""
         super().check(setting)
-        of_the_target = self.parts if self.surrogate is None else OF_THE_TARGET
+        of_the_target = self.parts if self.asks_target else OF_THE_TARGET
         readers = [slot for slot, part in self.parts.items() if "batchnorm" in part.reads and slot in of_the_target]
         if readers and not setting.architecture.batchnorm:
             raise Refused(
@@ -306,35 +327,34 @@ class SearchAttack(Attack):
         state: dict[str, Tensor] | None,
         question: Question | None = None,
     ) -> Iterator[Progress]:
-        """The surrogate learns, then the init draws a pool for all targets: the two slots that may need to. The steps
-        of the second count on."""
-        done, learned, drawn = 0, {}, state or {}
+        """The surrogate learns, the objective measures, then the init draws a pool for all targets: the slots that may
+        need to. The steps of each count on."""
+        saved, done, made = state or {}, 0, {}
         if self.surrogate is not None:
-            done, learned = yield from self._learn(prior, oracle, public, rng, drawn)
-            oracle = self.surrogate.oracle(within(learned, SURROGATE), prior, oracle)
-            drawn = {name: value for name, value in drawn.items() if name not in learned}
+            known = within(saved, SURROGATE)
+            work = self.surrogate.fit(prior, oracle, public, seeds.fork(rng, "surrogate"), known or None)
+            done, made = yield from passed_on(work, SURROGATE, known, done, made)
+            oracle = self.surrogate.oracle(within(made, SURROGATE), prior, oracle)
+        if self.objective.prepares:
+            known = within(saved, OBJECTIVE)
+            work = self.objective.prepare(prior, oracle, public, seeds.fork(rng, "objective"), known or None)
+            done, made = yield from passed_on(work, OBJECTIVE, known, done, made)
         if self.pools:
             asked = {"question": question} if self.asks_question else {}
-            for step, logs, give in self.init.prepare(prior, oracle, rng, drawn or None, **asked):
-                yield done + step, logs, lambda give=give: {**learned, **give()}
-
-    def _learn(
-        self, prior: Prior, oracle: Oracle, public: Images, rng: torch.Generator, state: Mapping[str, Tensor]
-    ) -> Generator[Progress, None, tuple[int, dict[str, Tensor]]]:
-        """Let the surrogate learn, or find that it has; returns the steps taken and its last state."""
-        known, done = within(state, SURROGATE), 0
-        learning = self.surrogate.fit(prior, oracle, public, seeds.fork(rng, "surrogate"), known or None)
-        last = None
-        for done, logs, give in learning:  # noqa: B007
-            last = lambda give=give: under(give(), SURROGATE)  # noqa: E731
-            yield done, logs, last
-        return done, last() if last else under(known, SURROGATE)
+            drawn = {name: value for name, value in saved.items() if not name.startswith((SURROGATE, OBJECTIVE))}
+            work = self.init.prepare(prior, oracle, rng, drawn or None, **asked)
+            yield from passed_on(work, "", drawn, done, made)
 
     def preparation(self, recipe: Mapping[str, object]) -> object:
-        """The recipes of the slots that prepare; the init's alone, where there is no surrogate."""
-        if self.surrogate is None:
+        """The recipes of the slots that prepare; the init's alone, where no other does."""
+        others = {}
+        if self.objective.prepares:
+            others["objective"] = self.objective.preparation(recipe["objective"])
+        if self.surrogate is not None:
+            others["surrogate"] = recipe["surrogate"]
+        if not others:
             return recipe["init"]
-        return {slot: recipe[slot] for slot in ("init", "surrogate") if slot == "surrogate" or self.pools}
+        return {"init": recipe["init"], **others} if self.pools else others
 
     def recover(
         self, state: Mapping[str, Tensor], prior: Prior, oracle: Oracle, evidence: Evidence, rng: torch.Generator
@@ -392,6 +412,19 @@ def _as_published(slots: Mapping[str, Part | None]) -> dict[str, Part | None]:
             "ppa and if_gmi, got one without; try attack.legacy=false"
         )
     return published
+
+
+def passed_on(
+    work: Iterator[Progress], prefix: str, known: Mapping[str, Tensor], done: int, made: Mapping[str, Tensor]
+) -> Generator[Progress, None, tuple[int, dict[str, Tensor]]]:
+    """The progress of one of several who work in turn, as that of all: its steps count on from `done`, and its state
+    stands under `prefix` beside what those before it `made`. Returns the steps done and the state of all; `known` is
+    that of who finds that nothing is left to do."""
+    step, last = 0, None
+    for step, logs, give in work:  # noqa: B007
+        last = lambda give=give: {**made, **under(give(), prefix)}  # noqa: E731
+        yield done + step, logs, last
+    return done + step, last() if last else {**made, **under(known, prefix)}
 
 
 def within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@ from its answers, in one loop that stops and goes on to the same bits. Surrogate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -103,21 +103,43 @@ class Learning(Part):
     ) -> Iterator[Progress]:
         """Put every question to `ask` (images [B, C, H, W] -> answers [B, ...]), then learn. The answers are part of
         the state, so that work that goes on asks about no image twice. Steps count batches: asked, then learned."""
-        answers = None
-        for asked, logs, give in self._ask(questions, ask, state):
-            answers = give()["asked"]
-            yield asked, logs, give
-        answers = state["asked"] if answers is None else answers
+        answers = yield from self.ask(questions, ask, state)
+        asked, before = -(-questions.count // self.batch_size), state if state and "step" in state else None
+        for step, logs, give in self.learn(questions, answers, loss, rng=rng, device=device, state=before):
+            yield asked + step, logs, lambda give=give: {**give(), "asked": answers}
+
+    def ask(
+        self, questions: Questions, ask: Callable[[Tensor], Tensor], state: Mapping[str, Tensor] | None
+    ) -> Generator[Progress, None, Tensor]:
+        """Put every question. Yields every `unit` batches and at the end, with the answers so far (`asked`), nothing
+        where all were given; returns the answers [count, ...]."""
+        answers = [state["asked"]] if state else []
+        batches = torch.arange(questions.count).split(self.batch_size)
+        for number in range(-(-sum(map(len, answers)) // self.batch_size), len(batches)):
+            answers.append(ask(questions.images(batches[number])).detach().cpu())
+            if (number + 1) % self.unit == 0 or number + 1 == len(batches):
+                known = torch.cat(answers)
+                answers = [known]
+                yield number + 1, {}, lambda known=known: {"asked": known}
+        return answers[0]
+
+    def learn(
+        self,
+        questions: Questions,
+        answers: Tensor,
+        loss: Loss,
+        *,
+        rng: torch.Generator,
+        device: torch.device,
+        state: Mapping[str, Tensor] | None,
+    ) -> Iterator[Progress]:
+        """Learn from `answers` [count, ...] that are known; `state` is that of an earlier step."""
 
         def batch_loss(network: nn.Module, draws: torch.Generator) -> Tensor:
             rows = torch.randint(questions.count, (self.batch_size,), generator=draws)
             return loss(network, questions.images(rows), answers[rows].to(device, non_blocking=True)).mean()
 
-        before = state if state and "step" in state else None
-        network = self.build(rng).to(device)
-        asked = -(-questions.count // self.batch_size)
-        for step, logs, give in self._learn(network, batch_loss, rng, before):
-            yield asked + step, logs, lambda give=give: {**give(), "asked": answers}
+        return self._learn(self.build(rng).to(device), batch_loss, rng, state)
 
     def build(self, rng: torch.Generator) -> nn.Module:
         """A fresh network, on the CPU, whose weights `rng` decides."""
@@ -129,19 +151,6 @@ class Learning(Part):
         network = self.build(seeds.generator("learned"))  # any weights: they are replaced
         network.load_state_dict(within(state, "network."))
         return network.to(device).eval().requires_grad_(False)
-
-    def _ask(
-        self, questions: Questions, ask: Callable[[Tensor], Tensor], state: Mapping[str, Tensor] | None
-    ) -> Iterator[Progress]:
-        """Yields every `unit` batches and at the end, with the answers so far; nothing where all were given."""
-        answers = [state["asked"]] if state else []
-        batches = torch.arange(questions.count).split(self.batch_size)
-        for number in range(-(-sum(map(len, answers)) // self.batch_size), len(batches)):
-            answers.append(ask(questions.images(batches[number])).detach().cpu())
-            if (number + 1) % self.unit == 0 or number + 1 == len(batches):
-                known = torch.cat(answers)
-                answers = [known]
-                yield number + 1, {}, lambda known=known: {"asked": known}
 
     def _learn(
         self,

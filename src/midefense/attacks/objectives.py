@@ -3,15 +3,24 @@ loss says that it is `coupled`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from midefense.attacks.base import Look, Part
-from midefense.ranges import InnerShare
-from midefense.types import Refused, Setting
+from midefense import seeds
+from midefense.attacks.base import Look, Part, passed_on, within
+from midefense.oracle import Oracle
+from midefense.priors.base import Prior
+from midefense.ranges import Batch, Count, InnerShare
+from midefense.types import Images, Progress, Refused, Setting, refuse_unknown
+
+
+def over_models(look: Look, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """A loss of logits [B, K] to [B], as its mean over the target and the networks that are asked beside it."""
+    return torch.stack([loss(logits) for logits in (look.answer.logits, *look.answer.beside)]).mean(0)
 
 
 class CrossEntropy(Part):
@@ -21,7 +30,7 @@ class CrossEntropy(Part):
 
     def __call__(self, look: Look) -> Tensor:
         """Loss per image [B], from 0."""
-        return F.cross_entropy(look.answer.logits.float(), look.labels, reduction="none")
+        return over_models(look, lambda logits: F.cross_entropy(logits.float(), look.labels, reduction="none"))
 
 
 class Confidence(Part):
@@ -31,7 +40,78 @@ class Confidence(Part):
 
     def __call__(self, look: Look) -> Tensor:
         """Loss per image [B], in [0, 1]."""
-        return 1 - look.answer.logits.float().softmax(1).gather(1, look.labels[:, None])[:, 0]
+        return over_models(look, lambda logits: 1 - logits.float().softmax(1).gather(1, look.labels[:, None])[:, 0])
+
+
+class Logit(Part):
+    """Minus the logit wanted (LOMMA, Nguyen et al., CVPR 2023, equation 4): its gradient does not vanish where the
+    target is sure. It has no lower end; a box, the prior and `FeatureRegulariser` bound it."""
+
+    reads = ("logits", "gradient")
+
+    def __call__(self, look: Look) -> Tensor:
+        """Loss per image [B], unbounded."""
+        return over_models(look, lambda logits: -logits.float().gather(1, look.labels[:, None])[:, 0])
+
+
+class FeatureRegulariser(Part):
+    """Mean over the dimensions of (p(x) - p_reg)^2, with p the target's features and p_reg those of public images (the
+    regulariser of LOMMA's logit loss; the paper writes the squared norm, the authors' code takes the mean).
+
+    Args:
+        images: public images whose features are measured, drawn without replacement; all where there are fewer. The
+            authors' 5,050 are the batches of 50 until one begins behind the 5,000th.
+        batch_size: of them, at once.
+        reference: `mean`, which p_reg is in the authors' code, or `drawn`: the paper's p_reg ~ N(mean, std^2), one draw
+            for all targets, as mean + std * e.
+    """
+
+    reads = ("features", "gradient")
+    prepares = True
+    unhashed = ("batch_size",)
+    references = ("mean", "drawn")
+
+    def __init__(self, *, images: Batch = 5050, batch_size: Count = 50, reference: str = "mean"):
+        if reference not in self.references:
+            raise refuse_unknown("attack.objective.reference", reference, self.references)
+        self.images, self.batch_size, self.reference = images, batch_size, reference
+
+    def preparation(self, recipe: Mapping[str, object]) -> object:
+        """What is measured is the same whichever reference is used."""
+        return {name: value for name, value in recipe.items() if name != "reference"}
+
+    @torch.no_grad()
+    def prepare(
+        self, prior: Prior, oracle: Oracle, public: Images, rng: torch.Generator, state: Mapping[str, Tensor] | None
+    ) -> Iterator[Progress]:
+        """Measure the target's features: state `features` [images, F] while it goes on, with `mean`, `std` (unbiased)
+        and `drawn` [F] at the end."""
+        if len(public) < 2:
+            raise Refused(
+                f"attack.objective: expected 2 or more public images to measure features of, got {len(public)}; "
+                "try public=... (see --help)"
+            )
+        rows = torch.randperm(len(public), generator=rng)[: self.images]
+        known = [state["features"]] if state and "features" in state else []
+        done = sum(map(len, known)) if state is None or "mean" not in state else len(rows)
+        while done < len(rows):
+            images = public.floats(rows[done : done + self.batch_size], prior.device)
+            known.append(oracle(images, reads=("features",)).features.flatten(1).cpu())
+            done += len(images)
+            measured = {"features": torch.cat(known)} if done < len(rows) else statistics(torch.cat(known), rng)
+            yield done, {}, lambda measured=measured: measured
+
+    def __call__(self, look: Look) -> Tensor:
+        """Loss per image [B], from 0."""
+        reference = look.known[self.reference].to(look.answer.features.dtype)
+        return (look.answer.features.flatten(1) - reference).square().mean(1)
+
+
+def statistics(features: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+    """Mean and unbiased standard deviation [F] of features [N, F], and one draw of the normal that has them."""
+    mean, std = features.double().mean(0), features.double().std(0)
+    drawn = mean + std * torch.randn(len(mean), generator=rng, dtype=torch.float64)
+    return {name: value.float() for name, value in (("mean", mean), ("std", std), ("drawn", drawn))}
 
 
 class Poincare(Part):
@@ -53,7 +133,7 @@ class Poincare(Part):
 
     def __call__(self, look: Look) -> Tensor:
         """Loss per image [B]."""
-        return poincare(look.answer.logits, look.labels, self.xi)
+        return over_models(look, lambda logits: poincare(logits, look.labels, self.xi))
 
 
 def poincare(logits: Tensor, labels: Tensor, xi: float = 1e-4) -> Tensor:
@@ -108,10 +188,27 @@ class WeightedSum(Part):
     def __init__(self, *, terms: Mapping[str, Weighted]):
         if not terms:
             raise Refused("attack.objective.terms: expected at least one term, got none")
-        self.terms = list(terms.values())
+        self.names, self.terms = list(terms), list(terms.values())
         self.reads = tuple(dict.fromkeys(read for term in self.terms for read in term.loss.reads))
         self.needs = tuple(dict.fromkeys(need for term in self.terms for need in term.loss.needs))
         self.coupled = any(term.loss.coupled for term in self.terms)
+        self.preparing = {name: term.loss for name, term in terms.items() if term.loss.prepares}
+        self.prepares = bool(self.preparing)
+
+    def preparation(self, recipe: Mapping[str, object]) -> object:
+        """Those of the terms that prepare, without their weights."""
+        nodes = {name: recipe["terms"][name]["loss"] for name in self.preparing}
+        return {name: loss.preparation(nodes[name]) for name, loss in self.preparing.items()}
+
+    def prepare(
+        self, prior: Prior, oracle: Oracle, public: Images, rng: torch.Generator, state: Mapping[str, Tensor] | None
+    ) -> Iterator[Progress]:
+        """What the terms prepare, one after the other, each under its name."""
+        done, made = 0, {}
+        for name, loss in self.preparing.items():
+            known = within(state or {}, f"{name}.")
+            work = loss.prepare(prior, oracle, public, seeds.fork(rng, name), known or None)
+            done, made = yield from passed_on(work, f"{name}.", known, done, made)
 
     def check(self, setting: Setting) -> None:
         """Whatever a term refuses."""
@@ -120,7 +217,12 @@ class WeightedSum(Part):
 
     def __call__(self, look: Look) -> Tensor:
         """Loss per image [B]."""
-        return torch.stack([term.weight * term.loss(look) for term in self.terms]).sum(0)
+        pairs = zip(self.names, self.terms, strict=True)
+        return torch.stack([term.weight * term.loss(self._seen_by(name, look)) for name, term in pairs]).sum(0)
+
+    def _seen_by(self, name: str, look: Look) -> Look:
+        """The look with what this term prepared."""
+        return replace(look, known=within(look.known, f"{name}.")) if name in self.preparing else look
 
 
 class Weighted(Part):

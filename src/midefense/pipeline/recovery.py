@@ -205,7 +205,7 @@ class _Curve:
 
     def __init__(self, run: Run, attack: Attack):
         self._run = run
-        self._asked = "target" if getattr(attack, "surrogate", None) is None else "surrogate"
+        self._asked = "target" if getattr(attack, "asks_target", True) else "surrogate"
         self._every = max(1, (attack.steps or 0) // CURVE_POINTS)
         self._points: list[tuple[int, dict[str, Tensor]]] = []
 

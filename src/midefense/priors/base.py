@@ -36,14 +36,19 @@ class Prior(nn.Module):
     Attributes:
         asks: the access `fit` needs to the target, or None. A prior that asks belongs to one target.
         learns: whether `fit` does anything; one that does not is never stored.
-        offers: what parts of an attack may ask of it: `sample`, `realism`, and of StyleGAN2 `styles` (draws with a
-            truncation, a row per layer) and `blocks` (a generator that is entered at any block); of pixels, `pixels`.
+        offers: what parts of an attack may ask of it: `sample`, `realism`, `normal` (its latents are a function of
+            normal noise), and of StyleGAN2 `styles` (draws with a truncation, a row per layer) and `blocks` (a
+            generator that is entered at any block); of pixels, `pixels`.
+        normal_width: how many numbers of normal noise make a latent, where it offers `normal`.
+        rows: of styles in a latent, where it offers `styles`.
     """
 
     revision = 1
     asks: Access | None = None
     learns = False
     offers: frozenset[str] = frozenset({"sample"})
+    normal_width: int
+    rows: int
 
     def __init__(self, *, channels: int, size: int):
         super().__init__()
@@ -69,6 +74,11 @@ class Prior(nn.Module):
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
         """`count` latents [count, ...] on the CPU, drawn from `rng`."""
         raise Refused(f"{type(self).__name__} cannot sample; choose another attack.init")
+
+    def of_normal(self, noise: Tensor) -> Tensor:
+        """Latents, or rows of styles [..., width], of normal noise [..., normal_width]: of draws as `sample` has them.
+        Differentiable."""
+        raise Refused(f"{type(self).__name__} has no latents of normal noise; choose another attack.search")
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, C, H, W], nominally in [0, 1], differentiable in `latents` [B, ...]; not clamped."""

@@ -30,7 +30,7 @@ class GmiGan(Prior):
 
     learns = True
     unhashed = ("unit",)
-    offers = frozenset({"sample", "realism"})
+    offers = frozenset({"sample", "realism", "normal"})
 
     def __init__(
         self,
@@ -80,6 +80,15 @@ class GmiGan(Prior):
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
         """Latents [count, latent_size] ~ N(0, I)."""
         return torch.randn(count, self.latent_size, generator=rng)
+
+    @property
+    def normal_width(self) -> int:
+        """The latents are normal themselves."""
+        return self.latent_size
+
+    def of_normal(self, noise: Tensor) -> Tensor:
+        """The noise [..., latent_size] as it is."""
+        return noise
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, C, size, size] in [0, 1]. In eval mode rows do not depend on each other."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +22,9 @@ class ToyFamily(Prior):
     place for each block [B, 2, 2], of which only the first matters.
     """
 
-    offers = frozenset({"sample", "realism", "styles", "blocks"})
-    blocks = 2
+    offers = frozenset({"sample", "realism", "normal", "styles", "blocks"})
+    blocks = rows = 2
+    normal_width = 2
 
     def __init__(self, *, channels: int, size: int):
         super().__init__(channels=channels, size=size)
@@ -42,6 +44,10 @@ class ToyFamily(Prior):
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
         """Places [count, 2], uniform in the square."""
         return torch.rand(count, 2, generator=rng) * 2 - 1
+
+    def of_normal(self, noise: Tensor) -> Tensor:
+        """Places [..., 2], uniform where the noise is normal."""
+        return torch.erf(noise / math.sqrt(2))
 
     def styles(self, count: int, rng: torch.Generator, psi: float = 1.0, cutoff: int | None = None) -> Tensor:
         """Places per block [count, 2, 2], the first `cutoff` drawn towards the centre."""

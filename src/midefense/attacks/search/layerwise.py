@@ -134,7 +134,8 @@ class Layerwise(Part):
             saved = kept[-1]["pixels"].float().div_(255)  # the target is asked about what is kept
             answer = problem.oracle(saved, ids=problem.evidence.ids[owners[rows]], reads=reads)
             labels = problem.evidence.labels[owners[rows]].to(saved.device)
-            losses.append(problem.objective(Look(latents, drawn, saved, saved, answer, labels, problem.prior)))
+            look = Look(latents, drawn, saved, saved, answer, labels, problem.prior, problem.known)
+            losses.append(problem.objective(look))
             confidences.append(answer.probs.gather(1, labels[:, None])[:, 0])
         latents = inner.latents.detach().clone()
         ended = Found(latents, torch.cat(losses), owners, f"stage{stage:02d}", **_joined(kept))

@@ -110,12 +110,13 @@ def read_configuration(path: str | Path) -> StyleGan2Config:
 
 
 def _imported(path: str | Path) -> Path:
-    file = Path(path).expanduser()
+    file = path_of(path)
     if not file.is_file():
         raise Refused(f"weights: expected an imported StyleGAN2, got no file {file}; try {COMMAND} --out {file}")
     return file
 
-    file = path_of(path)
+
+def _read_notes(file: Path) -> tuple[StyleGan2Config, dict[str, str]]:
     """What an imported file says of its networks, and the whole of its metadata."""
     try:
         with safe_open(file, "pt") as opened:

@@ -52,7 +52,7 @@ class StyleBased(Prior):
     of the dataset; pictures and images are nominally in [0, 1] and not clamped.
     """
 
-    offers = frozenset({"sample", "realism", "styles", "blocks"})
+    offers = frozenset({"sample", "realism", "normal", "styles", "blocks"})
 
     def __init__(
         self, *, channels: int, size: int, config: StyleGan2Config, crop: Crop | None, checkpoint: bool, critic: bool
@@ -81,6 +81,22 @@ class StyleBased(Prior):
         if classes := self.config.label_size:
             labels = F.one_hot(torch.randint(classes, (count,), generator=rng), classes).to(self.device)
         return self.generator.styles(latents.to(self.device), labels, psi=psi, cutoff=cutoff).cpu()
+
+    @property
+    def normal_width(self) -> int:
+        """That of z."""
+        return self.config.z_dim
+
+    @property
+    def rows(self) -> int:
+        """One per layer of the generator."""
+        return self.config.num_ws
+
+    def of_normal(self, noise: Tensor) -> Tensor:
+        """Rows of styles [..., w_dim], untruncated."""
+        if self.config.label_size:
+            raise Refused("normal: expected a generator without labels, got one with; try another prior")
+        return self.generator.mapping(noise.flatten(0, -2)).unflatten(0, noise.shape[:-1])
 
     def draw(self, latents: Tensor) -> Tensor:
         """Pictures [B, C, r, r] at the generator's own size, nominally in [0, 1]."""
