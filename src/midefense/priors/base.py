@@ -37,12 +37,20 @@ class Prior(nn.Module):
         learns: whether `fit` does anything; one that does not is never stored.
         offers: what parts of an attack may ask of it: `sample`, `realism`, and of StyleGAN2 `styles` (draws with a
             truncation, a row per layer) and `blocks` (a generator that is entered at any block); of pixels, `pixels`.
+        coupled: how real an image looks depends on the others that `realism` is shown with it.
+        held: how many entries at the end of a latent no search may move; a class-conditional generator keeps the class
+            there, as a number.
+        target_mode: `eval`, or the legacy `train`, in which the originals' scripts forgot their target while a prior
+            learned from it (`Oracle`).
     """
 
     revision = 1
     asks: Access | None = None
     learns = False
     offers: frozenset[str] = frozenset({"sample"})
+    coupled = False
+    held = 0
+    target_mode = "eval"
 
     def __init__(self, *, channels: int, size: int):
         super().__init__()
@@ -68,6 +76,11 @@ class Prior(nn.Module):
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
         """`count` latents [count, ...] on the CPU, drawn from `rng`."""
         raise Refused(f"{type(self).__name__} cannot sample; choose another attack.init")
+
+    def of_classes(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """The latents [B, ...] that stand for images of the target's classes `labels` int64 [B], where a prior knows
+        classes; here the same."""
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, C, H, W], nominally in [0, 1], differentiable in `latents` [B, ...]; not clamped."""
