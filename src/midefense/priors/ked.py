@@ -28,11 +28,16 @@ def realness(logits: Tensor) -> Tensor:
     return F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(1))
 
 
+def soft_cross_entropy(logits: Tensor, soft: Tensor) -> Tensor:
+    """Cross-entropy of logits [B, K] with soft labels [B, K], the mean over the batch."""
+    return -(soft * logits.log_softmax(1)).sum(1).mean()
+
+
 def discriminator_loss(critic: nn.Module, taught: Tensor, soft: Tensor, real: Tensor, fake: Tensor) -> Tensor:
     """Cross-entropy with the target's `soft` labels [B, K] of the images `taught`, and half of what telling `real` from
     `fake` costs: mean -log D(real) + mean -log(1 - D(fake)). A scalar to minimise; each set is a batch of its own, since
     minibatch discrimination couples its images."""
-    labelled = -(soft * critic(taught)[1].log_softmax(1)).sum(1).mean()
+    labelled = soft_cross_entropy(critic(taught)[1], soft)
     sure = critic(fake)[1].logsumexp(1)
     return labelled + 0.5 * (F.softplus(sure).mean() - realness(critic(real)[1]).mean())
 

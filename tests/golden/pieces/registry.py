@@ -22,9 +22,7 @@ REPLAYS: dict[str, Replay] = {}
 
 # Method to the pieces (patterns) that record it.
 NOT_THERE_YET = {
-    "KED-MI": ("kedmi_*", "gan_ked_*", "ked_parts"),
     "LOMMA": ("lomma_*",),
-    "PLG-MI": ("plg_*", "max_margin"),
     "VMI": ("vmi_*",),
     "BREP-MI": tuple(f"brep_mi/{piece}" for piece in ("ball*", "linear*", "slab*", "init_*targeted")),
     "RLB-MI": tuple(f"rlb_mi/{piece}" for piece in ("main", "alpha*", "len[0-9]*", "hot*", "G", "T")),

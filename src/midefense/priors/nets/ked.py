@@ -34,7 +34,7 @@ class MinibatchDiscrimination(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             dtype = torch.promote_types(features.dtype, torch.float32)
             mapped = features.to(dtype) @ self.kernel.to(dtype).flatten(1)
-            mapped = mapped.view(-1, KERNELS, KERNEL_SIZE).transpose(0, 1)
+            mapped = mapped.view(-1, *self.kernel.shape[1:]).transpose(0, 1)
             distances = torch.cdist(mapped, mapped, p=1)  # [KERNELS, B, B]; the differences would fill [50, 64, B, B]
             return (-distances).exp().sum(dim=2).T - 1
 
