@@ -27,6 +27,7 @@ FORBIDDEN = {
     "oracle": ["architectures"],
     "metrics/hull": ["*"],
     "rectangles": ["architectures", "defenses", "oracle", "priors", "attacks", "metrics"],
+    "identity_losses": ["*"],
     "priors": ["attacks", "metrics", "defenses", "datasets"],
     "attacks": [
         "architectures",
@@ -54,6 +55,7 @@ FLOORS = (
     "terminal",
     "foreign",
     "rectangles",
+    "identity_losses",
     "resampling",
     "compute",
     "store",
