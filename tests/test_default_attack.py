@@ -40,8 +40,6 @@ def test_what_is_named_wins():
 def test_no_setup_leans_on_the_default(file):
     """A setup that names no attack would silently become another one."""
     text = file.read_text()
-    bases = [
-        CONF / "experiment" / f"{name}.yaml"
-        for name in re.findall(r"^  - (?:/experiment/|\.\./)?(base/\w+)", text, re.M)
-    ]
+    names = re.findall(r"^  - /experiment/base: (\w+)", text, re.M)
+    bases = [CONF / "experiment" / "base" / f"{name}.yaml" for name in names]
     assert any("override /attack" in one for one in (text, *(base.read_text() for base in bases)))
