@@ -26,7 +26,7 @@ from torch import Tensor
 
 from midefense import __version__
 from midefense.compute import machine_of
-from midefense.foreign import MOST_BYTES, MOST_JSON, json_of, read_foreign, require_regular, yaml_of
+from midefense.foreign import MOST_BYTES, MOST_JSON, json_of, path_of, read_foreign, require_regular, yaml_of
 from midefense.store.command import command_given
 from midefense.store.names import require_name
 from midefense.store.plain import plain
