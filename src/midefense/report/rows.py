@@ -96,7 +96,7 @@ class Row:
     def _require_readable(self) -> None:
         """Read all that tables and pages do, so that what cannot be is named here and not there."""
         for name, seed in self.seeds.items():
-            if name not in SEEDS or type(seed) is not int:
+            if name not in SEEDS or not (seed is None or type(seed) is int):  # None: a prior that draws nothing
                 raise Refused(f"metrics.json: expected whole numbers as seeds, got {name}={seed!r}")
         "".join([*self.key, self.seed_text, self.stopped, self.selection, self.evaluators, self.machines])
         sum(self.evaluator_accuracy.values())
