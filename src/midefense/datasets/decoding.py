@@ -19,6 +19,7 @@ import torch
 from PIL import ExifTags, Image, ImageColor
 from torch import Tensor
 
+from midefense.datasets import cache as cache_module
 from midefense.datasets.cache import HASH_BYTES, Caches, cached_pixels, picture_hashes
 from midefense.datasets.files import Files, stamp
 from midefense.terminal import Stage
@@ -230,11 +231,14 @@ def _each(read: Callable[[int], None], rows: range, what: str) -> Iterator[int]:
     nobody wants more, no further row is begun."""
     pool = ThreadPoolExecutor()
     try:
-        read_rows = pool.map(read, rows)
         with Stage(f"{what} pictures", rows.stop, announced=False) as stage:
-            for row, _ in zip(rows, read_rows, strict=True):
-                stage.at(row + 1)
-                yield row + 1
+            for start in range(
+                rows.start, rows.stop, cache_module.UNIT
+            ):  # no further ahead than what is saved together
+                unit = range(start, min(start + cache_module.UNIT, rows.stop))
+                for row, _ in zip(unit, pool.map(read, unit), strict=True):
+                    stage.at(row + 1)
+                    yield row + 1
     finally:
         pool.shutdown(cancel_futures=True)
 
