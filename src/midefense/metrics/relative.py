@@ -9,6 +9,12 @@ WITHOUT_SCALE = ("fid", "kid")  # distances whose size says nothing, unless the 
 SCALED = "inception"
 
 
+def without_scale(name: str) -> bool:
+    """Whether the size of the number called `name` says nothing by itself."""
+    stem, _, network = name.partition("/")
+    return stem in WITHOUT_SCALE and not network.startswith(SCALED)
+
+
 def relative(
     name: str, value: float, anchors: Mapping[str, Mapping[str, float]]
 ) -> tuple[str, Callable[[float], float], dict[str, float]] | None:
@@ -16,8 +22,7 @@ def relative(
     to unattacked samples of the prior (1), the map of distances to places there (NaN stays), and the places of all
     `anchors` (distances by anchor and name). None for other numbers, and for a `value` between anchors that are not
     there, or that do not lie in this order."""
-    stem, _, network = name.partition("/")
-    if stem not in WITHOUT_SCALE or network.startswith(SCALED):
+    if not without_scale(name):
         return None
     real, prior = (anchors.get(kind, {}).get(name, math.nan) for kind in ("real", "prior"))
     apart = prior > real
@@ -28,4 +33,4 @@ def relative(
         return (distance - real) / (prior - real) if math.isfinite(distance) else math.nan
 
     levels = {kind: placed(known[name]) for kind, known in anchors.items() if name in known} if apart else {}
-    return f"{stem}_relative/{network}", placed, levels
+    return name.replace("/", "_relative/", 1), placed, levels

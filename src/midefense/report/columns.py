@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from midefense.metrics.relative import without_scale
 from midefense.report.rows import Row
 
 
@@ -39,8 +40,8 @@ LEADING = (
     ("Attack accuracy", ("attack_accuracy_top1/",)),
     ("Confidence", ("target_class_confidence/",)),
     ("KNN distance", ("knn_distance/",)),
-    ("FID", ("fid/inception", "fid_relative/")),
-    ("KID", ("kid/inception", "kid_relative/")),
+    ("FID", ("fid/inception", "fid_relative/", "fid/")),
+    ("KID", ("kid/inception", "kid_relative/", "kid/")),
     ("Queries", ("cost/queries_per_target_mean",)),
     ("Time", ("cost/seconds",)),
 )
@@ -95,7 +96,10 @@ def _column(title: str, metric: str, rows: Sequence[Row]) -> Column:
 
 
 def _complete(name: str, rows: Sequence[Row]) -> bool:
-    """Whether a number that is derived from another is there wherever the other is: else the other is shown."""
+    """Whether a number can lead: one that is derived from another wherever that is measured, the other where it has a
+    scale to be read by, or was measured nowhere, so that all there is to say is why."""
     raw = name.replace("_relative/", "/")
     measured = [row for row in rows if raw in row.metrics and math.isfinite(row.metrics[raw].value)]
-    return raw == name or (bool(measured) and all(name in row.metrics for row in measured))
+    if raw == name:
+        return not (measured and without_scale(name))
+    return bool(measured) and all(name in row.metrics for row in measured)
