@@ -256,7 +256,7 @@ def test_partials_and_positional_arguments():
 def bound_option(group, option, *overrides):
     verb = "train_target" if group in ("dataset", "architecture", "defense", "recipe") else "attack"
     config, _ = compose(verb, [f"{group}={option}", *overrides])
-    bound = bind(config[group], group, beside_dataset=group in ("architecture", "prior"))
+    bound = bind(config[group], group, beside_dataset=group in ("architecture", "prior", "attack"))
     return bound.given(classes=3, channels=1, size=32)
 
 

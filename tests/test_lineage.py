@@ -147,9 +147,9 @@ def test_a_parent_outside_the_store_counts_too(tmp_path):
 
     def child():
         known = other.read(parent.path)
-        return Draft("target", "child", {"start": known.id}, **lineage({"start": known}))
+        return Draft("target", "child", {"kind": "target", "start": known.id}, **lineage({"start": known}))
 
-    parent = other.work(Draft("target", "parent", {})).finish({"x": torch.ones(1)}, {})
+    parent = other.work(Draft("target", "parent", {"kind": "target"})).finish({"x": torch.ones(1)}, {})
     made = mine.work(child()).finish({}, {})
     assert mine.find(child()).path == made.path and mine.parent(parent.reference) is None
     zero(parent.path)
@@ -230,7 +230,7 @@ def test_what_lies_in_the_folder_of_another_is_not_taken_for_it(store, capsys):
 def test_a_circle_of_parents_ends(tmp_path):
     """Only a forger can write one."""
     shelf = Store(tmp_path / "store")
-    first, second = (shelf.work(Draft("target", name, {"of": name})).finish({}, {}) for name in "ab")
+    first, second = (shelf.work(Draft("target", name, {"kind": "target", "of": name})).finish({}, {}) for name in "ab")
     for one, other in ((first, second), (second, first)):
         write_sealed(one.path, dict(one.provenance, parents={"start": other.reference}))
     assert len(list(shelf.ancestry(shelf.read(first.path)))) == 2
@@ -281,7 +281,7 @@ def test_what_was_remembered_tells_a_whole_family_that_was_sealed_anew(store, tm
 def test_what_is_new_and_what_is_gone_is_said(store, tmp_path, capsys):
     file, shelf = tmp_path / "digests", Store(store)
     verify(store, capsys, "--remember", file)
-    new = shelf.work(Draft("target", "new", {"new": 1})).finish({}, {})
+    new = shelf.work(Draft("target", "new", {"kind": "target", "new": 1})).finish({}, {})
     code, lines = verify(store, capsys, "--against", file)
     assert code == 0 and f"ok       {new.reference}  (not remembered)" in lines
     code, lines = verify(store, capsys, "--deep", "--against", file)
