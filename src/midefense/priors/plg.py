@@ -84,6 +84,7 @@ class PlgGan(Prior):
     learns = True
     unhashed = ("unit",)
     held = 1
+    strays = 0.2
 
     def __init__(
         self,

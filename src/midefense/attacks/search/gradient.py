@@ -134,9 +134,7 @@ class Gradient(Part):
             loss[rows] = each.detach().to(loss.dtype)
         return loss, sure
 
-    def _move(
-        self, latents: Tensor, optimizer: torch.optim.Optimizer, resting: Tensor | None, entries: int
-    ) -> None:
+    def _move(self, latents: Tensor, optimizer: torch.optim.Optimizer, resting: Tensor | None, entries: int) -> None:
         """An update, but for candidates that are `resting` [M], and the last `entries` of every latent."""
         before = latents.detach().clone() if resting is not None or entries else None
         optimizer.step()
