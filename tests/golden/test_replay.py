@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import replay
 import torch
 from conftest import ROOT
-from pieces import bido, gmi, losses, networks, registry, stylegan2
+from pieces import bido, gmi, ked, losses, networks, plg, registry, stylegan2
 from pieces.recording import recordings
 from pieces.registry import replay_of, replays
 from pieces.rules import Draws, NotThereYet, relative_error, row_errors, without_gradient
@@ -22,9 +23,11 @@ from torch.nn.functional import cross_entropy
 
 from midefense.architectures.state_names import to_published
 from midefense.attacks.objectives import Poincare
+from midefense.attacks.search.distribution import Distribution
 from midefense.defenses.bido import BiDO
 from midefense.defenses.label_smoothing import LabelSmoothing
 from midefense.priors.nets.gmi import Critic, Generator
+from midefense.priors.nets.ked import MinibatchDiscrimination
 
 REFERENCE = ROOT.parent / "shared" / "reference"
 FILES = sorted(REFERENCE.rglob("*.npz"))
@@ -122,12 +125,13 @@ def test_names_and_counts_of_the_original_are_compared(tmp_path, capsys):
     assert "gan32.GeneratorMNIST: cannot be replayed: Refused: " in printed and "1 missing (l1.0.weight)" in printed
 
 
-def test_an_unknown_piece_is_a_failure_and_one_that_waits_is_not(tmp_path, capsys):
-    waits = {"kedmi_new/z": np.zeros(2), "lomma_stats/mean": np.zeros(2)}
+def test_an_unknown_piece_is_a_failure_and_one_that_waits_is_not(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(registry, "NOT_THERE_YET", {"this": ("this_*",), "that": ("that_stats",)})
+    waits = {"this_new/z": np.zeros(2), "that_stats/mean": np.zeros(2)}
     np.savez(tmp_path / "a.npz", **waits)
     code, printed = run(capsys, tmp_path / "a.npz")
-    assert code == 0 and "not there yet  a.npz: KED-MI: kedmi_new\n" in printed
-    assert "not there yet  a.npz: LOMMA: lomma_stats\n" in printed
+    assert code == 0 and "not there yet  a.npz: this: this_new\n" in printed
+    assert "not there yet  a.npz: that: that_stats\n" in printed
     np.savez(tmp_path / "a.npz", **waits, **{"mystery/z": np.zeros(2)})
     code, printed = run(capsys, tmp_path / "a.npz")
     assert code == 1 and "FAIL  a.npz mystery: expected a piece that is known" in printed
@@ -207,10 +211,11 @@ def test_what_is_no_recording_is_refused_in_a_sentence(tmp_path, capsys):
 
 def test_a_later_method_is_one_function(monkeypatch):
     monkeypatch.setattr(registry, "REPLAYS", {})
-    with pytest.raises(NotThereYet, match="KED-MI"):
-        replay_of("kedmi_ked_improved1")
-    replays("kedmi_*")(known := lambda recording: iter(()))
-    assert replay_of("kedmi_ked_improved1") is known and replay_of("mystery") is None
+    monkeypatch.setattr(registry, "NOT_THERE_YET", {"a method": ("later_*",)})
+    with pytest.raises(NotThereYet, match="a method"):
+        replay_of("later_search")
+    replays("later_*")(known := lambda recording: iter(()))
+    assert replay_of("later_search") is known and replay_of("mystery") is None
 
 
 @pytest.mark.slow
@@ -304,6 +309,10 @@ def test_every_recorded_piece_is_known(file):
         ("attacks/gmi.npz", "gmi_dmi_mnist"),
         ("attacks/gmi.npz", "gan_wgan"),
         ("attacks/bido.npz", "bido_hsic_gaussian"),
+        ("attacks/ked_mi.npz", "ked_parts"),
+        ("attacks/plg_mi.npz", "plg_topn"),
+        ("attacks/plg_mi.npz", "plg_losses"),
+        ("attacks/plg_mi.npz", "plg_augment"),
     ],
 )
 def test_the_original_is_reproduced(file, piece):
@@ -425,6 +434,47 @@ def no_noise(monkeypatch):
     monkeypatch.setattr(stylegan2, "generator_of", silent)
 
 
+def deviation_for_variance(monkeypatch):
+    wrong = lambda self, problem, mean, log_variance, noise: mean + log_variance.exp() * noise  # noqa: E731
+    monkeypatch.setattr(Distribution, "_latents", wrong)
+
+
+def eval_mode(monkeypatch):
+    original = ked.Oracle
+    monkeypatch.setattr(ked, "Oracle", lambda target, access, mode: original(target, access))
+
+
+def one_batch_for_all(monkeypatch):
+    monkeypatch.setattr(
+        MinibatchDiscrimination, "forward", lambda self, features: features.new_zeros(len(features), 64)
+    )
+
+
+def earlier_of_equals(monkeypatch):
+    def wrong(probs, rows, top):
+        order = probs.flip(0).argsort(dim=0, stable=True)[-top:]
+        return probs.flip(0).gather(0, order), rows.flip(0).gather(0, order)
+
+    monkeypatch.setattr(plg, "most_confident", wrong)
+
+
+def no_clamp_of_the_saturation(monkeypatch):
+    original = plg.parameters_of
+    changed = lambda *arguments: replace(original(*arguments), clamp_first=torch.zeros(6, dtype=torch.bool))  # noqa: E731
+    monkeypatch.setattr(plg, "parameters_of", changed)
+
+
+def one_look(monkeypatch):
+    original = plg.attack_of
+
+    def attack_of(config):
+        attack = original(config)
+        attack.search.looks = 1
+        return attack
+
+    monkeypatch.setattr(plg, "attack_of", attack_of)
+
+
 @needs_recordings
 @pytest.mark.parametrize(
     ("wrong", "file", "piece", "where"),
@@ -444,6 +494,14 @@ def no_noise(monkeypatch):
         (flat_leak, "networks.npz", "gan32.DGWGAN32", "out0"),
         (no_cutoff, "stylegan2_cond_32.npz", "stylegan2", "w_psi07_cut4"),
         (no_noise, "stylegan2_cond_32.npz", "stylegan2", "img_const_psi05"),
+        (earlier_of_equals, "attacks/plg_mi.npz", "plg_topn", "selected_ascending"),
+        (no_clamp_of_the_saturation, "attacks/plg_mi.npz", "plg_augment", "jitter_order_2310"),
+        pytest.param(
+            deviation_for_variance, "attacks/ked_mi.npz", "kedmi_ked_improved1", "mu1", marks=pytest.mark.slow
+        ),
+        pytest.param(eval_mode, "attacks/ked_mi.npz", "gan_ked_Ttrain", "running_mean", marks=pytest.mark.slow),
+        pytest.param(one_batch_for_all, "attacks/ked_mi.npz", "gan_ked_Teval", "loss_D", marks=pytest.mark.slow),
+        pytest.param(one_look, "attacks/plg_mi.npz", "plg_stage2_identity_margin", "loss", marks=pytest.mark.slow),
     ],
 )
 def test_a_plausible_mistake_is_seen(monkeypatch, wrong, file, piece, where):

@@ -43,7 +43,7 @@ def import_prior(
             `overrides` are those of `attack.py`.
         name: what the artefact is called; None calls it by its parts.
         choice: what to take of both files.
-        learned_from: the target of the store that the prior learned from, where it asks one; its classes are then known.
+        learned_from: the target of the store that the prior learned from, where it asks one; its classes count then.
     Raises:
         Refused: a prior that asks a target comes without, or one that asks none with it; the prior has other parts than
             these two; or a file is not that of its part.
@@ -96,8 +96,8 @@ def _require_target(module: Prior, prior: str, target: Artefact | None) -> None:
     """Refuse a prior that learned from a target nobody named, and a target named for one that learned from none."""
     if module.asks is not None and target is None:
         raise Refused(
-            f"--learned-from: expected the target that this {prior} learned from, got none; import that first, then try "
-            "--learned-from REF"
+            f"--learned-from: expected the target that this {prior} learned from, got none; import that first, then "
+            "try --learned-from REF"
         )
     if module.asks is None and target is not None:
         raise Refused(f"--learned-from: expected none, because {prior} asks no target; leave it out")
@@ -105,8 +105,8 @@ def _require_target(module: Prior, prior: str, target: Artefact | None) -> None:
 
 @torch.no_grad()
 def _require_images(module: Prior) -> None:
-    """Refuse a generator whose samples are not finite, or no images in [0, 1]; of one that only learned that range, more
-    than a few pixels outside."""
+    """Refuse a generator whose samples are not finite, or no images in [0, 1]; of one that only learned that range,
+    more than a share of pixels outside."""
     images = module.eval().decode(module.sample(16, torch.Generator().manual_seed(0)))
     low, high = images.min().item(), images.max().item()
     outside = ((images < -0.05) | (images > 1.05)).double().mean().item()

@@ -46,8 +46,8 @@ def attack_of(piece: str, config: Mapping[str, object]) -> SearchAttack:
 
 
 class GivenNoise:
-    """Recorded noise in place of a search's own: `last` [draws, targets, ...] first, then `steps` [S, targets, ...]. What
-    is optimised is kept within reach."""
+    """Recorded noise in place of a search's own: `last` [draws, targets, ...] first, then `steps` [S, targets, ...].
+    What is optimised is kept within reach."""
 
     def __init__(self, attack: SearchAttack, steps: Tensor, last: Tensor) -> None:
         self.waiting = [last.transpose(0, 1), *(step[:, None] for step in steps)]

@@ -1,5 +1,5 @@
-"""PLG-MI's pseudo-labels, losses, networks, augmentation and both of its stages (`plg_mi.npz`). In float64 where a path of
-several steps is compared."""
+"""PLG-MI's pseudo-labels, losses, networks, augmentation and both of its stages (`plg_mi.npz`). In float64 where a
+path of several steps is compared."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def augmentation(recording: Recording) -> Iterator[Entry]:
 
 
 def _sides(recording: Recording) -> Iterator[Entry]:
-    """Which sides our crops have, and how far the recorded counts are from our shares of them, in standard deviations."""
+    """Which sides our crops have, and how far the recorded counts are from our shares, in standard deviations."""
     ours = Augmentation()
     boxes = ours.parameters(ours.draw(400_000, seeds.generator("golden sides")), 64).boxes
     values, counts = (boxes[:, 2] - boxes[:, 0] + 1).unique(return_counts=True)

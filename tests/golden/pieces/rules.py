@@ -114,8 +114,8 @@ class Arithmetic(NamedTuple):
         return draws.to(self.dtype) * (1 + self.moved)
 
 
-# The originals computed in float32, where a path has kinks: a ReLU whose input is 0 but for rounding goes either way, and
-# the path with it. A small move shows the other way (kedmi_dmi_mnist has an input of 9e-9 of the largest).
+# The originals computed in float32, where a path has kinks: a ReLU whose input is 0 but for rounding goes either way,
+# and the path with it. A small move shows the other way (kedmi_dmi_mnist has an input of 9e-9 of the largest).
 ARITHMETICS = (
     Arithmetic(torch.float64),
     Arithmetic(torch.float32),
