@@ -23,7 +23,8 @@ def max_margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def poincare(logits: Tensor, labels: Tensor, xi: float = 1e-4) -> Tensor:
-    """The distance of `attacks.objectives.Poincare` for logits [B, K] and labels int64 [B]; [B] in the logits' dtype."""
+    """The distance that `attacks.objectives.Poincare` is, for logits [B, K] and labels int64 [B]; [B] in their
+    dtype."""
     u = F.normalize(logits.double(), p=1, dim=1)
     v = (F.one_hot(labels, logits.shape[1]).to(u) - xi).clamp(0, 1)
     shrink = (1 - u.square().sum(1)) * (1 - v.square().sum(1))

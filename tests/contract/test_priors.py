@@ -143,9 +143,7 @@ def test_samples_and_decodes(prior):
     images = prior.decode(latents)
     assert images.shape == (6, 1, 32, 32) and images.dtype == torch.float32
     assert images.isfinite().all()
-    if not isinstance(
-        prior, StyleBased | PlgGan
-    ):  # without a last sigmoid only a trained one keeps to the range, nearly
+    if not isinstance(prior, StyleBased | PlgGan):  # without a sigmoid only trained ones keep to it, nearly
         assert images.min() >= 0 and images.max() <= 1
 
 

@@ -261,7 +261,7 @@ class Pipeline:
         )
 
     def names_with(self, target: Artefact | Draft) -> dict[str, str]:
-        """What people call the parts of the plan and of its target; a prior that learned from another target says so."""
+        """What people call the parts of the plan and of its target; one that learned from another target says so."""
         names = {**_names_of(target), **self.plan.names}
         if other := learned_elsewhere(self.plan.stored_prior, target):
             names["prior"] += f" (learned from {other})"

@@ -1,5 +1,6 @@
-"""PLG-MI's augmentation (Yuan et al., AAAI 2023): a crop, a jitter of brightness and contrast, a mirror image and a small
-rotation per image, differentiable, with explicit parameters. It does what kornia 0.6.6 did, which the authors pin.
+"""PLG-MI's augmentation (Yuan et al., AAAI 2023): a crop, a jitter of brightness and contrast, a mirror image and a
+small rotation per image, differentiable, with explicit parameters. It does what kornia 0.6.6 did, which the authors
+pin.
 
 Its prior learns behind it and its attack searches behind it, so it stands here, where both reach it.
 """
@@ -100,8 +101,8 @@ class Augmentation:
 
 
 def apply(images: Tensor, how: Parameters) -> Tensor:
-    """Images [B, C, S, S] as `how` says. A mirror image of the crop has the same brightness and contrast, so it is taken
-    while cropping."""
+    """Images [B, C, S, S] as `how` says. A mirror image of the crop has the same brightness and contrast, so it is
+    taken while cropping."""
     return rotated(jittered(cropped(images, how.boxes, how.flip), how), how.degrees)
 
 

@@ -46,6 +46,7 @@ class Prior(nn.Module):
             there, as a number.
         target_mode: `eval`, or the legacy `train`, in which the originals' scripts forgot their target while a prior
             learned from it (`Oracle`).
+        strays: share of the pixels that may lie outside [0, 1], where a generator only learns that range.
     """
 
     revision = 1
@@ -57,6 +58,7 @@ class Prior(nn.Module):
     coupled = False
     held = 0
     target_mode = "eval"
+    strays = 0.0
 
     def __init__(self, *, channels: int, size: int):
         super().__init__()

@@ -35,8 +35,8 @@ def soft_cross_entropy(logits: Tensor, soft: Tensor) -> Tensor:
 
 def discriminator_loss(critic: nn.Module, taught: Tensor, soft: Tensor, real: Tensor, fake: Tensor) -> Tensor:
     """Cross-entropy with the target's `soft` labels [B, K] of the images `taught`, and half of what telling `real` from
-    `fake` costs: mean -log D(real) + mean -log(1 - D(fake)). A scalar to minimise; each set is a batch of its own, since
-    minibatch discrimination couples its images."""
+    `fake` costs: mean -log D(real) + mean -log(1 - D(fake)). A scalar to minimise; each set is a batch of its own,
+    since minibatch discrimination couples its images."""
     labelled = soft_cross_entropy(critic(taught)[1], soft)
     sure = critic(fake)[1].logsumexp(1)
     return labelled + 0.5 * (F.softplus(sure).mean() - realness(critic(real)[1]).mean())
@@ -68,7 +68,7 @@ class KedGan(Prior):
         epochs: passes of the discriminator over the public images (120 in the paper, of 30,000 images).
         steps: discriminator steps, instead of epochs; None counts them by epochs.
         critic_steps: discriminator steps to one generator step.
-        entropy_weight: of the generator's second term. It is a sum over the batch: of another batch size, another weight.
+        entropy_weight: of the generator's second term. It is a sum over the batch: of another batch, another weight.
         target_mode: `eval`, or `train` as the authors' script leaves the target: its soft labels then come from the
             statistics of each batch, with dropout.
         unit: steps between two saved states.

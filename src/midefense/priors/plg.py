@@ -42,8 +42,8 @@ def most_confident(probs: Tensor, rows: Tensor, top: int) -> tuple[Tensor, Tenso
 def pseudo_labelled(
     ask: Callable[[Tensor], Tensor], public: Images, top: int, classes: int, device: torch.device
 ) -> Tensor:
-    """Rows int64 [K, top] of the public images that the target thinks most likely of each class, least sure first. `ask`
-    gives the probabilities [B, K] of images; an image may serve several classes."""
+    """Rows int64 [K, top] of the public images that the target thinks most likely of each class, least sure first.
+    `ask` gives the probabilities [B, K] of images; an image may serve several classes."""
     probs = torch.empty(0, classes, device=device)
     rows = torch.empty(0, classes, dtype=torch.int64, device=device)
     for asked in torch.arange(len(public)).split(ASKED_AT_ONCE):
@@ -54,16 +54,16 @@ def pseudo_labelled(
 
 
 def critic_loss(critic: nn.Module, real: Tensor, labels: Tensor, fake: Tensor, wanted: Tensor) -> Tensor:
-    """Hinge: mean relu(1 - D(real, labels)) + mean relu(1 + D(fake, wanted)). The fakes are seen first, which the spectral
-    norms of the critic remember."""
+    """Hinge: mean relu(1 - D(real, labels)) + mean relu(1 + D(fake, wanted)). The fakes are seen first, which
+    the spectral norms of the critic remember."""
     on_fake = F.relu(1 + critic(fake, wanted)).mean()
     return F.relu(1 - critic(real, labels)).mean() + on_fake
 
 
 class PlgGan(Prior):
-    """Latents [B, latent_size + 1]: normal numbers when sampled, and last the class of the target whose image is wanted,
-    which no search moves. Images through a tanh that learns [0, 1]: values somewhat outside occur. It belongs to one
-    target.
+    """Latents [B, latent_size + 1]: normal numbers when sampled, and last the class of the target whose image
+    is wanted, which no search moves. Images through a tanh that learns [0, 1]: values somewhat outside occur. It belongs to
+    one target.
 
     Args:
         classes: of the target.
@@ -84,6 +84,7 @@ class PlgGan(Prior):
     learns = True
     unhashed = ("unit",)
     held = 1
+    strays = 0.2
 
     def __init__(
         self,

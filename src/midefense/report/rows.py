@@ -316,10 +316,7 @@ def notes_on(rows: Sequence[Row]) -> list[str]:
     machines = dict.fromkeys(row.machines or "not recorded" for row in rows)
     return [
         *(f"evaluators: {text}" for text in judges),
-        *(
-            f"prior learned from {other}, which is not the target attacked: it understates what leaks"
-            for other in others
-        ),
+        *(f"prior learned from {other}, not from the target attacked: it understates what leaks" for other in others),
         *(f"computed on: {text}" for text in machines),
     ]
 

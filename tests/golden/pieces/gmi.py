@@ -26,7 +26,7 @@ from midefense.types import Evidence, Found
 
 from .recording import Entry, Recording
 from .registry import replays
-from .rules import gradient_norms, in_either_precision, parameters, sums_and_norms
+from .rules import ARITHMETICS, Arithmetic, gradient_norms, parameters, sums_and_norms, to_rounding
 from .tiny import TinyClassifier, thumbnails
 
 PRESETS = {"gmi_dmi_celeba": "gmi_dmi_celeba", "gmi_dmi_mnist": "gmi_dmi_mnist", "gmi_bestof": "gmi_paper"}
@@ -59,8 +59,8 @@ class Watched(Part):
 class Attacked:
     """A GMI piece's world: its prior and target, and the attack of its preset under its hyperparameters."""
 
-    def __init__(self, recording: Recording, dtype: torch.dtype = torch.float64) -> None:
-        self.dtype = dtype
+    def __init__(self, recording: Recording, arithmetic: Arithmetic = ARITHMETICS[0]) -> None:
+        self.arithmetic, dtype = arithmetic, arithmetic.dtype
         self.config, draws = recording.config, recording.draws
         grey = self.config.get("dataset") == "mnist"
         self.shape = {"channels": 1, "size": 32} if grey else {"channels": 3, "size": 64}
@@ -78,7 +78,7 @@ class Attacked:
         """Latents before the search and after every update, from starts [restarts, targets, ...] to the same shape."""
         self.watched.terms.clear()
         restarts, targets = starts.shape[:2]
-        self.attack.init = Given(starts.to(self.dtype).transpose(0, 1).flatten(0, 1), restarts)
+        self.attack.init = Given(self.arithmetic.of(starts).transpose(0, 1).flatten(0, 1), restarts)
         oracle = Oracle(self.target, self.attack.access, self.attack.budget)
         evidence = Evidence(self.labels, torch.arange(targets))
         found = self.attack.recover({}, self.prior, oracle, evidence, seeds.generator("golden"))
@@ -139,10 +139,10 @@ def taught_gan_of(recording: Recording, channels: int, size: int, dtype: torch.d
 
 
 @replays("gmi_ked_*", "gmi_dmi_*")
-@in_either_precision
-def search(recording: Recording, dtype: torch.dtype) -> Iterator[Entry]:
+@to_rounding
+def search(recording: Recording, arithmetic: Arithmetic) -> Iterator[Entry]:
     """Latents after so many updates, the losses before each, and images, for every restart."""
-    world = Attacked(recording, dtype)
+    world = Attacked(recording, arithmetic)
     names = [key.removesuffix("/z0") for key in recording.keys("restart*/z0")]
     starts = torch.stack([recording[f"{name}/z0"] for name in names])
     together = 1 if world.prior.coupled else len(names)  # the original's batch is one restart

@@ -21,7 +21,7 @@ from midefense.types import Access, Evidence, Found
 from .gmi import Given, Watched, gan_of, number, tables, taught_gan_of
 from .recording import Entry, Recording
 from .registry import replays
-from .rules import in_either_precision
+from .rules import Arithmetic, to_rounding
 from .tiny import TinyClassifier, thumbnails
 
 PRESETS = {"kedmi_dmi_celeba": "ked_mi_dmi_celeba", "kedmi_dmi_mnist": "ked_mi_dmi_mnist"}
@@ -46,8 +46,8 @@ def attack_of(piece: str, config: Mapping[str, object]) -> SearchAttack:
 
 
 class GivenNoise:
-    """Recorded noise in place of a search's own: `last` [draws, targets, ...] first, then `steps` [S, targets, ...]. What
-    is optimised is kept within reach."""
+    """Recorded noise in place of a search's own: `last` [draws, targets, ...] first, then `steps` [S, targets, ...].
+    What is optimised is kept within reach."""
 
     def __init__(self, attack: SearchAttack, steps: Tensor, last: Tensor) -> None:
         self.waiting = [last.transpose(0, 1), *(step[:, None] for step in steps)]
@@ -65,17 +65,17 @@ class GivenNoise:
 
 
 @replays("kedmi_*")
-@in_either_precision
-def distributions(recording: Recording, dtype: torch.dtype) -> Iterator[Entry]:
+@to_rounding
+def distributions(recording: Recording, arithmetic: Arithmetic) -> Iterator[Entry]:
     """Means and log variances after so many updates, their first gradients, the losses before each update, and what is
     drawn at the end."""
-    config, draws = recording.config, recording.draws
+    config, draws, dtype = recording.config, recording.draws, arithmetic.dtype
     shape = {"channels": 1, "size": 32} if config.get("dataset") == "mnist" else {"channels": 3, "size": 64}
     prior = (taught_gan_of if config.get("improved", True) else gan_of)(recording, dtype=dtype, **shape)
     target = draws.fill(TinyClassifier(config["K"], shape["channels"]), "T/", config["gain_T"]).to(dtype)
     attack = attack_of(recording.name, {**config, "draws": len(recording["eps_final"])})
     attack.objective = watched = Watched(attack.objective)
-    given = GivenNoise(attack, recording["eps"], recording["eps_final"])
+    given = GivenNoise(attack, arithmetic.of(recording["eps"]), arithmetic.of(recording["eps_final"]))
     labels = torch.tensor(config["iden"])
     attack.init = Given(torch.zeros(recording["eps"].shape[1:], dtype=dtype), 1)
     evidence, oracle = Evidence(labels, torch.arange(len(labels))), Oracle(target, attack.access)

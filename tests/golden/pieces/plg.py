@@ -1,5 +1,5 @@
-"""PLG-MI's pseudo-labels, losses, networks, augmentation and both of its stages (`plg_mi.npz`). In float64 where a path of
-several steps is compared."""
+"""PLG-MI's pseudo-labels, losses, networks, augmentation and both of its stages (`plg_mi.npz`). In float64 where a
+path of several steps is compared."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from midefense.types import Access, Evidence
 from .gmi import Given, number
 from .recording import Entry, Recording
 from .registry import replays
-from .rules import gradient_norms, in_either_precision, parameters, sums_and_norms
+from .rules import Arithmetic, gradient_norms, parameters, sums_and_norms, to_rounding
 from .tiny import TinyClassifier, thumbnails
 
 OBJECTIVES = {"margin": "margin", "ce": "cross_entropy", "poincare": "poincare"}
@@ -173,7 +173,7 @@ def augmentation(recording: Recording) -> Iterator[Entry]:
 
 
 def _sides(recording: Recording) -> Iterator[Entry]:
-    """Which sides our crops have, and how far the recorded counts are from our shares of them, in standard deviations."""
+    """Which sides our crops have, and how far the recorded counts are from our shares, in standard deviations."""
     ours = Augmentation()
     boxes = ours.parameters(ours.draw(400_000, seeds.generator("golden sides")), 64).boxes
     values, counts = (boxes[:, 2] - boxes[:, 0] + 1).unique(return_counts=True)
@@ -272,16 +272,17 @@ def attack_of(config: Mapping[str, object]) -> SearchAttack:
 
 
 @replays("plg_stage2_*")
-@in_either_precision
-def search(recording: Recording, dtype: torch.dtype) -> Iterator[Entry]:
+@to_rounding
+def search(recording: Recording, arithmetic: Arithmetic) -> Iterator[Entry]:
     """Latents after so many updates, the losses before each, and the images of the first restart."""
-    config, prior = recording.config, gan_of(recording, dtype)
+    config, dtype = recording.config, arithmetic.dtype
+    prior = gan_of(recording, dtype)
     target = recording.draws.fill(TinyClassifier(config["K"], 3), "T/", config["gain_T"]).to(dtype)
     labels, images = torch.tensor(config["iden"]), None
     for name in [key.removesuffix("/z0") for key in recording.keys("restart*/z0")]:
         attack = attack_of(config)
         attack.views = _views(recording)
-        starts = torch.cat([recording[f"{name}/z0"].to(dtype), labels[:, None].to(dtype)], 1)
+        starts = torch.cat([arithmetic.of(recording[f"{name}/z0"]), labels[:, None].to(dtype)], 1)
         attack.init = Given(starts, 1)
         evidence, oracle = Evidence(labels, torch.arange(len(labels))), Oracle(target, Access.WHITEBOX)
         found = attack.recover({}, prior, oracle, evidence, seeds.generator("golden"))

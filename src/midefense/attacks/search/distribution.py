@@ -18,8 +18,8 @@ class Distribution(Part):
     """Mean and log variance of every start descend at once, each step on one draw z = mean + exp(log_variance / 2) eps.
     Losses are summed, so that no Gaussian depends on its mates, unless the objective couples them.
 
-    A start becomes the mean; what is found are `draws` from its Gaussian, always the same noise, which the target is not
-    asked about. Their loss is that of the Gaussian's last step, not their own.
+    A start becomes the mean; what is found are `draws` from its Gaussian, always the same noise, which the target is
+    not asked about. Their loss is that of the Gaussian's last step, not their own.
 
     Args:
         optimizer: a partial torch optimiser (`_partial_: true`) for means and log variances.
@@ -27,8 +27,8 @@ class Distribution(Part):
         reference_batch: the sum of losses is divided by it, as in `gradient.Gradient`.
         log_variance: where it starts (1 in KED-MI, a deviation of 1.65; 0 in the BiDO repository).
         draws: candidates per Gaussian.
-        box: latents are clamped to [-box, box] before they are decoded, in the search and at the end; beyond it they get
-            no gradient. None leaves them free.
+        box: latents are clamped to [-box, box] before they are decoded, in the search and at the end; beyond it they
+            get no gradient. None leaves them free.
         schedule: how the learning rate moves (`attacks.schedules`); None leaves it as it is.
     """
 
@@ -67,6 +67,8 @@ class Distribution(Part):
             loss, sure = self._descend(problem, mean, log_variance, owners, rng)
             optimizer.step()
             with torch.no_grad():
+                if problem.prior.held:
+                    mean[..., -problem.prior.held :] = found.latents[..., -problem.prior.held :]
                 latents = self._latents(problem, mean[:, None], log_variance[:, None], last).flatten(0, 1)
             each = loss.repeat_interleave(self.draws)
             rows = owners.repeat_interleave(self.draws)
@@ -89,8 +91,8 @@ class Distribution(Part):
         return loss, sure
 
     def noise(self, problem: Problem, mean: Tensor, draws: int, rng: torch.Generator) -> Tensor:
-        """Standard normal noise [M, draws, ...] on the device of `mean` [M, ...], drawn on the CPU; 0 for the entries of
-        a latent that no search moves."""
+        """Standard normal noise [M, draws, ...] on the device of `mean` [M, ...], drawn on the CPU; 0 for the entries
+        of a latent that no search moves."""
         noise = torch.randn(len(mean), draws, *mean.shape[1:], generator=rng)
         if problem.prior.held:
             noise[..., -problem.prior.held :] = 0
