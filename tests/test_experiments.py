@@ -19,7 +19,7 @@ from midefense.priors.stylegan2.importer import import_file
 from midefense.store.store import Store
 
 FILES = [file for file in files() if file.parts[0] == "experiment"]
-COUNTS = {".": 4, "base": 4, "if_gmi": 10, "midre": 20, "nls": 6, "ppa": 16}
+COUNTS = {".": 4, "base": 4, "bido": 4, "if_gmi": 10, "lomma": 9, "midre": 20, "nls": 6, "ppa": 16, "vmi": 1}
 PAPERS = ("if_gmi", "midre", "nls", "ppa")
 ROWS = [file for file in FILES if file.parts[1] in PAPERS]
 PRIVATE = {"facescrub": "facescrub", "celeba": "celeba_ppa", "stanford_dogs": "stanford_dogs"}
