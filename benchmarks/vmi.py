@@ -1,4 +1,4 @@
-"""What learning many targets at once saves: the flows of 20 identities in one computation against one identity after the
+"""What learning many targets at once saves: the flows of 20 identities in one computation, and one identity after the
 other, through the whole search and by the flows alone.
 
     python benchmarks/vmi.py --write

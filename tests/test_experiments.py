@@ -20,7 +20,19 @@ from midefense.priors.stylegan2.importer import import_file
 from midefense.store.store import Store
 
 FILES = [file for file in files() if file.parts[0] == "experiment"]
-COUNTS = {".": 4, "base": 4, "if_gmi": 10, "ked_mi": 6, "midre": 20, "nls": 6, "plg_mi": 3, "ppa": 16}
+COUNTS = {
+    ".": 4,
+    "base": 4,
+    "bido": 4,
+    "if_gmi": 10,
+    "ked_mi": 6,
+    "lomma": 9,
+    "midre": 20,
+    "nls": 6,
+    "plg_mi": 3,
+    "ppa": 16,
+    "vmi": 1,
+}
 PAPERS = ("if_gmi", "ked_mi", "midre", "nls", "plg_mi", "ppa")
 CELEBA_64 = ("ked_mi", "plg_mi")  # papers of attacks whose priors learn from the target
 ROWS = [file for file in FILES if file.parts[1] in PAPERS]

@@ -18,7 +18,7 @@ from midefense.defenses.label_smoothing import LabelSmoothing
 from midefense.defenses.random_erasing import RandomErasing
 from midefense.training import inference, loop
 from midefense.training.augmentations import ColorJitter, HorizontalFlip, ResizedCrop, adjust_hue, adjust_saturation
-from midefense.training.recipe import Recipe, identity_batches, shuffled_batches
+from midefense.training.recipe import Draws, Recipe, identity_batches, require_sampler, shuffled_batches
 from midefense.types import Images, Refused
 
 ADAM = partial(torch.optim.Adam, lr=3e-3)
@@ -190,13 +190,27 @@ def test_every_image_comes_once_per_epoch_and_small_rests_join():
 
 def test_identity_batches_hold_so_many_classes_and_images_of_each():
     labels = torch.tensor([0] * 8 + [1] * 9 + [2] * 8 + [3] * 1)
-    batches = identity_batches(labels, 3, 4, seeds.generator("order"))
+    batches = identity_batches(labels, 3, 4, Draws(seeds.generator("order")))
     assert len(batches) >= 2
     for rows in batches:
         classes, counts = labels[rows].unique(return_counts=True)
         assert len(classes) == 3 and set(counts.tolist()) == {4}
     with pytest.raises(Refused, match="at most 4 identities per batch .*sampler=shuffle"):
-        identity_batches(labels, 5, 4, seeds.generator("order"))
+        identity_batches(labels, 5, 4, Draws(seeds.generator("order")))
+
+
+def test_images_left_over_are_dropped_as_bido_does():
+    """Nine images of a class give two groups of four, three give one with an image twice, four give one."""
+    labels = torch.tensor([0] * 9 + [1] * 3 + [2] * 4)
+    batches = identity_batches(labels, 1, 4, Draws(seeds.generator("order")), leftover="drop")
+    by_class = [[rows for rows in batches if labels[rows[0]] == label] for label in range(3)]
+    assert [len(groups) for groups in by_class] == [2, 1, 1]
+    assert len(set(torch.cat(by_class[0]).tolist())) == 8 and sorted(by_class[2][0].tolist()) == [12, 13, 14, 15]
+    assert set(by_class[1][0].tolist()) <= {9, 10, 11}
+    filled = identity_batches(labels, 1, 4, Draws(seeds.generator("order")))
+    assert sum(labels[rows[0]] == 0 for rows in filled) == 3, "the ninth image has a group of its own"
+    with pytest.raises(Refused, match="sampler.leftover: got 'keep'; choices: fill, drop"):
+        require_sampler({"identities": 3, "images": 4, "leftover": "keep"})
 
 
 def test_evaluate_is_the_mean_over_images_and_restores_modes():

@@ -13,7 +13,7 @@ import pytest
 import replay
 import torch
 from conftest import ROOT
-from pieces import bido, gmi, ked, lomma, losses, networks, plg, registry, stylegan2
+from pieces import bido, gmi, ked, lomma, losses, networks, plg, registry, stylegan2, vmi
 from pieces.recording import recordings
 from pieces.registry import replay_of, replays
 from pieces.rules import Draws, NotThereYet, relative_error, row_errors, without_gradient
@@ -310,6 +310,11 @@ def test_every_recorded_piece_is_known(file):
         ("attacks/gmi.npz", "gmi_dmi_mnist"),
         ("attacks/gmi.npz", "gan_wgan"),
         ("attacks/bido.npz", "bido_hsic_gaussian"),
+        ("attacks/bido.npz", "bido_sampler"),
+        ("attacks/vmi.npz", "vmi_flow"),
+        ("attacks/vmi.npz", "vmi_gaussian"),
+        ("attacks/vmi.npz", "vmi_layeredminegan"),
+        pytest.param("attacks/vmi.npz", "vmi_layeredflow_partial", marks=pytest.mark.slow),
         ("attacks/lomma.npz", "lomma_stats"),
         ("attacks/lomma.npz", "lomma_iden"),
         ("attacks/lomma.npz", "lomma_distill_tau2"),
@@ -449,6 +454,29 @@ def no_students(monkeypatch):
     monkeypatch.setattr(lomma, "asks_students", lambda variant: False)
 
 
+def penalty_of_a_mean(monkeypatch):
+    """The flows' average over rows for the normals, whose divergence is summed."""
+    original = vmi.searched
+
+    def averaged(*given):
+        attack = original(*given)
+        attack.search.over_rows = "mean"
+        return attack
+
+    monkeypatch.setattr(vmi, "searched", averaged)
+
+
+def halves_of_moments(monkeypatch):
+    """Mean first, deviation behind it, instead of in turn."""
+    halves = lambda self, kept: self.moments(kept).chunk(2, 2)  # noqa: E731
+    monkeypatch.setattr(vmi.Split, "_moments", halves)
+
+
+def filled_groups(monkeypatch):
+    original = bido.identity_batches
+    monkeypatch.setattr(bido, "identity_batches", lambda *given: original(*given[:-1], "fill"))
+
+
 def biased_deviation(monkeypatch):
     original = objectives.statistics
     scaled = lambda features, rng: {k: v * (55 / 56) ** 0.5 for k, v in original(features, rng).items()}  # noqa: E731
@@ -515,6 +543,9 @@ def one_look(monkeypatch):
         (wide_kernel, "attacks/bido.npz", "bido_hsic_gaussian", "d_zx"),
         pytest.param(plain_estimator, "attacks/bido.npz", "bido_hsic_gaussian", "d_zy", marks=pytest.mark.slow),
         pytest.param(other_label_kernel, "attacks/bido.npz", "bido_hsic_gaussian", "d_zy", marks=pytest.mark.slow),
+        (penalty_of_a_mean, "attacks/vmi.npz", "vmi_layeredminegan", "grad_norm1"),
+        (halves_of_moments, "attacks/vmi.npz", "vmi_flow", "f64/logp"),
+        (filled_groups, "attacks/bido.npz", "bido_sampler", "order_seed0"),
         (squared_norm, "attacks/lomma.npz", "lomma_iden", "ours/lam1.0/loss"),
         (no_students, "attacks/lomma.npz", "lomma_iden", "L_aug/lam1.0/loss"),
         (biased_deviation, "attacks/lomma.npz", "lomma_stats", "std"),

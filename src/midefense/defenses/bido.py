@@ -19,6 +19,7 @@ MEASURES = ("hsic", "coco")
 HSIC_FORMS = ("normalized", "plain")
 COCO_NORMS = ("frobenius", "spectral")
 LABEL_KERNELS = ("linear", "gaussian", "imq")
+BLOCKS = "blocks"  # all stages but a stem
 ROOT_GUARD = 1e-12  # under both roots of COCO, whose gradient is not finite where the kernels' product is zero
 
 
@@ -29,7 +30,8 @@ class BiDO(Defense):
     `measure`: `hsic` or `coco`. `sigma`: the Gaussian bandwidth is `sigma sqrt(d)` for d-dimensional vectors. `eps`:
     the ridge of normalised HSIC. `hsic_form`: `normalized` as the authors' code, or the `plain` estimator of their
     paper; `coco_norm`: `frobenius` as the code, or `spectral` as the paper; lambdas do not carry over between forms.
-    `layers`: taps; None for all stages and the features. `dtype` of kernels and solves. `sampler`: the batches it asks
+    `layers`: taps; None for all stages and the features, `blocks` for the same without a stem, which is the authors'
+    choice for VGG16 and MCNN, whose networks have none. `dtype` of kernels and solves. `sampler`: the batches it asks
     for, such as `{identities: 16, images: 4}`, since d grows with the classes in a batch; None keeps the recipe's.
     """
 
@@ -48,9 +50,9 @@ class BiDO(Defense):
         eps: Positive = 1e-5,
         hsic_form: str = "normalized",
         coco_norm: str = "frobenius",
-        layers: Sequence[str] | None = None,
+        layers: Sequence[str] | str | None = None,
         dtype: str = "float64",
-        sampler: str | dict[str, int] | None = None,
+        sampler: str | dict[str, int | str] | None = None,
     ) -> None:
         super().__init__()
         if measure not in MEASURES:
@@ -78,7 +80,10 @@ class BiDO(Defense):
 
     def rebuild(self, model: Classifier, origin: Origin = Origin.DRAWN) -> Classifier:
         """Look up the layers and the preprocessing in front of them. Raises `Refused` for an unknown layer."""
-        self.taps = tuple(self.layers or model.tap_names)
+        if isinstance(self.layers, str) and self.layers != BLOCKS:
+            raise refuse_unknown("layers", self.layers, (BLOCKS,), "Or name a list of stages.")
+        blocks = [name for name in model.tap_names if name != "stem"]
+        self.taps = tuple(blocks if self.layers == BLOCKS else self.layers or model.tap_names)
         for name in self.taps:
             if name not in model.tap_names:
                 raise refuse_unknown("layers", name, model.tap_names)

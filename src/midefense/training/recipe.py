@@ -14,7 +14,8 @@ from midefense.training.start import Start
 from midefense.types import Images, Refused, refuse_unknown
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
-Sampler = str | Mapping[str, int]
+Sampler = str | Mapping[str, int | str]
+LEFTOVERS = ("fill", "drop")
 SELECTIONS = ("last", "validation", "test_legacy")
 HEADS = ("trained", "centroids")
 
@@ -28,7 +29,8 @@ class Recipe:
     milestones: epochs at which the learning rate is multiplied by `factor`; integers, or shares of all epochs.
     warmup: epochs over which the learning rate rises linearly to its value.
     augment: augmentations, applied in order.
-    sampler: `shuffle`, or `{identities: 16, images: 4}` for batches of so many classes and images of each.
+    sampler: `shuffle`, or `{identities: 16, images: 4}` for batches of so many classes and images of each; with
+        `leftover: drop`, images of a class that do not fill a group are left out (see `identity_batches`).
     select: `last` keeps the last weights, `validation` those that are best on a share `validation_share` of the images
         (then not trained on), `test_legacy` those that are best on the TEST set: the low-resolution attacks publish
         such targets, whose test accuracy is too high, so every row says it.
@@ -123,7 +125,9 @@ class Recipe:
         """The rows of every batch of one epoch, from labels [N]; none has fewer than `least` rows."""
         if sampler == "shuffle":
             return shuffled_batches(len(labels), self.batch_size, least, self.drop_last, rng)
-        return identity_batches(labels, sampler["identities"], sampler["images"], rng)
+        return identity_batches(
+            labels, sampler["identities"], sampler["images"], Draws(rng), sampler.get("leftover", "fill")
+        )
 
 
 class Imported(Recipe):
@@ -178,7 +182,11 @@ class Imported(Recipe):
 def require_sampler(sampler: Sampler) -> None:
     """Refuse what is neither `shuffle` nor a number of identities and of images of each."""
     if isinstance(sampler, Mapping):
-        if set(sampler) == {"identities", "images"} and min(sampler.values()) >= 1:
+        counts = [sampler.get(name) for name in ("identities", "images")]
+        whole = all(isinstance(count, int) and count >= 1 for count in counts)
+        if whole and set(sampler) <= {"identities", "images", "leftover"}:
+            if sampler.get("leftover", "fill") not in LEFTOVERS:
+                raise refuse_unknown("sampler.leftover", sampler["leftover"], LEFTOVERS)
             return
     elif sampler == "shuffle":
         return
@@ -199,13 +207,38 @@ def shuffled_batches(count: int, size: int, least: int, drop_last: bool, rng: to
     return batches
 
 
-def identity_batches(labels: Tensor, identities: int, images: int, rng: torch.Generator) -> list[Tensor]:
-    """Batches of `identities` different classes with `images` rows of each, as in the training code of BiDO.
+class Draws:
+    """What an epoch of identities draws, from a generator of ours."""
 
-    A class's images are shuffled and cut to groups; a last group is filled up with the class's first images. Batches
-    end when fewer than `identities` classes have a group left.
+    def __init__(self, rng: torch.Generator) -> None:
+        self.rng = rng
+
+    def shuffled(self, rows: Tensor) -> Tensor:
+        """`rows` in any order."""
+        return rows[torch.randperm(len(rows), generator=self.rng)]
+
+    def with_replacement(self, rows: Tensor, count: int) -> Tensor:
+        """`count` of `rows`, any of them more than once."""
+        return rows[torch.randint(len(rows), (count,), generator=self.rng)]
+
+    def chosen(self, among: int, count: int) -> list[int]:
+        """`count` different numbers below `among`."""
+        return torch.randperm(among, generator=self.rng)[:count].tolist()
+
+
+def identity_batches(
+    labels: Tensor, identities: int, images: int, draws: Draws, leftover: str = "fill"
+) -> list[Tensor]:
+    """Batches of `identities` different classes with `images` rows of each, until fewer than `identities` classes have
+    a group left.
+
+    A class's images are shuffled and cut to groups. Those left over are `fill`ed up to a group with the class's first
+    images, or `drop`ped, as in the training code of BiDO: there only a class of fewer images than a group is filled up,
+    with draws of its own.
     """
-    groups = [_groups((labels == label).nonzero().flatten(), images, rng) for label in labels.unique().tolist()]
+    groups = [
+        _groups((labels == label).nonzero().flatten(), images, draws, leftover) for label in labels.unique().tolist()
+    ]
     if len(groups) < identities:
         raise Refused(
             f"sampler: expected at most {len(groups)} identities per batch (the classes there are), got {identities}; "
@@ -214,14 +247,16 @@ def identity_batches(labels: Tensor, identities: int, images: int, rng: torch.Ge
     batches = []
     while sum(map(bool, groups)) >= identities:
         available = [group for group in groups if group]
-        chosen = torch.randperm(len(available), generator=rng)[:identities]
-        batches.append(torch.cat([available[index].pop() for index in chosen.tolist()]))
+        batches.append(torch.cat([available[index].pop() for index in draws.chosen(len(available), identities)]))
     return batches
 
 
-def _groups(rows: Tensor, images: int, rng: torch.Generator) -> list[Tensor]:
-    """Shuffled `rows` of one class in groups of exactly `images`."""
-    rows = rows[torch.randperm(len(rows), generator=rng)]
+def _groups(rows: Tensor, images: int, draws: Draws, leftover: str) -> list[Tensor]:
+    """Shuffled `rows` of one class in groups of exactly `images`, of which the last is taken first."""
+    if leftover == "drop":
+        rows = draws.shuffled(draws.with_replacement(rows, images) if len(rows) < images else rows)
+        return list(rows[: len(rows) // images * images].split(images))[::-1]
+    rows = draws.shuffled(rows)
     groups = -(-len(rows) // images)
     positions = torch.arange(groups * images) % len(rows)
     return list(rows[positions].split(images))

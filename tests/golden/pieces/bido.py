@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
@@ -19,12 +21,12 @@ from midefense.defenses.bido import BiDO
 from midefense.plan.bind import bind
 from midefense.plan.compose import compose
 from midefense.training.loop import Trainer, assemble
-from midefense.training.recipe import Recipe
+from midefense.training.recipe import Draws, Recipe, identity_batches
 from midefense.types import Batch
 
 from .recording import Entry, Recording
 from .registry import replays
-from .rules import NotThereYet, gradient_norms, parameters, sums_and_norms
+from .rules import gradient_norms, parameters, sums_and_norms
 
 ROUNDED = 5e-6  # half a unit of the fifth digit
 # The names of BiDO's own classes, whose blocks are ours.
@@ -155,7 +157,34 @@ def face_step(recording: Recording) -> Iterator[Entry]:
     yield recording.compare_rows("grad_norms", gradient_norms(tensors), config["names"])
 
 
+class Seeded(Draws):
+    """Draws of the original: Python's generator and NumPy's, under one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.python, self.numpy = random.Random(seed), np.random.RandomState(seed)
+
+    def shuffled(self, rows: Tensor) -> Tensor:
+        order = rows.tolist()
+        self.python.shuffle(order)
+        return torch.tensor(order)
+
+    def with_replacement(self, rows: Tensor, count: int) -> Tensor:
+        return torch.from_numpy(self.numpy.choice(rows.numpy(), size=count, replace=True))
+
+    def chosen(self, among: int, count: int) -> list[int]:
+        return self.python.sample(range(among), count)
+
+
 @replays("bido_sampler*")
 def sampler(recording: Recording) -> Iterator[Entry]:
-    """Batches of identities: ours draws them from a keyed torch generator."""
-    raise NotThereYet("the identity sampler's order under the seeds of Python and NumPy")
+    """An epoch of batches of identities, under the seeds of Python and NumPy, as the composed recipe asks for them."""
+    labels, (batch, images) = recording["labels"], recording["batch_and_instances"].tolist()
+    asked = compose("train_target", ["recipe=bido_adam"])[0]["recipe"]["sampler"]
+    seen = list(dict.fromkeys(labels.tolist()))
+    ranks = torch.tensor([seen.index(label) for label in labels.tolist()])  # the original's order of classes
+    for key in recording.keys("order_seed*"):
+        seed = key.removeprefix("order_seed")
+        batches = identity_batches(ranks, batch // images, images, Seeded(int(seed)), asked["leftover"])
+        yield recording.compare_exactly(key, torch.cat(batches))
+        yield recording.compare_exactly(f"len_after_seed{seed}", torch.tensor(sum(map(len, batches))))
+    recording.leave_out("len_before_seed*", "the original's estimate of the epoch, which it does not keep to")
