@@ -162,7 +162,7 @@ def main() -> None:
             f"measured {time.strftime('%Y-%m-%d')}, {how}, {options.repeats} interleaved repeats;",
             "medians of CPU time.",
             "",
-            "Networks of width 8, 32 px, batches of 32. An update of `plg_gan` is one of the generator, five of the critic.",
+            "Networks of width 8, 32 px, batches of 32. `plg_gan`: one update of the generator, five of the critic.",
             "",
             "| prior | an update in a bare loop | through `Prior.fit`, relative | least to most, relative |",
             "|---|---|---|---|",
