@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from conftest import plan_for, start_process
+from conftest import plan_for
 from torch import nn
 
 from midefense import seeds
@@ -316,17 +316,18 @@ def test_published_files_come_in_with_the_target_they_learned_from(name, store, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ked_gan_small", "plg_gan_small"])
-def test_a_killed_process_goes_on_to_the_same_bits(name, store, tmp_path, run_verb):
+def test_a_killed_process_goes_on_to_the_same_bits(name, store, tmp_path, run_verb, start_process):
+    killed = tmp_path / "killed"
     words = (*WORLD, "attack=pool_small", f"prior={name}", *GAN, "prior.steps=60", "attack.search.steps=1")
     words = (*words, "attack.init.size=20", "attack.init.candidates=2", "attack.select.keep=1", "compute=cpu")
-    process = start_process("attack", *words, store=tmp_path)
-    while not list(tmp_path.glob("work/prior/*/state.safetensors")):
+    process = start_process("attack", *words, store=killed)
+    while not list(killed.glob("work/prior/*/state.safetensors")):
         assert process.poll() is None, "it ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
     whole = run_verb("attack", *words)
-    Pipeline(plan_for("attack", *words, store=tmp_path)).recovered  # noqa: B018
-    left, right = (Store(root).list("prior")[0] for root in (store, tmp_path))
+    Pipeline(plan_for("attack", *words, store=killed)).recovered  # noqa: B018
+    left, right = (Store(root).list("prior")[0] for root in (store, killed))
     assert left.id == right.id and whole.provenance["bill"] is not None
     assert all(torch.equal(value, right.tensors()[key]) for key, value in left.tensors().items())
     assert left.provenance["bill"] == right.provenance["bill"], "what was asked before the kill is charged too"

@@ -62,8 +62,8 @@ def critic_loss(critic: nn.Module, real: Tensor, labels: Tensor, fake: Tensor, w
 
 class PlgGan(Prior):
     """Latents [B, latent_size + 1]: normal numbers when sampled, and last the class of the target whose image
-    is wanted, which no search moves. Images through a tanh that learns [0, 1]: values somewhat outside occur. It belongs to
-    one target.
+    is wanted, which no search moves. Images through a tanh that learns [0, 1]: values somewhat outside occur. It
+    belongs to one target.
 
     Args:
         classes: of the target.
