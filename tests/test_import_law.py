@@ -25,6 +25,7 @@ FORBIDDEN = {
     "oracle": ["architectures"],
     "metrics/hull": ["*"],
     "rectangles": ["architectures", "defenses", "oracle", "priors", "attacks", "metrics"],
+    "identity_losses": ["*"],
     "priors": ["attacks", "metrics", "defenses", "datasets"],
     "attacks": [
         "architectures",
@@ -51,6 +52,7 @@ FLOORS = (
     "closed_form",
     "terminal",
     "rectangles",
+    "identity_losses",
     "compute",
     "store",
     "oracle",

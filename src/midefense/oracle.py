@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from midefense.types import Access, Answer, Moments, Refused
+from midefense.types import Access, Answer, Moments, Refused, refuse_unknown
 
+MODES = ("eval", "train")
 BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -28,11 +29,13 @@ class Oracle:
     that require gradients, and no attribute of theirs leads to the model.
 
     Args:
-        model: called as `model(images)`, returns a `Trace`. It is copied, frozen and put in eval mode.
+        model: called as `model(images)`, returns a `Trace`. It is copied, frozen and put in `mode`.
         access: what may be read.
         budget: images that may be asked per target; None is unlimited.
         cut: a tap's name; `features` then means the output there instead of the head's input.
         ids: the targets that may be charged; None admits any. With a budget, every image must name its target.
+        mode: `eval`, as deployed; or `train`, which is how scripts that forgot to switch their target asked it: answers
+            then come from the statistics of their own batch, with dropout, and the copy's running statistics move.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Oracle:
         budget: int | None = None,
         cut: str | None = None,
         ids: Iterable[int] | None = None,
+        mode: str = "eval",
     ):
         self.access = Access.parse(access)
         if budget is not None and budget < 1:
@@ -51,7 +55,7 @@ class Oracle:
         self._asked: Counter[int] = Counter()
         self._shared = 0
         # The model lives in the closure alone: a black-box attack holds nothing it could open by mistake.
-        self._ask, self._copy_weights = _ways_in(model, self.access, cut)
+        self._ask, self._copy_weights = _ways_in(model, self.access, cut, mode)
 
     def __call__(
         self,
@@ -151,9 +155,11 @@ class Ensemble:
         return self._target.weights()
 
 
-def _ways_in(model: nn.Module, access: Access, cut: str | None):
+def _ways_in(model: nn.Module, access: Access, cut: str | None, mode: str):
     """The two closures of an oracle: ask a question, copy the weights."""
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    if mode not in MODES:
+        raise refuse_unknown("oracle.mode", mode, MODES)
+    model = copy.deepcopy(model).train(mode == "train").requires_grad_(False)
     names = {name: None for name, _ in [*model.named_parameters(), *model.named_buffers()]}
 
     def ask(images: Tensor, reads: tuple[str, ...], weights: dict[str, Tensor] | None) -> Answer:

@@ -205,7 +205,8 @@ def test_a_seed_decides(scene):
     assert same(first, again)
     attack = scene.attack()
     if not attack.prepares:
-        assert not torch.equal(first["initial"].latents, other["initial"].latents)
+        if len(first["initial"].latents.unique(dim=0)) > 1:  # else all begin at one point, whatever the seed
+            assert not torch.equal(first["initial"].latents, other["initial"].latents)
         assert not torch.equal(first["selected"].latents, other["selected"].latents)
     else:  # what is prepared is drawn once, for all groups
         left, right = (scene.prepare(attack, Oracle(scene.model, attack.access), seed) for seed in (1, 2))

@@ -9,13 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from stylegan2_files import write_imported
+from torch import nn
 
 from contract.listing import node, options
 from midefense import seeds
 from midefense.datasets.toy import Toy
+from midefense.oracle import Oracle
+from midefense.priors.plg import PlgGan
 from midefense.priors.stylegan2.prior import StyleBased
+from midefense.types import Refused, Trace
 
 NAMES = options("prior")
+CLASSES = 4
 QUICK_GAN = (
     "prior.width=8",
     "prior.steps=80",
@@ -34,8 +39,22 @@ QUICK_STYLES = (
     "prior.average_images=50",
     "prior.mirror=false",
 )
+QUICK_SCORES = (*QUICK_GAN, "prior.width=4", "prior.critic_steps=1")
+QUICK_CLASSES = (
+    *QUICK_GAN,
+    "prior.latent_size=16",
+    "prior.width=2",
+    "prior.critic_steps=1",
+    "prior.identity_weight=0.01",
+    "prior.augmentation.flip=0",
+)
 # The priors that learn.
-SHORT = {"gmi_gan": QUICK_GAN, "gmi_gan_small": QUICK_GAN, "stylegan2_small": QUICK_STYLES}
+SHORT = {
+    **dict.fromkeys(("gmi_gan", "gmi_gan_small"), QUICK_GAN),
+    **dict.fromkeys(("ked_gan", "ked_gan_small"), QUICK_SCORES),
+    **dict.fromkeys(("plg_gan", "plg_gan_small"), QUICK_CLASSES),
+    "stylegan2_small": QUICK_STYLES,
+}
 IMPORTED = tuple(name for name in NAMES if name.startswith("stylegan2_") and name not in SHORT)
 
 
@@ -43,13 +62,16 @@ def test_the_listing():
     assert set(SHORT) == {name for name in NAMES if build(name).learns}
 
 
-def build(name, seed=0):
+def bound(name, seed=0, classes=CLASSES):
     overrides = ("dataset=toy", f"prior={name}", *SHORT.get(name, ()))
     if name in IMPORTED:
         overrides = (*overrides, f"prior.weights={imported_file(name == 'stylegan2_cifar10', seed)}")
-    bound = node("attack", "prior", *overrides).given(channels=1, size=32, classes=4)
+    return node("attack", "prior", *overrides).given(channels=1, size=32, classes=classes)
+
+
+def build(name, seed=0, classes=CLASSES):
     with seeds.isolated("prior", seed):
-        return bound.build()
+        return bound(name, seed, classes).build()
 
 
 @functools.cache
@@ -65,9 +87,33 @@ def public():
     return Toy().load().public
 
 
-@functools.cache
+class Nearest(nn.Module):
+    """The target of priors that ask one: which of the first classes' mean images is nearest."""
+
+    def __init__(self):
+        super().__init__()
+        means = [public().of_class(label).floats().mean(0) for label in range(CLASSES)]
+        self.register_buffer("means", torch.stack(means).flatten(1))
+
+    def forward(self, images, taps=()):
+        features = images.flatten(1)
+        return Trace(-(features[:, None] - self.means).square().sum(2) / 2, features)
+
+
+def oracle_for(prior, **changes):
+    """An oracle as the pipeline makes it; None for a prior that asks no target."""
+    return None if prior.asks is None else Oracle(Nearest(), prior.asks, mode=prior.target_mode, **changes)
+
+
 def learnt(name):
-    """A fitted prior, the weights it ended with, and its logs."""
+    """A fitted prior, the weights it ended with, and its logs; made once for names that are alike in this quick
+    setting."""
+    recipe = bound(name).recipe()
+    return _learnt(next(other for other in NAMES if bound(other).recipe() == recipe) if name in SHORT else name)
+
+
+@functools.cache
+def _learnt(name):
     prior, _, logs = fitted(name)
     return prior, {key: value.clone() for key, value in prior.state_dict().items()}, logs
 
@@ -75,7 +121,8 @@ def learnt(name):
 def fitted(name, stop=None, state=None):
     """A prior after `fit` (or its first `stop` units), its last state and all its logs."""
     prior, logs = build(name), []
-    for unit, (_, log, give) in enumerate(prior.fit(public(), seed=3, state=state), start=1):
+    progress = prior.fit(public(), seed=3, oracle=oracle_for(prior), state=state)
+    for unit, (_, log, give) in enumerate(progress, start=1):
         logs.append(log)
         state = give()
         if unit == stop:
@@ -96,7 +143,7 @@ def test_samples_and_decodes(prior):
     images = prior.decode(latents)
     assert images.shape == (6, 1, 32, 32) and images.dtype == torch.float32
     assert images.isfinite().all()
-    if not isinstance(prior, StyleBased):  # which has no last sigmoid: only a trained one keeps to the range, nearly
+    if not isinstance(prior, StyleBased | PlgGan):  # without a sigmoid only trained ones keep to it, nearly
         assert images.min() >= 0 and images.max() <= 1
 
 
@@ -123,9 +170,45 @@ def test_rows_do_not_depend_on_the_batch(prior):
     together = prior.decode(latents)
     torch.testing.assert_close(prior.decode(latents[3:4]), together[3:4], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(prior.decode(latents.flip(0)).flip(0), together, rtol=1e-4, atol=1e-6)
-    if "realism" in prior.offers:
+    if "realism" in prior.offers and not prior.coupled:
         drawn = prior.draw(latents)
         torch.testing.assert_close(prior.realism(drawn[3:4]), prior.realism(drawn)[3:4], rtol=1e-3, atol=1e-5)
+
+
+def test_a_coupled_critic_sees_the_batch(prior):
+    if not prior.coupled:
+        pytest.skip("what this critic says of an image depends on no other")
+    drawn = prior.draw(prior.sample(4, seeds.generator("draw")))
+    alike = drawn[:1].expand(4, -1, -1, -1)
+    assert (prior.realism(alike) - prior.realism(drawn[:1])).abs().min() > 1e-3
+
+
+def test_what_a_search_may_not_move_is_the_class(prior):
+    latents = prior.sample(6, seeds.generator("draw"))
+    wanted = torch.tensor([0, 1, 2, 3, 0, 1])
+    placed = prior.of_classes(latents, wanted)
+    assert torch.equal(placed[:, : latents.shape[1] - prior.held], latents[:, : latents.shape[1] - prior.held])
+    if prior.held:
+        assert torch.equal(placed[:, -1], wanted.float())
+        same = prior.of_classes(placed[:1].expand(4, -1), torch.arange(4))
+        assert prior.decode(same).flatten(1).unique(dim=0).shape[0] == 4, "each class is another image"
+        assert torch.equal(prior.decode(placed + 0.2), prior.decode(prior.of_classes(placed + 0.2, wanted)))
+    else:
+        assert torch.equal(placed, latents)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in SHORT])
+def test_what_asks_a_target_is_refused_without_and_charged_for_every_image(name):
+    prior = build(name)
+    if prior.asks is None:
+        pytest.skip("this prior asks no target")
+    with pytest.raises(Refused, match="expected a target to learn from, got none"):
+        list(prior.fit(public(), seed=3))
+    oracle = oracle_for(prior)
+    next(iter(prior.fit(public(), seed=3, oracle=oracle)))
+    assert oracle.shared_bill == 20 * 16 + (len(public()) if prior.held else 0) and oracle.bill == {}
+    with pytest.raises(Refused, match="expected a target of 3 classes, got one of 4"):
+        next(iter(build(name, classes=3).fit(public(), seed=3, oracle=oracle)))
 
 
 def test_entering_at_any_block_continues_the_whole(prior):

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import replay
 import torch
 from conftest import ROOT
-from pieces import bido, gmi, lomma, losses, networks, registry, stylegan2, vmi
+from pieces import bido, gmi, ked, lomma, losses, networks, plg, registry, stylegan2, vmi
 from pieces.recording import recordings
 from pieces.registry import replay_of, replays
 from pieces.rules import Draws, NotThereYet, relative_error, row_errors, without_gradient
@@ -23,9 +24,11 @@ from torch.nn.functional import cross_entropy
 from midefense.architectures.state_names import to_published
 from midefense.attacks import objectives, surrogate
 from midefense.attacks.objectives import Poincare
+from midefense.attacks.search.distribution import Distribution
 from midefense.defenses.bido import BiDO
 from midefense.defenses.label_smoothing import LabelSmoothing
 from midefense.priors.nets.gmi import Critic, Generator
+from midefense.priors.nets.ked import MinibatchDiscrimination
 
 REFERENCE = ROOT.parent / "shared" / "reference"
 FILES = sorted(REFERENCE.rglob("*.npz"))
@@ -316,6 +319,10 @@ def test_every_recorded_piece_is_known(file):
         ("attacks/lomma.npz", "lomma_iden"),
         ("attacks/lomma.npz", "lomma_distill_tau2"),
         pytest.param("attacks/lomma.npz", "lomma_gmi_ours", marks=pytest.mark.slow),
+        ("attacks/ked_mi.npz", "ked_parts"),
+        ("attacks/plg_mi.npz", "plg_topn"),
+        ("attacks/plg_mi.npz", "plg_losses"),
+        ("attacks/plg_mi.npz", "plg_augment"),
     ],
 )
 def test_the_original_is_reproduced(file, piece):
@@ -482,6 +489,47 @@ def usual_temperature(monkeypatch):
     monkeypatch.setattr(surrogate, "distillation", hinton)
 
 
+def deviation_for_variance(monkeypatch):
+    wrong = lambda self, problem, mean, log_variance, noise: mean + log_variance.exp() * noise  # noqa: E731
+    monkeypatch.setattr(Distribution, "_latents", wrong)
+
+
+def eval_mode(monkeypatch):
+    original = ked.Oracle
+    monkeypatch.setattr(ked, "Oracle", lambda target, access, mode: original(target, access))
+
+
+def one_batch_for_all(monkeypatch):
+    monkeypatch.setattr(
+        MinibatchDiscrimination, "forward", lambda self, features: features.new_zeros(len(features), 64)
+    )
+
+
+def earlier_of_equals(monkeypatch):
+    def wrong(probs, rows, top):
+        order = probs.flip(0).argsort(dim=0, stable=True)[-top:]
+        return probs.flip(0).gather(0, order), rows.flip(0).gather(0, order)
+
+    monkeypatch.setattr(plg, "most_confident", wrong)
+
+
+def no_clamp_of_the_saturation(monkeypatch):
+    original = plg.parameters_of
+    changed = lambda *arguments: replace(original(*arguments), clamp_first=torch.zeros(6, dtype=torch.bool))  # noqa: E731
+    monkeypatch.setattr(plg, "parameters_of", changed)
+
+
+def one_look(monkeypatch):
+    original = plg.attack_of
+
+    def attack_of(config):
+        attack = original(config)
+        attack.search.looks = 1
+        return attack
+
+    monkeypatch.setattr(plg, "attack_of", attack_of)
+
+
 @needs_recordings
 @pytest.mark.parametrize(
     ("wrong", "file", "piece", "where"),
@@ -508,6 +556,14 @@ def usual_temperature(monkeypatch):
         (flat_leak, "networks.npz", "gan32.DGWGAN32", "out0"),
         (no_cutoff, "stylegan2_cond_32.npz", "stylegan2", "w_psi07_cut4"),
         (no_noise, "stylegan2_cond_32.npz", "stylegan2", "img_const_psi05"),
+        (earlier_of_equals, "attacks/plg_mi.npz", "plg_topn", "selected_ascending"),
+        (no_clamp_of_the_saturation, "attacks/plg_mi.npz", "plg_augment", "jitter_order_2310"),
+        pytest.param(
+            deviation_for_variance, "attacks/ked_mi.npz", "kedmi_ked_improved1", "mu1", marks=pytest.mark.slow
+        ),
+        pytest.param(eval_mode, "attacks/ked_mi.npz", "gan_ked_Ttrain", "running_mean", marks=pytest.mark.slow),
+        pytest.param(one_batch_for_all, "attacks/ked_mi.npz", "gan_ked_Teval", "loss_D", marks=pytest.mark.slow),
+        pytest.param(one_look, "attacks/plg_mi.npz", "plg_stage2_identity_margin", "loss", marks=pytest.mark.slow),
     ],
 )
 def test_a_plausible_mistake_is_seen(monkeypatch, wrong, file, piece, where):

@@ -279,7 +279,7 @@ class SearchAttack(Attack):
         self.asks_question = init.asks_question
         self.coupled = any(part.coupled for part in self.parts.values())
         if self.coupled:
-            self._refuse_to_split()
+            self._refuse_to_split(self._coupling())
 
     @property
     def steps(self) -> int | None:
@@ -295,6 +295,8 @@ class SearchAttack(Attack):
     def check(self, setting: Setting) -> None:
         """As `Attack.check`, and whatever a part refuses."""
         super().check(setting)
+        if self._couples(setting.prior):
+            self._refuse_to_split(self._coupling() or f"the realism of {setting.prior.__name__}")
         of_the_target = self.parts if self.asks_target else OF_THE_TARGET
         readers = [slot for slot, part in self.parts.items() if "batchnorm" in part.reads and slot in of_the_target]
         if readers and not setting.architecture.batchnorm:
@@ -369,7 +371,7 @@ class SearchAttack(Attack):
             objective=self.objective,
             views=self.views,
             reads=reads,
-            chunk=None if self.coupled else self.chunk,
+            chunk=None if self._couples(prior) else self.chunk,
             device=prior.device,
         )
         found = self.init(problem)
@@ -379,9 +381,16 @@ class SearchAttack(Attack):
         scores = self.select(replace(problem, oracle=target), found)
         yield best_of_each(found, scores, self.select.keep)
 
-    def _refuse_to_split(self) -> None:
+    def _couples(self, prior: Prior | type[Prior]) -> bool:
+        """Whether candidates depend on the others of their group: through a part, or through the prior's critic."""
+        return self.coupled or (prior.coupled and "realism" in self.needs)
+
+    def _coupling(self) -> str:
+        """The parts that couple, for a sentence; "" if none does."""
+        return ", ".join(f"attack.{slot}" for slot, part in self.parts.items() if part.coupled)
+
+    def _refuse_to_split(self, who: str) -> None:
         """Coupled parts see a group as one batch, or their losses are others."""
-        who = ", ".join(f"attack.{slot}" for slot, part in self.parts.items() if part.coupled)
         if self.chunk is not None:
             raise Refused(
                 f"attack.chunk: expected null, because {who} is coupled and takes a group as one batch, got "

@@ -41,7 +41,25 @@ class Random(Part):
         targets, rng = len(problem.evidence), problem.draw("init")
         drawn = problem.prior.sample(self.candidates if self.shared else targets * self.candidates, rng)
         latents = drawn.repeat(targets, *[1] * (drawn.ndim - 1)) if self.shared else drawn
-        return _starts(latents.to(problem.device), targets, self.candidates)
+        return _starts(_of_the_targets(problem, latents, self.candidates), targets, self.candidates)
+
+
+class Zero(Part):
+    """The middle of the prior's latents, 0: where KED-MI's distributions start (Chen et al., ICCV 2021)."""
+
+    needs = ("sample",)
+
+    def __call__(self, problem: Problem) -> Found:
+        """One start per target [N, ...] on the problem's device."""
+        targets = len(problem.evidence)
+        latents = torch.zeros_like(problem.prior.sample(targets, problem.draw("init")))
+        return _starts(_of_the_targets(problem, latents, 1), targets, 1)
+
+
+def _of_the_targets(problem: Problem, latents: Tensor, candidates: int) -> Tensor:
+    """Latents of `candidates` rows per target, on the problem's device; a prior that knows classes is told theirs."""
+    labels = problem.evidence.labels.repeat_interleave(candidates).to(problem.device)
+    return problem.prior.of_classes(latents.to(problem.device), labels)
 
 
 class BestOfPool(Part):

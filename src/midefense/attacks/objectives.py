@@ -12,6 +12,7 @@ from torch import Tensor
 
 from midefense import seeds
 from midefense.attacks.base import Look, Part, passed_on, within
+from midefense.identity_losses import max_margin, poincare
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.ranges import Batch, Count, InnerShare
@@ -31,6 +32,17 @@ class CrossEntropy(Part):
     def __call__(self, look: Look) -> Tensor:
         """Loss per image [B], from 0."""
         return over_models(look, lambda logits: F.cross_entropy(logits.float(), look.labels, reduction="none"))
+
+
+class MaxMargin(Part):
+    """The best other logit minus that of the label (PLG-MI): see `identity_losses.max_margin`. It has no lower bound,
+    so that latents may leave the region they are drawn from."""
+
+    reads = ("logits", "gradient")
+
+    def __call__(self, look: Look) -> Tensor:
+        """Loss per image [B]; below 0 where the answer is the label wanted."""
+        return over_models(look, lambda logits: max_margin(logits, look.labels))
 
 
 class Confidence(Part):
@@ -136,15 +148,6 @@ class Poincare(Part):
     def __call__(self, look: Look) -> Tensor:
         """Loss per image [B]."""
         return over_models(look, lambda logits: poincare(logits, look.labels, self.xi))
-
-
-def poincare(logits: Tensor, labels: Tensor, xi: float = 1e-4) -> Tensor:
-    """The loss of `Poincare` for logits [B, K] and labels int64 [B]; [B] in the logits' dtype."""
-    u = F.normalize(logits.double(), p=1, dim=1)
-    v = (F.one_hot(labels, logits.shape[1]).to(u) - xi).clamp(0, 1)
-    shrink = (1 - u.square().sum(1)) * (1 - v.square().sum(1))
-    distance = torch.acosh(1 + 2 * (u - v).square().sum(1) / shrink)
-    return distance.to(logits.dtype)
 
 
 class Realism(Part):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from midefense import rectangles
 from midefense.attacks.base import Part
+from midefense.priors.augmentation import Augmentation
 from midefense.ranges import Colour, Ratios, Share, Shares
 from midefense.types import Refused, Setting
 
@@ -104,6 +105,10 @@ class RandomErase(Part):
         boxes = rectangles.random_boxes(draws, height, width, p=self.p, scale=self.scale, ratio=self.ratio)
         fill = rectangles.fill_on(self.value, images.shape[1], images.device, images.dtype)
         return torch.where(rectangles.inside(boxes, height, width), fill, images)
+
+
+class PlgAugmentation(Augmentation, Part):
+    """PLG-MI's crop, jitter, mirror image and rotation (Yuan et al., AAAI 2023): see `priors.augmentation`."""
 
 
 class Chain(Part):

@@ -84,6 +84,7 @@ def _prior(parser: argparse.ArgumentParser) -> Act:
     parser.add_argument("--dataset", required=True, help="an option of conf/dataset: whose images it makes")
     parser.add_argument("--prior", required=True, help="an option of conf/prior; FILE is its generator")
     parser.add_argument("--critic", help="the file of the prior's critic")
+    parser.add_argument("--learned-from", metavar="REF", help="the target that the prior learned from, if it asks one")
     parser.add_argument("--name", help="what to call the artefact")
     add_choice(parser)
     return _import_prior
@@ -102,6 +103,7 @@ def _import_prior(options: argparse.Namespace) -> int:
         overrides=options.overrides,
         name=options.name,
         choice=Choice(options.entry, options.strip, options.add),
+        learned_from=options.learned_from,
     )
     print(artefact.reference)
     print(f"use it as prior_artefact={artefact.id}")

@@ -1,6 +1,7 @@
 """GANs that others trained: the files of a generator and its critic into the store, as a prior.
 
 midefense import G.tar --critic D.tar --as prior --prior gmi_gan --dataset celeba
+midefense import G.tar --critic D.tar --as prior --prior ked_gan --dataset celeba --learned-from REF
 python attack.py dataset=celeba prior_artefact=REF ...
 """
 
@@ -33,6 +34,7 @@ def import_prior(
     overrides: Sequence[str] = (),
     name: str | None = None,
     choice: Choice | None = None,
+    learned_from: str | None = None,
 ) -> Artefact:
     """A prior of the store with the generator in `file` and the critic in `critic`; found if it was imported before.
 
@@ -41,16 +43,20 @@ def import_prior(
             `overrides` are those of `attack.py`.
         name: what the artefact is called; None calls it by its parts.
         choice: what to take of both files.
+        learned_from: the target of the store that the prior learned from, where it asks one; its classes count then.
     Raises:
-        Refused: the prior asks a target, or has other parts than these two; or a file is not that of its part.
+        Refused: a prior that asks a target comes without, or one that asks none with it; the prior has other parts than
+            these two; or a file is not that of its part.
     """
+    target = None if learned_from is None else store.open(learned_from, "target")
     config, _ = compose("attack", [f"dataset={dataset}", f"prior={prior}", *overrides])
     bound = bind_all({"dataset": (config["dataset"], False), "prior": (config["prior"], True)}, config["allow"])
     images = bound["dataset"].build()
-    classes = images.load(store.root / "cache").classes
+    classes = target.metrics["classes"] if target else images.load(store.root / "cache").classes
     node = bound["prior"].given(channels=images.channels, size=images.size, classes=classes)
     module = node.build()
     _require_two_parts(module, prior)
+    _require_target(module, prior, target)
     if critic is None:
         raise Refused(f"--critic: expected the file of the critic of {prior}, got none; try --critic FILE")
     sources = {"generator": read_source(file, choice), "critic": read_source(critic, choice)}
@@ -61,7 +67,9 @@ def import_prior(
             "kind": "prior",
             "prior": node.recipe(),
             "imported": {part: source.origin() for part, source in sources.items()},
+            **({"target": target.id, "access": module.asks.value} if target else {}),
         },
+        parents={"target": target.reference} if target else {},
         names={"prior": f"{prior}(imported)"},
         places=node.places(),
     )
@@ -77,24 +85,33 @@ def import_prior(
 
 
 def _require_two_parts(module: Prior, prior: str) -> None:
-    """Refuse a prior that a generator and a critic do not make up, or that belongs to a target."""
-    if module.asks is not None:
-        raise Refused(
-            f"--prior: expected one that asks no target, got {prior}, which learned from the answers of one; try "
-            "importing that target and training the prior on it"
-        )
+    """Refuse a prior that a generator and a critic do not make up."""
     parts = {name.split(".")[0] for name in module.state_dict()}
     if parts != set(PARTS):
         made_of = ", ".join(sorted(parts)) or "nothing that is learned"
         raise Refused(f"--prior: expected one made of {' and '.join(PARTS)}, got {prior}, of {made_of}; try gmi_gan")
 
 
+def _require_target(module: Prior, prior: str, target: Artefact | None) -> None:
+    """Refuse a prior that learned from a target nobody named, and a target named for one that learned from none."""
+    if module.asks is not None and target is None:
+        raise Refused(
+            f"--learned-from: expected the target that this {prior} learned from, got none; import that first, then "
+            "try --learned-from REF"
+        )
+    if module.asks is None and target is not None:
+        raise Refused(f"--learned-from: expected none, because {prior} asks no target; leave it out")
+
+
 @torch.no_grad()
 def _require_images(module: Prior) -> None:
-    """Refuse a generator whose samples are not finite, or no images in [0, 1]."""
+    """Refuse a generator whose samples are not finite, or no images in [0, 1]; of one that only learned that range,
+    more than a share of pixels outside."""
     images = module.eval().decode(module.sample(16, torch.Generator().manual_seed(0)))
     low, high = images.min().item(), images.max().item()
-    if not (images.isfinite().all() and low >= -0.05 and high <= 1.05):
+    outside = ((images < -0.05) | (images > 1.05)).double().mean().item()
+    if not (images.isfinite().all() and outside <= module.strays):
         raise Refused(
-            f"generator: expected images in [0, 1], got values from {low:.3f} to {high:.3f}; try another file"
+            f"generator: expected images in [0, 1], got values from {low:.3f} to {high:.3f}, {outside:.1%} of them "
+            "outside; try another file"
         )

@@ -116,7 +116,9 @@ class Pipeline:
             return
         self._images_checked = True
         self.plan.attack.build().check(self.setting)
-        if self.plan.stored_prior is None:
+        if self.plan.stored_prior is not None:
+            self._require_own_prior(self.plan.stored_prior)
+        else:
             self.plan.prior.target.require_files(self.plan.prior.arguments, self.plan.attack.build().needs)
             self.plan.prior.target.require_some(self.public)
         for plan in self.plan.evaluators.values():
@@ -138,7 +140,8 @@ class Pipeline:
     def blank_prior(self) -> tuple[Node, Prior]:
         """The prior of the plan as it is before it learns, and what it was built from."""
         dataset = self.plan.target.dataset.build()
-        node = self.plan.prior.given(channels=dataset.channels, size=dataset.size, classes=self.splits.classes)
+        classes = classes_of(self.plan.target, self.splits)
+        node = self.plan.prior.given(channels=dataset.channels, size=dataset.size, classes=classes)
         with seeds.isolated(self.plan.seeds["prior"], "prior", "init"):
             return node, node.build()
 
@@ -249,8 +252,11 @@ class Pipeline:
         )
 
     def names_with(self, target: Artefact | Draft) -> dict[str, str]:
-        """What people call the parts of the plan and of its target."""
-        return {**_names_of(target), **self.plan.names}
+        """What people call the parts of the plan and of its target; one that learned from another target says so."""
+        names = {**_names_of(target), **self.plan.names}
+        if other := learned_elsewhere(self.plan.stored_prior, target):
+            names["prior"] += f" (learned from {other})"
+        return names
 
     @functools.cached_property
     def evaluators(self) -> dict[str, Artefact]:
@@ -291,25 +297,28 @@ class Pipeline:
         )
 
     def _fit(self, draft: Draft, prior: Prior, work: Work) -> Artefact:
-        oracle = None if prior.asks is None else Oracle(self.target.model, prior.asks)
-        seed = self.plan.seeds["prior"]
+        oracle = None if prior.asks is None else Oracle(self.target.model, prior.asks, mode=prior.target_mode)
+        seed, saved = self.plan.seeds["prior"], work.load("state")
+        already = work.notes("state").get("shared_queries", 0) if saved else 0
         parents = {} if prior.asks is None else {"target": self.target.artefact}
         with self.session.run(draft, "train_prior", parents) as run:
             prior.to(self.device)
-            progress = prior.fit(self.public, seed=seed, oracle=oracle, state=work.load("state"))
+            progress = prior.fit(self.public, seed=seed, oracle=oracle, state=saved)
             total = prior.fit_steps(self.public)
             previews = {-(-total * quarter // 4) for quarter in (1, 2, 3)}
 
+            def asked() -> int:
+                return already + (oracle.shared_bill if oracle else 0)
+
             def save(step: int, state: Callable) -> None:
-                work.save("state", state())
+                work.save("state", state(), {"shared_queries": asked()})
                 if due := [preview for preview in previews if preview <= step < total]:
                     previews.difference_update(due)
                     self._show_samples(run, prior, f"samples_at_{step}")
 
             consume(progress, run, total=total, namespace="prior", save=save)
             self._show_samples(run, prior.eval(), "samples")
-            bill = {"shared_queries": oracle.shared_bill if oracle else 0}
-            return self.session.finish(run, work, prior.state_dict(), {}, bill=bill)
+            return self.session.finish(run, work, prior.state_dict(), {}, bill={"shared_queries": asked()})
 
     def _show_samples(self, run: Run, prior: Prior, name: str) -> None:
         """Sixteen samples, of the same latents every time; a prior that is being trained goes on as it was."""
@@ -374,20 +383,25 @@ class Pipeline:
         run.result(*numbers_of(report, further))
 
     def _named_prior(self, artefact: Artefact) -> StoredPrior:
-        """The prior of the store that the plan names; it must belong to no other target."""
-        target, prior = self.target.artefact, self.plan.prior.build()
-        if artefact.recipe.get("target", target.id) != target.id:
+        """The prior of the store that the plan names."""
+        self._require_own_prior(artefact)
+        return StoredPrior(_load_prior(self.plan.prior.build(), artefact, self.device), artefact, artefact.recipe)
+
+    def _require_own_prior(self, prior: Artefact) -> None:
+        """Refuse a named prior that learned from another target than that of the plan, unless that is asked for."""
+        target = job_of(self.session, self.plan.target).draft
+        if (other := learned_elsewhere(prior, target)) and not self.plan.foreign_prior:
             raise Refused(
-                f"prior_artefact={artefact.reference}: expected a prior of {target.reference}, or of no target, got "
-                f"one that learned from {artefact.provenance['parents']['target']}; try that as target="
+                f"prior_artefact={prior.reference}: expected a prior of {target.reference}, or of no target, got one "
+                f"that learned from {other}; try that as target=, or foreign_prior=true, which every row then says"
             )
-        return StoredPrior(_load_prior(prior, artefact, self.device), artefact, artefact.recipe)
 
     def _row(self, recovered: Artefact, evaluators: dict[str, Artefact]) -> dict:
         """What a row says of the artefacts it judges."""
         target, recipe = self.target, recovered.recipe
         return {
             "access": recipe["attack"]["access"],
+            **self._learned_from(recovered),
             "seeds": {"target": target.plan.seed, "prior": recipe["prior"].get("seed"), "attack": recipe["seed"]},
             "setup": setup_of(target.artefact.recipe, recipe),
             "baseline": setup_of({k: v for k, v in target.artefact.recipe.items() if k != "defense"}, recipe),
@@ -402,6 +416,12 @@ class Pipeline:
                 "evaluators": {name: artefact.id for name, artefact in evaluators.items()},
             },
         }
+
+    def _learned_from(self, recovered: Artefact) -> dict[str, str]:
+        """What a row says of a prior that learned from another target than the one attacked."""
+        prior = recovered.provenance["parents"].get("prior")
+        other = learned_elsewhere(self.store.open(prior, "prior") if prior else None, self.target.artefact)
+        return {"prior_learned_from": other} if other else {}
 
     def _made_on(self, recovered: Artefact, evaluators: Mapping[str, Artefact]) -> dict[str, str]:
         """On which machine each part of a row was computed: numbers depend on its threads or its kind."""
@@ -419,6 +439,13 @@ class Pipeline:
         places = (artefact or recovered).places_within("prior")
         prior = bind_recipe(recovered.recipe["prior"]["prior"], places, self.plan.allow).build()
         return _load_prior(prior, artefact, self.device) if artefact else _frozen(prior, self.device)
+
+
+def learned_elsewhere(prior: Artefact | None, target: Artefact | Draft) -> str:
+    """The target that a stored prior learned from, by its reference; "" if it is `target`, or none."""
+    if prior is None or prior.recipe.get("target", target.id) == target.id:
+        return ""
+    return prior.provenance["parents"]["target"]
 
 
 def _names_of(artefact: Artefact | Draft) -> dict[str, str]:

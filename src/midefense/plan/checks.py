@@ -112,8 +112,9 @@ def _plain_values(config: Mapping) -> Iterator[str]:
         folders_of(config["store"])
     except Refused as refusal:
         yield str(refusal)
-    if not isinstance(config.get("judge_at_chance", False), bool):
-        yield f"judge_at_chance: expected true or false, got {config['judge_at_chance']!r}; try judge_at_chance=false"
+    for name in ("judge_at_chance", "foreign_prior"):
+        if not isinstance(config.get(name, False), bool):
+            yield f"{name}: expected true or false, got {config[name]!r}; try {name}=false"
     allow = config["allow"]
     if not (isinstance(allow, list) and all(isinstance(name, str) for name in allow)):
         yield f"allow: expected a list of module names, got {allow!r}; try 'allow=[my_module]'"

@@ -92,6 +92,7 @@ class Plan:
     evidence: Node | None = None
     attack: Node | None = None
     stored_prior: Artefact | None = None
+    foreign_prior: bool = False
     evaluators: dict[str, TargetPlan] = field(default_factory=dict)
     metrics: dict[str, Node] = field(default_factory=dict)
     judge_at_chance: bool = False
@@ -141,6 +142,7 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
         compute=bound["compute"].build(),
         recovered=recovered,
         stored_prior=prior,
+        foreign_prior=bool(config.get("foreign_prior", False)),
         names=recovered.provenance["names"] if recovered else names,
         overrides=tuple(overrides),
         allow=allow,
@@ -315,8 +317,12 @@ def name_of(names: Mapping[str, str], *parts: str) -> str:
 
 
 def setup_of(target: Mapping, recovered: Mapping) -> str:
-    """The id of a setup whatever its seeds: rows that share it are repetitions of one experiment."""
-    recipes = {"target": target, "recovered": {**recovered, "prior": without_seeds(recovered["prior"])}}
+    """The id of a setup whatever its seeds: rows that share it are repetitions of one experiment. One whose prior
+    learned from another target than it attacks is a setup of its own."""
+    prior = without_seeds(recovered["prior"])
+    if recovered["prior"].get("target", recovered["target"]) != recovered["target"]:
+        prior["foreign"] = True
+    recipes = {"target": target, "recovered": {**recovered, "prior": prior}}
     return content_id({name: without_seeds(recipe) for name, recipe in recipes.items()})
 
 

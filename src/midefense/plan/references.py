@@ -12,7 +12,7 @@ from midefense.training.start import FromFile, FromTarget
 from midefense.types import Refused
 
 ATTACK_NODES = ("public", "prior", "evidence", "attack")
-NAMED = ("train_on", "target", "prior_artefact")
+NAMED = ("train_on", "target", "prior_artefact", "foreign_prior")
 
 
 def named_artefacts(config: dict, store: Store, overrides: Sequence[str]) -> tuple[Artefact | None, Artefact | None]:

@@ -40,6 +40,12 @@ class Prior(nn.Module):
             generator that is entered at any block); of pixels, `pixels`.
         normal_width: how many numbers of normal noise make a latent, where it offers `normal`.
         rows: of styles in a latent, where it offers `styles`.
+        coupled: how real an image looks depends on the others that `realism` is shown with it.
+        held: how many entries at the end of a latent no search may move; a class-conditional generator keeps the class
+            there, as a number.
+        target_mode: `eval`, or the legacy `train`, in which the originals' scripts forgot their target while a prior
+            learned from it (`Oracle`).
+        strays: share of the pixels that may lie outside [0, 1], where a generator only learns that range.
     """
 
     revision = 1
@@ -48,6 +54,10 @@ class Prior(nn.Module):
     offers: frozenset[str] = frozenset({"sample"})
     normal_width: int
     rows: int
+    coupled = False
+    held = 0
+    target_mode = "eval"
+    strays = 0.0
 
     def __init__(self, *, channels: int, size: int):
         super().__init__()
@@ -78,6 +88,11 @@ class Prior(nn.Module):
         """Latents, or rows of styles [..., width], of normal noise [..., normal_width]: of draws as `sample` has them.
         Differentiable."""
         raise Refused(f"{type(self).__name__} has no latents of normal noise; choose another attack.search")
+
+    def of_classes(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """The latents [B, ...] that stand for images of the target's classes `labels` int64 [B], where a prior knows
+        classes; here the same."""
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, C, H, W], nominally in [0, 1], differentiable in `latents` [B, ...]; not clamped."""

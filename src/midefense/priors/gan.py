@@ -1,14 +1,16 @@
-"""The adversarial loop that GAN priors share: Wasserstein critic with a gradient penalty."""
+"""The training loop that GAN priors share, and the Wasserstein critic with a gradient penalty."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from midefense import seeds
 from midefense.types import Images, Progress
+
+Losses = dict[str, Tensor]  # what a step of training saw, by name
 
 
 def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
@@ -53,26 +55,53 @@ def adversarial_fit(
         "generator": torch.optim.Adam(generator.parameters(), lr=learning_rate, betas=betas),
         "critic": torch.optim.Adam(critic.parameters(), lr=learning_rate, betas=betas),
     }
-    networks = {"generator": generator, "critic": critic}
-    done = load_training(state, networks, optimizers)
-    generator.train()
-    critic.train()
-    sums = torch.zeros(2, device=device)
-    for step in range(done, steps):
+
+    def update(step: int) -> Losses:
         rng = seeds.generator(seed, "prior", "fit", step)
         real = public.floats(torch.randint(len(public), (batch_size,), generator=rng), device)
         latents, again = torch.randn(2, batch_size, latent_size, generator=rng).to(device)
         mix = torch.rand(batch_size, generator=rng).to(device)
-        sums[0] += _critic_step(generator, critic, optimizers["critic"], real, latents, mix, penalty)
+        told = {"critic_loss": _critic_step(generator, critic, optimizers["critic"], real, latents, mix, penalty)}
         if (step + 1) % critic_steps == 0:
-            sums[1] += _generator_step(generator, critic, optimizers["generator"], again) * critic_steps
+            told["generator_loss"] = _generator_step(generator, critic, optimizers["generator"], again)
+        return told
+
+    networks = {"generator": generator, "critic": critic}
+    return training_loop(networks, optimizers, update, steps=steps, unit=unit, state=state)
+
+
+def training_loop(
+    networks: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    update: Callable[[int], Losses],
+    *,
+    steps: int,
+    unit: int,
+    state: dict[str, Tensor] | None,
+    beside: Mapping[str, Tensor] | None = None,
+) -> Iterator[Progress]:
+    """The loop of all GANs: networks learn in train mode, from the step of a saved `state` on, and end in eval mode.
+
+    Args:
+        update: takes step s (from 0), which draws everything from a generator keyed by s; returns the losses it saw, as
+            tensors without a dimension or a gradient. Until a state is yielded nothing waits for the device.
+        unit: steps between two yields; the last step yields too. Logs are means over the steps that told a loss.
+        beside: tensors that a state holds too.
+    """
+    done = load_training(state, networks, optimizers)
+    for network in networks.values():
+        network.train()
+    told: dict[str, list[Tensor]] = {}
+    for step in range(done, steps):
+        for name, loss in update(step).items():
+            told.setdefault(name, []).append(loss)
         if (step + 1) % unit == 0 or step + 1 == steps:
-            means = (sums / (unit if (step + 1) % unit == 0 else steps % unit)).tolist()
-            sums.zero_()
-            logs = {"critic_loss": means[0], "generator_loss": means[1]}
-            yield step + 1, logs, training_state(networks, optimizers, step + 1)
-    generator.eval()
-    critic.eval()
+            means = torch.stack([torch.stack(losses).mean() for losses in told.values()]).tolist()
+            logs = dict(zip(told, means, strict=True))
+            told.clear()
+            yield step + 1, logs, training_state(networks, optimizers, step + 1, beside or {})
+    for network in networks.values():
+        network.eval()
 
 
 def _critic_step(
@@ -105,11 +134,13 @@ def _generator_step(
     return loss.detach()
 
 
-def training_state(networks: dict, optimizers: dict, done: int) -> Callable[[], dict[str, Tensor]]:
-    """A function that gives everything needed to go on after step `done`, as a flat dict of tensors."""
+def training_state(
+    networks: Mapping, optimizers: Mapping, done: int, beside: Mapping[str, Tensor] | None = None
+) -> Callable[[], dict[str, Tensor]]:
+    """A function that gives everything needed to go on after step `done`, as a flat dict of tensors; `beside` too."""
 
     def state() -> dict[str, Tensor]:
-        flat = {"step": torch.tensor(done)}
+        flat = {"step": torch.tensor(done), **(beside or {})}
         for name, network in networks.items():
             flat |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
         for name, optimizer in optimizers.items():
@@ -120,7 +151,7 @@ def training_state(networks: dict, optimizers: dict, done: int) -> Callable[[], 
     return state
 
 
-def load_training(state: dict[str, Tensor] | None, networks: dict, optimizers: dict) -> int:
+def load_training(state: Mapping[str, Tensor] | None, networks: Mapping, optimizers: Mapping) -> int:
     """Put a saved state back; returns the steps done (0 without one)."""
     if not state:
         return 0

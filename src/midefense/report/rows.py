@@ -265,8 +265,13 @@ def notes_on(rows: Sequence[Row]) -> list[str]:
     """What a reader of a table must know of its numbers, a line each: who judged and how well they know real images,
     and on what the rows were computed."""
     judges = dict.fromkeys(row.evaluators or "not recorded" for row in rows)
+    others = dict.fromkeys(other for row in rows if (other := row["prior_learned_from"]))
     machines = dict.fromkeys(row.machines or "not recorded" for row in rows)
-    return [*(f"evaluators: {text}" for text in judges), *(f"computed on: {text}" for text in machines)]
+    return [
+        *(f"evaluators: {text}" for text in judges),
+        *(f"prior learned from {other}, not from the target attacked: it understates what leaks" for other in others),
+        *(f"computed on: {text}" for text in machines),
+    ]
 
 
 def anchor_lines(rows: Sequence[Row]) -> list[tuple[str, dict[str, list[float]]]]:

@@ -20,11 +20,13 @@ from midefense.plan.bind import bind
 from midefense.plan.compose import compose
 from midefense.priors.gan import _critic_step, _generator_step
 from midefense.priors.gmi import GmiGan
+from midefense.priors.ked import KedGan
+from midefense.priors.nets.ked import Discriminator
 from midefense.types import Evidence, Found
 
 from .recording import Entry, Recording
 from .registry import replays
-from .rules import NotThereYet, gradient_norms, parameters, sums_and_norms
+from .rules import ARITHMETICS, Arithmetic, gradient_norms, parameters, sums_and_norms, to_rounding
 from .tiny import TinyClassifier, thumbnails
 
 PRESETS = {"gmi_dmi_celeba": "gmi_dmi_celeba", "gmi_dmi_mnist": "gmi_dmi_mnist", "gmi_bestof": "gmi_paper"}
@@ -57,16 +59,15 @@ class Watched(Part):
 class Attacked:
     """A GMI piece's world: its prior and target, and the attack of its preset under its hyperparameters."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, arithmetic: Arithmetic = ARITHMETICS[0]) -> None:
+        self.arithmetic, dtype = arithmetic, arithmetic.dtype
         self.config, draws = recording.config, recording.draws
-        if self.config.get("improved"):
-            raise NotThereYet("KED-MI: the search under its K+1 prior")
         grey = self.config.get("dataset") == "mnist"
         self.shape = {"channels": 1, "size": 32} if grey else {"channels": 3, "size": 64}
         self.labels = torch.tensor(self.config["iden"])
-        self.prior = gan_of(recording, **self.shape)
-        self.target = draws.fill(self._classifier(), "T/", self.config["gain_T"]).double()
-        self.evaluator = draws.fill(self._classifier(), "E/", self.config["gain_T"]).double()
+        self.prior = (taught_gan_of if self.config.get("improved") else gan_of)(recording, dtype=dtype, **self.shape)
+        self.target = draws.fill(self._classifier(), "T/", self.config["gain_T"]).to(dtype)
+        self.evaluator = draws.fill(self._classifier(), "E/", self.config["gain_T"]).to(dtype)
         self.attack = attack_of(recording.name, self.config)
         self.attack.objective = self.watched = Watched(self.attack.objective)
 
@@ -75,8 +76,9 @@ class Attacked:
 
     def search(self, starts: Tensor) -> list[Tensor]:
         """Latents before the search and after every update, from starts [restarts, targets, ...] to the same shape."""
+        self.watched.terms.clear()
         restarts, targets = starts.shape[:2]
-        self.attack.init = Given(starts.double().transpose(0, 1).flatten(0, 1), restarts)
+        self.attack.init = Given(self.arithmetic.of(starts).transpose(0, 1).flatten(0, 1), restarts)
         oracle = Oracle(self.target, self.attack.access, self.attack.budget)
         evidence = Evidence(self.labels, torch.arange(targets))
         found = self.attack.recover({}, self.prior, oracle, evidence, seeds.generator("golden"))
@@ -113,31 +115,51 @@ def attack_of(piece: str, config: Mapping[str, object]) -> SearchAttack:
     return bind(compose("attack", overrides)[0]["attack"], "attack").build()
 
 
-def gan_of(recording: Recording, channels: int, size: int) -> GmiGan:
-    """The filled GAN of a piece, in eval mode and float64."""
+def gan_of(recording: Recording, channels: int, size: int, dtype: torch.dtype = torch.float64) -> GmiGan:
+    """The filled GAN of a piece, in eval mode."""
     config, draws = recording.config, recording.draws
-    latents = recording[next(iter(recording.keys("*z0") + recording.keys("z_D")))]
+    latents = recording[next(iter(recording.keys("*z0") + recording.keys("z_D") + recording.keys("eps")))]
     gan = GmiGan(channels=channels, size=size, latent_size=latents.shape[-1], width=config["dim"])
     draws.fill(gan.generator, "G/", config["gain_G"])
     draws.fill(gan.critic, "C/")
-    return gan.double().eval().requires_grad_(False)
+    return gan.to(dtype).eval().requires_grad_(False)
+
+
+def taught_gan_of(recording: Recording, channels: int, size: int, dtype: torch.dtype = torch.float64) -> KedGan:
+    """The filled GAN of a piece whose discriminator knows classes, in eval mode."""
+    config, draws = recording.config, recording.draws
+    latents = recording[next(iter(recording.keys("*z0") + recording.keys("z_D") + recording.keys("eps")))]
+    shape = {"classes": config["K"], "channels": channels, "size": size}
+    gan = KedGan(latent_size=latents.shape[-1], width=config["dim"], **shape)
+    if size == 32:  # the original's has no other width
+        gan.critic = Discriminator(width=64, **shape)
+    draws.fill(gan.generator, "G/", config["gain_G"])
+    draws.fill(gan.critic, "D/")
+    return gan.to(dtype).eval().requires_grad_(False)
 
 
 @replays("gmi_ked_*", "gmi_dmi_*")
-def search(recording: Recording) -> Iterator[Entry]:
+@to_rounding
+def search(recording: Recording, arithmetic: Arithmetic) -> Iterator[Entry]:
     """Latents after so many updates, the losses before each, and images, for every restart."""
-    world = Attacked(recording)
+    world = Attacked(recording, arithmetic)
     names = [key.removesuffix("/z0") for key in recording.keys("restart*/z0")]
-    path = world.search(torch.stack([recording[f"{name}/z0"] for name in names]))
-    losses = world.losses(len(names))
+    starts = torch.stack([recording[f"{name}/z0"] for name in names])
+    together = 1 if world.prior.coupled else len(names)  # the original's batch is one restart
+    paths, losses = [], []
+    for part in starts.split(together):
+        paths.append(world.search(part))
+        losses.append(world.losses(together))
+    path = [torch.cat(steps) for steps in zip(*paths, strict=True)]
+    losses = torch.cat(losses, 1)
     for index, name in enumerate(names):
         for key in recording.keys(f"{name}/z[0-9]*"):
-            if (step := _number(key, "z")) > 0:
+            if (step := number(key, "z")) > 0:
                 yield recording.compare(key, path[step][index])
         if f"{name}/loss" in recording:
             yield recording.compare(f"{name}/loss", losses[:, index])
         for key in recording.keys(f"{name}/image[0-9]*"):
-            images = world.images(path[_number(key, "image")][index])
+            images = world.images(path[number(key, "image")][index])
             yield recording.compare(key, thumbnails(images, recording[key].shape[-1]))
 
 
@@ -185,17 +207,17 @@ def adversarial(recording: Recording) -> Iterator[Entry]:
         real = draws.uniform(f"{recording.name}/{config['trial']}/x1_{step - 1}", shape).double()
         latents, mix = recording["z_D"][step - 1].double(), recording["alpha"][step - 1].double()
         losses["loss_D"].append(_critic_step(gan.generator, gan.critic, adam[1], real, latents, mix, PENALTY))
-        yield from _tables(recording, gan.critic, "D", step)
+        yield from tables(recording, gan.critic, "D", step)
         if step % config["n_critic"] == 0:
             again = recording["z_G"][len(losses["loss_G"])].double()
             losses["loss_G"].append(_generator_step(gan.generator, gan.critic, adam[0], again))
-            yield from _tables(recording, gan.generator, "G", len(losses["loss_G"]))
+            yield from tables(recording, gan.generator, "G", len(losses["loss_G"]))
     for key, values in losses.items():
         yield recording.compare(key, torch.stack(values))
     yield from _at_the_end(recording, gan)
 
 
-def _tables(recording: Recording, network: torch.nn.Module, tag: str, step: int) -> Iterator[Entry]:
+def tables(recording: Recording, network: torch.nn.Module, tag: str, step: int) -> Iterator[Entry]:
     """Norms of the gradients and of the weights after step `step` (from 1) of one network, where they are recorded."""
     names = recording.config[f"{tag}_names"]
     tensors = parameters(network, names)
@@ -220,6 +242,6 @@ def _at_the_end(recording: Recording, gan: GmiGan) -> Iterator[Entry]:
     yield recording.compare("probe_D", gan.realism(images))
 
 
-def _number(key: str, kind: str) -> int:
+def number(key: str, kind: str) -> int:
     """12 of `restart0/z12`, for the kind `z`."""
     return int(key.split("/")[-1].removeprefix(kind))

@@ -22,8 +22,6 @@ REPLAYS: dict[str, Replay] = {}
 
 # Method to the pieces (patterns) that record it.
 NOT_THERE_YET = {
-    "KED-MI": ("kedmi_*", "gan_ked_*", "ked_parts"),
-    "PLG-MI": ("plg_*", "max_margin"),
     "BREP-MI": tuple(f"brep_mi/{piece}" for piece in ("ball*", "linear*", "slab*", "init_*targeted")),
     "RLB-MI": tuple(f"rlb_mi/{piece}" for piece in ("main", "alpha*", "len[0-9]*", "hot*", "G", "T")),
     "MIRROR": tuple(f"mirror/{piece}" for piece in ("ga*", "wb", "bounds", "select", "pool_w", "W", "b", "target")),

@@ -29,8 +29,10 @@ class Gradient(Part):
         schedule: how the learning rate moves (`attacks.schedules`); None leaves it as it is.
         keep: `last` (GMI, PPA) or `best`, the point of lowest loss on each candidate's path (MI-Face).
         stop: when a candidate may rest; None runs all steps.
+        looks: how often the target is shown a step's images, each time under views of its own; the losses are summed.
     """
 
+    later = {"looks": 1}
     reads = ("gradient",)
     keeps = ("last", "best")
 
@@ -44,6 +46,7 @@ class Gradient(Part):
         schedule: Schedule | None = None,
         keep: str = "last",
         stop: Rest | None = None,
+        looks: Count = 1,
     ):
         if keep not in self.keeps:
             raise refuse_unknown("attack.search.keep", keep, self.keeps)
@@ -56,7 +59,7 @@ class Gradient(Part):
             raise Refused(f"attack.search.box: expected a positive bound or an ascending pair, got {box}")
         self.optimizer, self.steps, self.reference_batch = optimizer, steps, reference_batch
         self.separates = stop is not None  # who rests is left out of a look
-        self.schedule, self.keep, self.stop = schedule, keep, stop
+        self.schedule, self.keep, self.stop, self.looks = schedule, keep, stop, looks
 
     @classmethod
     def pin(cls, arguments: dict[str, object]) -> dict[str, object]:
@@ -94,7 +97,7 @@ class Gradient(Part):
             if best:
                 best.update(latents, loss)
             held = rest.resting(loss) if rest else None
-            self._move(latents, optimizer, held)
+            self._move(latents, optimizer, held, problem.prior.held)
             kept = best or _Last(latents, loss)
             yield Found(kept.latents.detach(), kept.loss, owners, stage="optimised", seen=seen(loss, sure))
             if rest and rest.all_rest(step):
@@ -113,28 +116,35 @@ class Gradient(Part):
         all), and the confidences in those asked about, in pieces; leaves the gradient on `latents`. Who rests is not
         asked about, and not charged."""
         latents.grad = None
-        draws = None
-        if problem.views is not None:
-            draws = problem.views.draw(len(latents), rng).to(latents.device, non_blocking=True)
+        views, draws = problem.views, [None] * self.looks
+        if views is not None:
+            drawn = [views.draw(len(latents), rng) for _ in draws]
+            draws = [rows.to(latents.device, non_blocking=True) for rows in drawn]
         loss, sure = before.clone(), []
         pieces = problem.chunks(len(latents) if awake is None else len(awake))
         for rows in pieces if awake is None else [awake[piece] for piece in pieces]:
-            shown = None if draws is None else draws[rows]
-            look = problem.look(latents[rows], owners[rows], problem.views, shown)
-            each = problem.objective(look)
+            picture = problem.prior.draw(latents[rows])
+            each = 0.0
+            for dice in draws:
+                shown = None if dice is None else dice[rows]
+                look = problem.show(picture, latents[rows], owners[rows], views, shown)
+                each = each + problem.objective(look)
+                sure.append(look.confidence())
             (each.sum() / self.reference_batch).backward()
             loss[rows] = each.detach().to(loss.dtype)
-            sure.append(look.confidence())
         return loss, sure
 
-    def _move(self, latents: Tensor, optimizer: torch.optim.Optimizer, held: Tensor | None) -> None:
-        before = latents.detach().clone() if held is not None else None
+    def _move(self, latents: Tensor, optimizer: torch.optim.Optimizer, resting: Tensor | None, entries: int) -> None:
+        """An update, but for candidates that are `resting` [M], and the last `entries` of every latent."""
+        before = latents.detach().clone() if resting is not None or entries else None
         optimizer.step()
         with torch.no_grad():
             if self.bounds is not None:
                 latents.clamp_(*self.bounds)
-            if held is not None:
-                latents[held] = before[held]
+            if resting is not None:
+                latents[resting] = before[resting]
+            if entries:
+                latents[..., -entries:] = before[..., -entries:]
 
 
 class _Last:

@@ -23,7 +23,7 @@ class MinibatchDiscrimination(nn.Module):
     """How close each row of features [B, F] is to the other rows of its batch, [B, KERNELS] (Salimans et al., 2016).
 
     With M = features · kernel, row i and kernel k give the sum over j != i of exp(-|M_ik - M_jk|_1). A row alone in its
-    batch gives 0; identical rows give B - 1. Always computed in float32: 1 is subtracted from a sum close to 1.
+    batch gives 0; identical rows give B - 1. Computed in float32 at least: 1 is subtracted from a sum close to 1.
     """
 
     def __init__(self, width: int) -> None:
@@ -32,8 +32,9 @@ class MinibatchDiscrimination(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            mapped = features.float() @ self.kernel.float().flatten(1)
-            mapped = mapped.view(-1, KERNELS, KERNEL_SIZE).transpose(0, 1)
+            dtype = torch.promote_types(features.dtype, torch.float32)
+            mapped = features.to(dtype) @ self.kernel.to(dtype).flatten(1)
+            mapped = mapped.view(-1, *self.kernel.shape[1:]).transpose(0, 1)
             distances = torch.cdist(mapped, mapped, p=1)  # [KERNELS, B, B]; the differences would fill [50, 64, B, B]
             return (-distances).exp().sum(dim=2).T - 1
 
