@@ -167,12 +167,7 @@ def search(recording: Recording) -> Iterator[Entry]:
 @to_rounding
 def search_over_gaussians(recording: Recording, arithmetic: Arithmetic) -> Iterator[Entry]:
     """The same on KED-MI: means and log variances, their first gradients, and what the prior's critic said."""
-    config, steps, variant, dtype = (
-        recording.config,
-        len(recording["total"]),
-        recording.config["variant"],
-        arithmetic.dtype,
-    )
+    config, steps, dtype = recording.config, len(recording["total"]), arithmetic.dtype
     objective = "lomma_gmi" if config["loss"] == "logit_loss" else "gmi"
     changes = {
         "search.optimizer.lr": config["lr"],
