@@ -3,7 +3,7 @@ float64, but for what our losses take in float32."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,11 @@ from midefense.plan.bind import bind
 from midefense.plan.compose import compose
 from midefense.types import Answer, Evidence, Images
 
-from .gmi import Given, gan_of
+from .gmi import Given, gan_of, taught_gan_of
+from .ked import GivenNoise
 from .recording import Entry, Recording
 from .registry import replays
-from .rules import NotThereYet, gradient_norms, parameters, sums_and_norms
+from .rules import Arithmetic, gradient_norms, parameters, sums_and_norms, to_rounding
 from .tiny import TinyClassifier, thumbnails
 
 # The variants of the original by our attacks; who of them asks students, and who has the logit loss.
@@ -41,6 +42,17 @@ class Floats(Images):
         return self.pixels[rows]
 
 
+class Kept:
+    """A critic that keeps what it said."""
+
+    def __init__(self, inner: Callable[[Tensor], Tensor]) -> None:
+        self.inner, self.kept = inner, []
+
+    def __call__(self, drawn: Tensor) -> Tensor:
+        self.kept.append((said := self.inner(drawn)).detach())
+        return said
+
+
 class Filled(Distilled):
     """Students that have learned already."""
 
@@ -51,9 +63,9 @@ class Filled(Distilled):
         return Ensemble(target, [Oracle(network, self.access) for network in self.networks])
 
 
-def composed(attack: str, *overrides: str) -> SearchAttack:
-    """An attack of conf/attack."""
-    words = [f"attack={attack}", *(f"attack.{word}" for word in overrides)]
+def composed(attack: str, *overrides: str, slots: Sequence[str] = ()) -> SearchAttack:
+    """An attack of conf/attack; `slots` are its parts that are chosen otherwise, as in `objective=gmi`."""
+    words = [f"attack={attack}", *(f"attack/{slot}" for slot in slots), *(f"attack.{word}" for word in overrides)]
     node = bind(compose("attack", words)[0]["attack"], "attack", beside_dataset=True)
     return node.given(classes=10, channels=3, size=64).build()
 
@@ -152,9 +164,48 @@ def search(recording: Recording) -> Iterator[Entry]:
 
 
 @replays("lomma_kedmi_*")
-def search_over_gaussians(recording: Recording) -> Iterator[Entry]:
-    """The same on KED-MI."""
-    raise NotThereYet("LOMMA on KED-MI's search over Gaussians")
+@to_rounding
+def search_over_gaussians(recording: Recording, arithmetic: Arithmetic) -> Iterator[Entry]:
+    """The same on KED-MI: means and log variances, their first gradients, and what the prior's critic said."""
+    config, steps, dtype = recording.config, len(recording["total"]), arithmetic.dtype
+    objective = "lomma_gmi" if config["loss"] == "logit_loss" else "gmi"
+    changes = {
+        "search.optimizer.lr": config["lr"],
+        "search.log_variance": float(config["log_var0"]),
+        "search.box": 1.0 if config["clamp"] else "null",
+        "search.steps": steps,
+        "search.draws": 1,
+        "search.reference_batch": len(config["iden"]),
+    }
+    words = (f"{name}={value}" for name, value in changes.items())
+    attack = composed("lomma_ked_mi", *words, slots=[f"objective={objective}"])
+    prior = taught_gan_of(recording, channels=3, size=64, dtype=dtype)
+    networks = [classifier(recording, tag).to(dtype) for tag in STUDENTS[: config["models"] - 1]]
+    attack.surrogate = Filled(networks) if asks_students(config["variant"]) else None
+    noise = arithmetic.of(recording["eps"])
+    given = GivenNoise(attack, noise, torch.zeros_like(noise[:1]))
+    attack.init = Given(torch.zeros(noise.shape[1:], dtype=dtype), 1)
+    known = under({f"features.{key}": recording.elsewhere(f"lomma_stats/{key}") for key in ("mean", "std")}, OBJECTIVE)
+    labels = torch.tensor(config["iden"])
+    oracle = Oracle(classifier(recording, "T/").to(dtype), attack.access)
+    evidence, totals, said = Evidence(labels, torch.arange(len(labels))), [], Kept(prior.realism)
+    prior.realism = said
+    for found in attack.recover(known, prior, oracle, evidence, seeds.generator("golden")):
+        if found.stage != "optimised" or len(totals) == steps:
+            continue
+        totals.append(found.loss.view(len(labels), -1)[:, 0].mean())
+        step = len(totals)
+        for name, parameter in zip(("mu", "log_var"), given.parameters, strict=True):
+            for key, got in ((f"{name}{step}", parameter), (f"grad_{name}{step}", parameter.grad)):
+                if key in recording:
+                    yield recording.compare(key, got)
+        if step == 1:
+            share = (given.parameters[0].grad == 0).double().mean()
+            yield recording.compare("share_of_zero_grad_mu1", share)
+    yield recording.compare("total", torch.stack(totals))
+    yield recording.compare("prior", -torch.stack([each.mean() for each in said.kept[:steps]]))
+    yield recording.compare("z1_clamped", (noise[0] * torch.tensor(config["log_var0"] / 2).exp()).clamp(-1, 1))
+    recording.leave_out("unused_draws_per_step", "what the original draws and throws away")
 
 
 @replays("lomma_distill_*")
