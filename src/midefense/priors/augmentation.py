@@ -50,6 +50,7 @@ class Augmentation:
         rotation: probability of a rotation by up to `degrees` either way.
     """
 
+    revision = 1
     columns = COLUMNS
 
     def __init__(
