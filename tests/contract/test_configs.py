@@ -21,18 +21,14 @@ FILES = files()
 COUNTS = {
     ".": 4,
     "architecture": 34,
-    "attack": 46,
+    "attack": 47,
     "attack/engine": 1,
     "attack/init": 4,
     "attack/objective": 8,
     "attack/schedule": 2,
     "attack/search": 7,
     "attack/search/family": 2,
-<<<<<<< HEAD
     "attack/select": 5,
-=======
-    "attack/select": 4,
->>>>>>> f7fcb61a73ce7b76c9ad0df4d5587a229d4f8745
     "attack/surrogate": 2,
     "attack/views": 6,
     "compute": 3,

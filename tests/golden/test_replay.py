@@ -319,10 +319,7 @@ def test_every_recorded_piece_is_known(file):
         ("attacks/lomma.npz", "lomma_iden"),
         ("attacks/lomma.npz", "lomma_distill_tau2"),
         pytest.param("attacks/lomma.npz", "lomma_gmi_ours", marks=pytest.mark.slow),
-<<<<<<< HEAD
-=======
         pytest.param("attacks/lomma.npz", "lomma_kedmi_ours", marks=pytest.mark.slow),
->>>>>>> f7fcb61a73ce7b76c9ad0df4d5587a229d4f8745
         ("attacks/ked_mi.npz", "ked_parts"),
         ("attacks/plg_mi.npz", "plg_topn"),
         ("attacks/plg_mi.npz", "plg_losses"),

@@ -62,27 +62,22 @@ def critic_loss(critic: nn.Module, real: Tensor, labels: Tensor, fake: Tensor, w
 
 class PlgGan(Prior):
     """Latents [B, latent_size + 1]: normal numbers when sampled, and last the class of the target whose image
-    <<<<<<< HEAD
-        is wanted, which no search moves. Images through a tanh that learns [0, 1]: values somewhat outside occur. It
-        belongs to one target.
-    =======
-        is wanted, which no search moves. Images through a tanh that learns [0, 1]: values somewhat outside occur. It is of
-        one target.
-    >>>>>>> f7fcb61a73ce7b76c9ad0df4d5587a229d4f8745
+    is wanted, which no search moves. Images through a tanh that learns [0, 1]: values somewhat outside occur. It
+    belongs to one target.
 
-        Args:
-            classes: of the target.
-            latent_size: 128 in the paper.
-            width: channels of the finest stage; 64 in the paper, fewer for a small machine.
-            top: public images that are given each class as a pseudo-label, those the target is surest of.
-            steps: updates of the generator.
-            critic_steps: updates of the critic after each of the generator.
-            identity: what the generator learns of the target by: `margin`, `cross_entropy` or `poincare`.
-            identity_weight: of that loss (the paper's alpha); 0 leaves the pseudo-labels alone.
-            augmentation: what the target is shown of the generator's images.
-            noise: the brightest of the noise, uniform from 0, that is added to real images.
-            target_mode: `eval`, or the legacy `train`, in which MIBench's script leaves the target.
-            unit: steps between two saved states.
+    Args:
+        classes: of the target.
+        latent_size: 128 in the paper.
+        width: channels of the finest stage; 64 in the paper, fewer for a small machine.
+        top: public images that are given each class as a pseudo-label, those the target is surest of.
+        steps: updates of the generator.
+        critic_steps: updates of the critic after each of the generator.
+        identity: what the generator learns of the target by: `margin`, `cross_entropy` or `poincare`.
+        identity_weight: of that loss (the paper's alpha); 0 leaves the pseudo-labels alone.
+        augmentation: what the target is shown of the generator's images.
+        noise: the brightest of the noise, uniform from 0, that is added to real images.
+        target_mode: `eval`, or the legacy `train`, in which MIBench's script leaves the target.
+        unit: steps between two saved states.
     """
 
     asks = Access.WHITEBOX
