@@ -330,7 +330,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(name, store, tmp_path, run_ve
     words = (*words, "attack.init.size=20", "attack.init.candidates=2", "attack.select.keep=1", "compute=cpu")
     process = start_process("attack", *words, store=killed)
     while not list(killed.glob("work/prior/*/state.safetensors")):
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, f"it ended before it could be killed: {process.stderr.read()}"
     process.send_signal(signal.SIGKILL)
     process.wait()
     whole = run_verb("attack", *words)
