@@ -318,11 +318,19 @@ def test_published_files_come_in_with_the_target_they_learned_from(name, store, 
 @pytest.mark.parametrize("name", ["ked_gan_small", "plg_gan_small"])
 def test_a_killed_process_goes_on_to_the_same_bits(name, store, tmp_path, run_verb, start_process):
     killed = tmp_path / "killed"
-    words = (*WORLD, "attack=pool_small", f"prior={name}", *GAN, "prior.steps=60", "attack.search.steps=1")
+    words = (
+        *WORLD,
+        "attack=pool_small",
+        f"prior={name}",
+        *GAN[:2],
+        *GAN[3:],
+        "prior.steps=60",
+        "attack.search.steps=1",
+    )
     words = (*words, "attack.init.size=20", "attack.init.candidates=2", "attack.select.keep=1", "compute=cpu")
     process = start_process("attack", *words, store=killed)
     while not list(killed.glob("work/prior/*/state.safetensors")):
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, f"it ended before it could be killed: {process.stderr.read()}"
     process.send_signal(signal.SIGKILL)
     process.wait()
     whole = run_verb("attack", *words)
