@@ -264,7 +264,8 @@ def bound_option(group, option, *overrides):
 def test_every_option_comes_back_from_its_recipe_and_keeps_its_id(group, option, tmp_path):
     """`recipe_ids.json`: the ids that commit c187d75 gave the options it had. Those of attack/ppa* and attack/if_gmi*
     (not `_small`, `_masked`) are of later: PPA selects as published (`select.clip`, `select.views.fit`), IF-GMI keeps
-    pictures for evaluators of 299 px (`search.picture_size`)."""
+    pictures for evaluators of 299 px (`search.picture_size`). So are recipe/bido_adam and dmi_identity_sgd: images that
+    do not fill a group are left out (`sampler.leftover`)."""
     imported = group == "prior" and option.startswith("stylegan2_") and option != "stylegan2_small"
     file = [f"prior.weights={write_imported(tmp_path / 'tiny.safetensors')}"] if imported else []
     bound = bound_option(group, option, *file)  # the recipe holds the hash of the file

@@ -28,7 +28,7 @@ def found(step, stage="optimised", **changes):
 def searched(steps, monkeypatch, surrogate=None, each=found):
     """The points of a search of so many steps, as `_Group.steps` tells them, and how often they were looked at."""
     run, looks = Told(), []
-    curve = recovery._Curve(run, types.SimpleNamespace(steps=steps + 2, surrogate=surrogate))
+    curve = recovery._Curve(run, types.SimpleNamespace(steps=steps + 2, asks_target=surrogate is None))
     look = curve._look
     monkeypatch.setattr(curve, "_look", lambda: looks.append(1) or look())
     stages = ["initial", *["optimised"] * steps, "selected"]

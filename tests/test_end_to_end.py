@@ -15,6 +15,7 @@ DIGITS = (
     "architecture.widths=[32]",
     "recipe.epochs=2",
     "compute.threads=1",
+    "attack=gmi",
     "prior=gmi_gan",
     "prior.width=8",
     "prior.steps=20",
@@ -29,6 +30,7 @@ TOY = (
     "architecture.widths=[16]",
     "recipe.epochs=2",
     "compute.threads=1",
+    "attack=gmi",
     "prior=gmi_gan",
     "prior.width=8",
     "prior.steps=6",
@@ -87,7 +89,7 @@ def test_a_sweep_over_defenses_trains_the_prior_and_the_evaluator_once(run_proce
 
 def test_an_earlier_artefact_is_named_instead_of_made(run_verb, store):
     target = run_verb("train_target", *CLOSED_FORM[:1], *CLOSED_FORM[2:], "defense=negative_label_smoothing")
-    attack = ("prior=toy", "attack.search.steps=10")
+    attack = ("attack=gmi", "prior=toy", "attack.search.steps=10")
     recovered = run_verb("attack", f"target={target.reference}", *attack)
     assert recovered.provenance["parents"]["target"] == target.reference
     assert recovered.provenance["names"]["defense"] == "negative_label_smoothing"
@@ -95,7 +97,7 @@ def test_an_earlier_artefact_is_named_instead_of_made(run_verb, store):
     result = run_verb("evaluate", f"recovered={recovered.id}", *evaluator)
     assert result.metrics["row"]["ids"]["recovered"] == recovered.id
     assert result.metrics["row"]["defense"] == "negative_label_smoothing"
-    spelled = (*CLOSED_FORM, "attack.search.steps=10", "defense=negative_label_smoothing", *evaluator)
+    spelled = (*CLOSED_FORM, "attack=gmi", "attack.search.steps=10", "defense=negative_label_smoothing", *evaluator)
     assert run_verb("evaluate", *spelled).id == result.id, "spelled out it is the same result"
     assert kinds(store) == ["recovered", "result", "target", "target"]
 
@@ -127,7 +129,7 @@ def test_missing_fail_names_commands_that_make_what_is_missing(run_verb, store):
 def test_a_budget_spent_mid_run_keeps_what_was_found_and_says_so(run_verb, store, tmp_path, capsys):
     budget = ("attack.init.candidates=5", "attack.search.steps=50", "attack.budget=23")
     small = ("evaluators.main.architecture.widths=[8,16]", "evaluators.main.recipe.epochs=2")
-    recovered = run_verb("attack", *CLOSED_FORM, *budget)
+    recovered = run_verb("attack", *CLOSED_FORM, "attack=gmi", *budget)
     (why,) = recovered.metrics["stopped"]
     assert "the budget is 23 per target" in why
     tensors = recovered.tensors()
@@ -136,7 +138,7 @@ def test_a_budget_spent_mid_run_keeps_what_was_found_and_says_so(run_verb, store
     assert tensors["selected.latents"].equal(tensors["optimised.latents"])
     assert tensors["selected.scores"].isnan().all(), "nothing was selected"
     assert not tensors["optimised.latents"].equal(tensors["initial.latents"])
-    result = run_verb("evaluate", *CLOSED_FORM, *budget, *small)
+    result = run_verb("evaluate", *CLOSED_FORM, "attack=gmi", *budget, *small)
     assert result.metrics["row"]["stopped"] == [why]
     capsys.readouterr()
     page, table = tmp_path / "report.html", tmp_path / "results.csv"

@@ -32,7 +32,13 @@ def test_rows_that_do_not_say_how_many_are_read():
 @pytest.mark.parametrize(("classes", "mark"), MARKS)
 def test_runs_of_wandb_mark_them(classes, mark):
     target = {"dataset": {}, "architecture": {}, "defense": {}, "recipe": {}, "train_on": "private", "seed": 0}
-    attack = {"attack": {"access": "white-box"}, "prior": {"prior": {}}, "seed": 0, "labels": [*range(classes)] * 2}
+    attack = {
+        "attack": {"access": "white-box"},
+        "prior": {"prior": {}},
+        "seed": 0,
+        "target": "t",
+        "labels": [*range(classes)] * 2,
+    }
     parents = {
         "target": SimpleNamespace(recipe=target, provenance={"names": {}}),
         "recovered": SimpleNamespace(recipe=attack),

@@ -346,4 +346,4 @@ def test_answers_of_one_image_do_not_depend_on_its_batch():
 
 
 def test_an_empty_answer_is_all_none():
-    assert all(value is None for value in vars(Answer()).values())
+    assert all(value is None for name, value in vars(Answer()).items() if name != "beside") and Answer().beside == ()

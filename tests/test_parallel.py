@@ -24,6 +24,7 @@ SMALL = (
     "recipe.epochs=8",
     "compute=cpu",
     "compute.threads=1",
+    "attack=gmi",
     "prior=gmi_gan",
     "prior.width=8",
     "prior.batch_size=16",

@@ -272,7 +272,10 @@ def accepted(words: list[str], store: Path) -> None:
     script = next(at for at, word in enumerate(words) if word.endswith(".py"))
     name, words = words[script].removesuffix(".py"), single(words[script + 1 :])
     assert name in VERBS and (ROOT / f"{name}.py").is_file()
-    if not any(re.match(r"--config-dir|(target|recovered|prior_artefact)=|allow=|(.*\.)?recipe\.start=", word) for word in words):
+    if not any(
+        re.match(r"--config-dir|(target|recovered|prior_artefact)=|allow=|(.*\.)?recipe\.start=", word)
+        for word in words
+    ):
         plan_for(name, *words, store=store)
 
 

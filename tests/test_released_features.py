@@ -10,6 +10,7 @@ from midefense.datasets.toy import Toy
 from midefense.defenses.base import Defense
 from midefense.evidence.base import EvidenceSource
 from midefense.metrics.base import Metric, World, over_classes
+from midefense.metrics.intervals import POSITIVE
 from midefense.pipeline.pipeline import Pipeline
 from midefense.store.store import Store
 from midefense.types import Evidence, Found, Refused, to_pixels
@@ -104,7 +105,7 @@ class MatchedError(Metric):
         return {"error": error}
 
     def measure(self, rows, world):
-        return {"matched_error": over_classes(rows["error"], rows["label"], higher_leaks=False)}
+        return {"matched_error": over_classes(rows["error"], rows["label"], higher_leaks=False, span=POSITIVE)}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import time
 
@@ -26,7 +27,7 @@ SMALL = (
 POOL = ("attack=pool", "attack.init.size=40", "attack.init.batch_size=16", "attack.init.candidates=4")
 FEW_UNITS = (*SMALL, *POOL, "attack.select.repeats=2", "attack.select.keep=2", "recipe.epochs=3")
 FEW_UNITS += ("prior.steps=10", "prior.unit=4", "attack.search.steps=4")
-SECONDS_EACH = (*SMALL, "recipe.epochs=30", "prior.steps=100", "prior.unit=10", "attack.search.steps=200")
+SECONDS_EACH = (*SMALL, "attack=gmi", "recipe.epochs=30", "prior.steps=100", "prior.unit=10", "attack.search.steps=200")
 JOBS = {"target": "train_target", "prior": "train_prior", "recovered": "attack"}
 UNIT = {"target": 1, "prior": 10}
 LAST = {"target": 30, "prior": 100, "recovered": 4 * 202}  # a group yields its start, 200 steps and its selection
@@ -111,7 +112,8 @@ def test_killed_at_every_write_of_every_artefact(moment, run_verb, store, tmp_pa
 
     def interrupted(path, content):
         """Killed once per file: before it is there, or when it is; a state counts anew as it advances."""
-        this = (path, hash(content) if path.stem == "state" else None)
+        folder = re.sub("-[0-9a-f]{32}$", "", str(path.parent))  # every process writes in one of its own
+        this = (folder, path.name, hash(content) if path.stem == "state" else None)
         strike = this not in struck
         struck.add(this)
         if strike and moment == "before":

@@ -19,6 +19,7 @@ TOY = ("dataset=toy", "architecture=mlp", "architecture.widths=[16]", "recipe.ep
 JUDGE = ("evaluators.main.architecture.widths=[8,16]", "evaluators.main.recipe.epochs=1")
 GAN = ("prior=gmi_gan", "prior.width=8", "prior.steps=4", "prior.unit=2", "prior.batch_size=8")
 SEARCH = ("attack.search.steps=3",)
+GMI = ("attack=gmi", *SEARCH)
 POOL = ("attack=pool", "attack.init.size=40", "attack.init.batch_size=16", "attack.init.candidates=4", "attack.group=3")
 POOL += ("attack.select.repeats=2", "attack.select.keep=2")
 REFERENCE = re.compile(r"\w+/[\w.-]+@h\w{11}")
@@ -122,7 +123,7 @@ def test_durations(seconds, text):
 
 
 def test_what_will_be_made_is_said_first_then_each_stage_and_nothing_where_all_is_found(call, store):
-    words = (*TOY, *GAN, *SEARCH, *JUDGE, f"store={store}")
+    words = (*TOY, *GAN, *GMI, *JUDGE, f"store={store}")
     code, out, said = call("evaluate", *words)
     assert code == 0 and "1/5" not in out
     lines = said.splitlines()
@@ -141,8 +142,8 @@ def test_what_will_be_made_is_said_first_then_each_stage_and_nothing_where_all_i
 @pytest.mark.parametrize(
     "words",
     [
-        (*TOY, *GAN, *SEARCH, *JUDGE),
-        (*TOY, "prior=toy", *SEARCH, *JUDGE),
+        (*TOY, *GAN, *GMI, *JUDGE),
+        (*TOY, "prior=toy", *GMI, *JUDGE),
         (*TOY, "prior=toy", *POOL, "attack.search.steps=2", *JUDGE),
     ],
     ids=["a prior that learns", "one that does not", "an attack that prepares"],
@@ -165,9 +166,9 @@ def test_a_plan_names_what_will_be_made_and_makes_nothing(call, store, words):
 
 def test_a_plan_from_named_artefacts(call, run_verb, store):
     target = run_verb("train_target", *TOY)
-    _, planned, _ = call("attack", f"target={target.id}", *GAN, *SEARCH, f"store={store}", "missing=plan")
+    _, planned, _ = call("attack", f"target={target.id}", *GAN, *GMI, f"store={store}", "missing=plan")
     assert planned.splitlines()[0] == f"found  {target.reference}" and len(references(planned)) == 3
-    recovered = run_verb("attack", f"target={target.id}", *GAN, *SEARCH)
+    recovered = run_verb("attack", f"target={target.id}", *GAN, *GMI)
     assert recovered.reference in references(planned)
     _, planned, _ = call("evaluate", f"recovered={recovered.id}", *JUDGE, f"store={store}", "missing=plan")
     assert planned.splitlines()[:2] == [f"found  {target.reference}", f"found  {recovered.reference}"]
@@ -176,7 +177,7 @@ def test_a_plan_from_named_artefacts(call, run_verb, store):
         "2/2  judging",
     ]
     prior = Store(store).list("prior")[0]
-    words = (f"target={target.id}", f"prior_artefact={prior.id}", *SEARCH, "seeds.attack=1")
+    words = (f"target={target.id}", f"prior_artefact={prior.id}", *GMI, "seeds.attack=1")
     _, planned, _ = call("attack", *words, f"store={store}", "missing=plan")
     assert f"found  {prior.reference}" in planned.splitlines()
     assert run_verb("attack", *words).reference in references(planned)

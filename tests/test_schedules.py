@@ -1,6 +1,7 @@
 """Schedules: rates of known answers, a search that follows one, and the ids of recipes from before they were parts."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,6 +63,7 @@ class Slope(nn.Module):
     """A problem whose loss falls by one per unit of the latent, so that a step is as long as the rate."""
 
     views, device, evidence = None, torch.device("cpu"), Evidence(torch.zeros(1), torch.zeros(1))
+    prior = SimpleNamespace(draw=lambda latents: None, held=0)
 
     def draw(self, purpose):
         return torch.Generator()
@@ -69,7 +71,7 @@ class Slope(nn.Module):
     def chunks(self, count):
         return [slice(0, count)]
 
-    def look(self, latents, *_):
+    def show(self, picture, latents, *_):
         return Look(latents, *[None] * 3, Answer(), None, None)
 
     def objective(self, look):

@@ -16,6 +16,7 @@ SMALL = (
     "architecture.widths=[16]",
     "recipe.epochs=2",
     "compute.threads=1",
+    "attack=gmi",
     "prior=gmi_gan",
     "prior.width=8",
     "prior.steps=6",

@@ -145,11 +145,12 @@ def _crop_taps(half: Tensor, centre: Tensor, side: int, smallest: float, apart: 
 def _resize_taps(inputs: int, outputs: int, device: torch.device, dtype: torch.dtype) -> Taps:
     """Taps of a resize along one axis: a triangle as wide as a pixel of the coarser side, of sum 1 within the image."""
     scale = inputs / outputs
-    centres = (torch.arange(outputs, dtype=torch.float64) + 0.5) * scale
-    pixels = torch.arange(inputs, dtype=torch.float64) + 0.5
-    weights = (1 - (pixels - centres[:, None]).abs() / max(scale, 1)).clamp(min=0)
-    weights /= weights.sum(1, keepdim=True)
-    return Taps(*_densest(weights), *_densest(weights.T)).to(device, dtype)
+    with torch.device("cpu"):  # also while a network is tried without memory
+        centres = (torch.arange(outputs, dtype=torch.float64) + 0.5) * scale
+        pixels = torch.arange(inputs, dtype=torch.float64) + 0.5
+        weights = (1 - (pixels - centres[:, None]).abs() / max(scale, 1)).clamp(min=0)
+        weights /= weights.sum(1, keepdim=True)
+        return Taps(*_densest(weights), *_densest(weights.T)).to(device, dtype)
 
 
 def _densest(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,8 @@ class FaceWarp(nn.Module):
         if len(box) != 4 or box[0] >= box[2] or box[1] >= box[3]:
             raise Refused(f"box: expected left, top, right, bottom, got {list(box)}; try [0, 0, 178, 218]")
         self.width, self.height = round(box[2] - box[0]), round(box[3] - box[1])
-        self.grid = _sampling_grid(landmarks, box)
+        with torch.device("cpu"):  # also while a network is tried without memory
+            self.grid = _sampling_grid(landmarks, box)
         self.taps: dict[tuple, Taps] = {}  # by size and kind of images, made when first needed
 
     def forward(self, images: Tensor) -> Tensor:
@@ -50,7 +51,8 @@ class FaceWarp(nn.Module):
         images = resized(images, height, width)  # finer than the frame: a sample would pass over pixels
         kind = (height, width, images.device, images.dtype)
         if kind not in self.taps:
-            self.taps[kind] = grid_taps(self.grid, height, width).to(images.device, images.dtype)
+            with torch.device("cpu"):
+                self.taps[kind] = grid_taps(self.grid, height, width).to(images.device, images.dtype)
         return warped(images, self.taps[kind], TARGET_HEIGHT, TARGET_WIDTH)
 
 
