@@ -29,12 +29,16 @@ def composed(verb: str, *overrides: str) -> tuple[dict, dict]:
 
 
 def within(store: Path, config: object) -> object:
-    """A copy of a composed configuration, or of a part, that makes everything in `store`, its run folders too."""
+    """A copy of a composed configuration, or of a part, that makes everything in `store`, its run folders too; of
+    several folders, written `[A,B]`, in the first."""
     if isinstance(config, dict):
         return {key: within(store, value) for key, value in config.items()}
     if isinstance(config, list):
         return [within(store, value) for value in config]
-    return config.replace(NOWHERE, str(store)) if isinstance(config, str) else config
+    if not isinstance(config, str):
+        return config
+    first = str(store).strip("[]").partition(",")[0]
+    return config.replace(f"{NOWHERE}/", f"{first}/").replace(NOWHERE, str(store))
 
 
 def node(verb: str, key: str, *overrides: str) -> Node:
