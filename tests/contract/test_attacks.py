@@ -54,6 +54,10 @@ def entries(name):
     return [pattern for pattern in TABLE["fits"] if fnmatch(name, pattern)]
 
 
+def marks(name):
+    return [pytest.mark.slow] if any(fnmatch(name, pattern) for pattern in TABLE["siblings"]) else []
+
+
 @functools.cache
 def fit(name):
     default = TABLE["default"]
@@ -77,6 +81,7 @@ def has(name, path):
 
 def test_the_table_says_nothing_in_vain():
     tests = [value for name, value in globals().items() if name.startswith("test_")]
+    assert [pattern for pattern in TABLE["siblings"] if not any(fnmatch(name, pattern) for name in NAMES)] == []
     for pattern, entry in {"*": TABLE["default"], **TABLE["fits"]}.items():
         mine = [name for name in NAMES if pattern == "*" or entries(name)[-1:] == [pattern]]
         assert mine, f"no attack is called {pattern}"
@@ -167,7 +172,7 @@ def scenes(shared_store):
     return scene
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=[pytest.param(name, marks=marks(name)) for name in NAMES])
 def scene(request, scenes):
     if reason := fit(request.param).skips.get(request.function.__name__):
         pytest.skip(f"{request.param}: {reason}")
