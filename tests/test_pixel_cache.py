@@ -1,8 +1,10 @@
 """Pixels decoded once: as without a cache, made anew when a file or the decoding changes, there whole or not at all."""
 
+import io
 import os
 import re
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -170,8 +172,9 @@ def test_files_that_were_decoded_before_a_kill_are_not_read_again(files, reads, 
     assert torch.equal(images.pixels, whole.pixels)
 
 
-def test_two_at_once_decode_once_and_who_waits_is_told_for_whom(tmp_path, monkeypatch, capsys):
+def test_two_at_once_decode_once_and_who_waits_is_told_for_whom(tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(sys, "stderr", heard := io.StringIO())  # only ever added to, so that no line is lost
     entered, go, calls, got = threading.Event(), threading.Event(), [], []
 
     def fill(array, first):
@@ -188,16 +191,16 @@ def test_two_at_once_decode_once_and_who_waits_is_told_for_whom(tmp_path, monkey
     threads[0].start()
     assert entered.wait(20)
     threads[1].start()
-    told = ""
-    while "waiting" not in told:
-        told += capsys.readouterr().err
+    until = time.monotonic() + 15
+    while "waiting" not in heard.getvalue() and time.monotonic() < until:
+        time.sleep(0.01)
     time.sleep(0.1)  # some rounds more, of which nothing is said
     go.set()
     for thread in threads:
         thread.join(20)
     assert calls == [1] and len(got) == 2 and all((pixels == 3).all() for pixels in got)
-    (claimed,) = re.findall(r"see (\S+\.claim), for \d+ s now\n", told + capsys.readouterr().err)
-    assert f"the same pictures: process {os.getpid()} on {socket.gethostname()}, see {claimed}" in told
+    (claimed,) = re.findall(r"see (\S+\.claim), for \d+ s now\n", heard.getvalue())
+    assert f"the same pictures: process {os.getpid()} on {socket.gethostname()}, see {claimed}" in heard.getvalue()
     assert Path(claimed).parent == tmp_path / "cache"
 
 
