@@ -8,13 +8,14 @@ tensors [G, B, ...] for G distributions, drawn on the CPU.
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense.attacks.base import Part
-from midefense.ranges import Count, Depth, Width
+from midefense.ranges import Count, Depth, Range, Width
 from midefense.types import Refused
 
 Noise = tuple[Tensor, ...]
@@ -73,8 +74,6 @@ class Gaussian(Family):
     """
 
     def __init__(self, *, draws: Count | None = 1000):
-        if draws is not None and draws < 1:
-            raise Refused(f"attack.search.family.draws: expected at least 1 or null, got {draws}")
         self.draws = draws
 
     def miner(self, targets: int, layers: int, width: int, rng: torch.Generator) -> Miner:
@@ -116,12 +115,9 @@ class Glow(Family):
         warm_up: draws of N(0, I) from which the scales are set, so that a flow begins near N(0, I).
     """
 
-    def __init__(self, *, levels: Depth = 3, steps: Depth = 10, hidden: Width = 100, warm_up: Count = 100):
-        if min(levels, steps, hidden) < 1 or warm_up < 2:
-            raise Refused(
-                "attack.search.family: expected levels, steps and hidden from 1 and warm_up from 2, got "
-                f"{levels}, {steps}, {hidden}, {warm_up}"
-            )
+    def __init__(
+        self, *, levels: Depth = 3, steps: Depth = 10, hidden: Width = 100, warm_up: Annotated[int, Range(2)] = 100
+    ):
         self.levels, self.steps, self.hidden, self.warm_up = levels, steps, hidden, warm_up
 
     def check_width(self, width: int) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from midefense import seeds
 from midefense.architectures.base import Classifier
 from midefense.attacks.learning import Learner, Learning
 from midefense.compute import require_memory
+from midefense.foreign import path_of
 from midefense.oracle import Oracle
 from midefense.plan.bind import Node, NotBuilt
 from midefense.plan.facts import SOME_CLASSES, deployed, without_weights
@@ -100,7 +100,7 @@ def try_prior(node: Node, images: DatasetFacts) -> Prior | None:
     Raises `Refused` for values it cannot be built with, for images of another shape than those of the dataset, and for
     more weights than there is memory.
     """
-    files = [Path(str(place)).expanduser() for place in node.places().values()]
+    files = [path_of(place) for place in node.places().values()]
     if not all(file.is_file() for file in files):
         return None
     node = node.given(channels=images.channels, size=images.size, classes=SOME_CLASSES)

@@ -11,7 +11,7 @@ from torch import Tensor
 from midefense.attacks.base import Part, Problem, seen
 from midefense.attacks.schedules import Schedule, paced
 from midefense.ranges import Draws, Positive, Whole
-from midefense.types import Found, Refused
+from midefense.types import Found
 
 
 class Distribution(Part):
@@ -45,11 +45,6 @@ class Distribution(Part):
         box: Positive | None = None,
         schedule: Schedule | None = None,
     ):
-        if steps < 0 or reference_batch <= 0 or draws < 1 or (box is not None and box <= 0):
-            raise Refused(
-                "attack.search: expected steps from 0, draws from 1, and reference_batch and box above 0, "
-                f"got {steps}, {draws}, {reference_batch}, {box}"
-            )
         self.optimizer, self.steps, self.reference_batch = optimizer, steps, reference_batch
         self.log_variance, self.draws, self.box, self.schedule = log_variance, draws, box, schedule
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -15,6 +16,12 @@ from midefense.ranges import Count, NotNegative, Whole
 from midefense.types import Found, Refused, refuse_unknown
 
 DTYPES = ("float64", "float32")
+
+
+@functools.lru_cache(maxsize=8)
+def _chosen(rows: tuple[int, ...], layers: int, device: torch.device) -> Tensor:
+    """Which of the layers are among `rows`, bool [layers, 1]; made once, as a copy to the device makes it wait."""
+    return torch.tensor([[layer in rows] for layer in range(layers)]).to(device)
 
 
 class Variational(Part):
@@ -55,11 +62,6 @@ class Variational(Part):
             raise refuse_unknown("attack.search.over_rows", over_rows, self.means)
         if dtype not in DTYPES:
             raise refuse_unknown("attack.search.dtype", dtype, DTYPES)
-        if steps < 0 or batch_size < 1 or penalty < 0:
-            raise Refused(
-                "attack.search: expected steps and penalty from 0 and batch_size from 1, got "
-                f"{steps}, {penalty}, {batch_size}"
-            )
         if rows is not None and (not layered or not rows):
             raise Refused(f"attack.search.rows: expected rows of a layered search or null, got {list(rows)}; try null")
         self.family, self.optimizer, self.updates, self.batch_size = family, optimizer, steps, batch_size
@@ -107,10 +109,8 @@ class Variational(Part):
         mapped = prior.of_normal(samples)
         if self.rows is None:
             return mapped
-        kept = torch.zeros(miner.layers, 1, dtype=torch.bool)
-        kept[list(self.rows)] = True
         others = prior.of_normal(self.others(len(samples), miner.width, rng).to(device))
-        return torch.where(kept.to(device), mapped, others[:, None])
+        return torch.where(_chosen(tuple(self.rows), miner.layers, device), mapped, others[:, None])
 
     def others(self, count: int, width: int, rng: torch.Generator) -> Tensor:
         """Normal noise [count, width] of the rows that do not come from q."""
