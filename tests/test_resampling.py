@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import midefense
 from midefense.attacks.views import RandomResizedCrop
-from midefense.resampling import cropped, grid_taps, resized, warped
+from midefense.resampling import Warp, cropped_by_taps, resized, resized_by_taps
 from midefense.training.augmentations import ResizedCrop
 
 SOURCE = Path(midefense.__file__).parent
@@ -35,12 +35,13 @@ def test_a_resize_is_torchs_antialiased_one(sides):
     height, width, to_height, to_width = sides
     images = images_of(2, 3, height, width)
     theirs = F.interpolate(images, size=(to_height, to_width), mode="bilinear", antialias=True)
-    same(resized(images, to_height, to_width), theirs, images)
+    same(resized_by_taps(images, to_height, to_width), theirs, images)
+    assert resized(images, to_height, to_width).equal(theirs)
 
 
 def test_twice_as_large_is_torchs_plain_bilinear():
     images = images_of(2, 3, 5, 4)
-    same(resized(images, 10, 8), F.interpolate(images, scale_factor=2, mode="bilinear"), images)
+    same(resized_by_taps(images, 10, 8), F.interpolate(images, scale_factor=2, mode="bilinear"), images)
 
 
 def test_what_has_the_size_comes_back_itself():
@@ -65,23 +66,24 @@ def test_a_crop_is_torchs_affine_grid_with_every_gradient(shape, scale, ratio):
     images = images_of(*shape)
     view = RandomResizedCrop(scale=scale, ratio=ratio, flip=0.5)
     draws = view.draw(len(images), torch.Generator().manual_seed(3))
-    same(view(images, draws), by_grid(images, draws), images, 1e-6)  # the draws are float32
+    same(cropped_by_taps(images, draws, view.smallest), view(images, draws), images, 1e-6)  # the draws are float32
+    torch.testing.assert_close(view(images, draws), by_grid(images, draws), rtol=0, atol=0)
 
 
 def test_the_least_box_that_is_told_is_the_least_that_may_come():
     images = images_of(1, 1, 30, 30)
     box = torch.tensor([[0.2, 0.2, 0.0, 0.0]])
-    same(cropped(images, box, 0.2), by_grid(images, box), images, 1e-6)
+    same(cropped_by_taps(images, box, 0.2), by_grid(images, box), images, 1e-6)
     with pytest.raises(AssertionError):  # who reads a pixel is looked for too near
-        same(cropped(images, box, 1.0), by_grid(images, box), images, 1e-6)
+        same(cropped_by_taps(images, box, 1.0), by_grid(images, box), images, 1e-6)
 
 
 def test_a_box_cut_out_first_shows_nothing_of_what_lies_beside_it():
     images = images_of(1, 1, 8, 8)
     box = torch.tensor([[0.5, 0.25, -0.25, 0.5]])  # columns 1 to 4, rows 5 and 6
     cut = F.interpolate(images[..., 5:7, 1:5], size=(8, 8), mode="bilinear")
-    same(cropped(images, box, 0.25, apart=True), cut, images)
-    assert not torch.allclose(cropped(images, box, 0.25), cut)
+    same(cropped_by_taps(images, box, 0.25, apart=True), cut, images)
+    assert not torch.allclose(cropped_by_taps(images, box, 0.25), cut)
 
 
 def test_training_crops_are_cut_and_then_resized():
@@ -109,19 +111,27 @@ def test_a_warp_is_torchs_grid_sample():
     images = images_of(2, 3, 7, 9)
     turned = torch.tensor([[[0.9, 0.4, 0.1], [-0.3, 1.1, -0.2]]], dtype=torch.float64)
     grid = F.affine_grid(turned, [1, 1, 5, 6], align_corners=False)
-    ours = warped(images, grid_taps(grid.flatten(0, 2), 7, 9), 5, 6)
-    same(ours, F.grid_sample(images, grid.expand(2, -1, -1, -1), align_corners=False), images)
+    warp, theirs = (
+        Warp(grid.flatten(0, 2), 5, 6),
+        F.grid_sample(images, grid.expand(2, -1, -1, -1), align_corners=False),
+    )
+    assert warp(images).equal(theirs)
+    same(warp.by_taps(images), theirs, images)
 
 
 def test_gradients_have_gradients():
     images = images_of(2, 1, 4, 5)
-    assert torch.autograd.gradgradcheck(lambda pixels: resized(pixels, 3, 7).square(), images)
+    assert torch.autograd.gradgradcheck(lambda pixels: resized_by_taps(pixels, 3, 7).square(), images)
 
 
 def test_numbers_keep_their_kind():
     for kind in (torch.float32, torch.bfloat16):
         images = torch.rand(1, 1, 4, 4, dtype=kind)
-        assert resized(images, 6).dtype == cropped(images, torch.tensor([[0.5, 0.5, 0, 0]]), 0.5).dtype == kind
+        assert (
+            resized_by_taps(images, 6, 6).dtype
+            == cropped_by_taps(images, torch.tensor([[0.5, 0.5, 0, 0]]), 0.5).dtype
+            == kind
+        )
 
 
 def test_nothing_else_of_the_package_resamples_in_an_order_of_its_own():
@@ -131,4 +141,4 @@ def test_nothing_else_of_the_package_resamples_in_an_order_of_its_own():
         for path in SOURCE.rglob("*.py")
         if re.search(r"F\.(grid_sample|interpolate)\(", path.read_text())
     }
-    assert there == {"datasets/base.py", "priors/augmentation.py"}, "try midefense.resampling"
+    assert there == {"datasets/base.py", "priors/augmentation.py", "resampling.py"}, "try midefense.resampling"

@@ -1,9 +1,10 @@
-"""Crops, resizes and warps as weighted sums of a few pixels, with a gradient that is the same sum read backwards.
+"""Crops, resizes and warps whose gradient is the same twice, on a GPU too.
 
-torch's own `grid_sample`, and its resizes on a GPU, add up their gradients in whatever order the threads arrive: the
-same command twice gives other bits. Here each output reads a fixed number of inputs ("taps") and, for the gradient,
+There torch's own `grid_sample` and resizes add up their gradients in whatever order the threads arrive: the same
+command twice gives other bits. So on a GPU each output reads a fixed number of inputs ("taps") and, for the gradient,
 each input reads a fixed number of outputs, both in a fixed order. Axis-aligned crops and resizes are separable: one
-axis after the other.
+axis after the other. On a CPU torch's own repeat themselves, and small images are done sooner by them
+(`benchmarks/resampling.py`): they are used.
 
 Pixels are areas: pixel i of a side of n covers [i, i + 1] of it, as with `align_corners=False`.
 """
@@ -58,12 +59,18 @@ class _WeightedRows(torch.autograd.Function):
 
 
 def resized(images: Tensor, height: int, width: int | None = None) -> Tensor:
-    """Images [B, C, H, W] resized to [B, C, height, width] (None: square), bilinear and antialiased.
+    """Images [B, C, H, W] resized to [B, C, height, width] (None: square), bilinear and antialiased."""
+    size = (height, height if width is None else width)
+    if images.shape[-2:] == size:
+        return images
+    if images.device.type == "cuda":
+        return resized_by_taps(images, *size)
+    return F.interpolate(images, size=size, mode="bilinear", antialias=True)
 
-    Equal to torch's `interpolate(..., mode="bilinear", antialias=True)` up to the rounding of its weights; on a CPU two
-    to five times as fast with its gradient, on a GPU the same twice.
-    """
-    for side in (height, height if width is None else width):
+
+def resized_by_taps(images: Tensor, height: int, width: int) -> Tensor:
+    """As `resized`, on any device in a fixed order; equal up to the rounding of torch's weights."""
+    for side in (height, width):
         if images.shape[2] != side:
             images = _rows(images, _shared(_resize_taps(images.shape[2], side, images.device, images.dtype), images))
         images = images.mT
@@ -79,6 +86,25 @@ def cropped(images: Tensor, boxes: Tensor, smallest: float, *, apart: bool = Fal
         smallest: the least half (without its sign) of all boxes that may come, above 0 and at most 1. It bounds how
             many outputs read one pixel, and is a number of the caller's so that no device must be waited for.
     """
+    if images.device.type == "cuda":
+        return cropped_by_taps(images, boxes, smallest, apart=apart)
+    if apart:
+        width, height, x, y = boxes.double().unbind(1)
+        rows = _positions(height, y, images.shape[2], apart)
+        columns = _positions(width, x, images.shape[3], apart)
+        across = ((2 * columns + 1) / images.shape[3] - 1)[:, None].expand(-1, images.shape[2], -1)
+        down = ((2 * rows + 1) / images.shape[2] - 1)[:, :, None].expand(-1, -1, images.shape[3])
+        grid = torch.stack([across, down], 3).to(images.dtype)
+    else:
+        width, height, x, y = boxes.unbind(1)
+        zero = torch.zeros_like(width)
+        affine = torch.stack([torch.stack([width, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
+        grid = F.affine_grid(affine.to(images.dtype), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def cropped_by_taps(images: Tensor, boxes: Tensor, smallest: float, *, apart: bool = False) -> Tensor:
+    """As `cropped`, on any device in a fixed order."""
     half_width, half_height, x, y = boxes.double().unbind(1)
     for half, centre in ((half_height, y), (half_width, x)):
         taps = _crop_taps(half, centre, images.shape[2], smallest, apart)
@@ -86,12 +112,28 @@ def cropped(images: Tensor, boxes: Tensor, smallest: float, *, apart: bool = Fal
     return images.contiguous()
 
 
-def warped(images: Tensor, taps: Taps, height: int, width: int) -> Tensor:
-    """Images [B, C, H, W] read at fixed places: [B, C, height, width]; `taps` as `grid_taps` gives them, on the images'
-    device and of their kind of number."""
-    pixels = images.flatten(2).permute(2, 0, 1)
-    rows = _WeightedRows.apply(pixels.flatten(1).contiguous(), taps)
-    return rows.unflatten(1, images.shape[:2]).permute(1, 2, 0).unflatten(2, (height, width))
+class Warp:
+    """Reads images at the fixed places `grid` [height * width, 2] (x, y), where an image reaches from -1 to 1 along
+    both axes: images [B, C, H, W] to [B, C, height, width], bilinear, 0 outside."""
+
+    def __init__(self, grid: Tensor, height: int, width: int) -> None:
+        self.grid, self.height, self.width = grid, height, width
+        self._taps: dict[tuple, Taps] = {}  # by size and kind of images, made when first needed
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if images.device.type == "cuda":
+            return self.by_taps(images)
+        grid = self.grid.to(images).view(1, self.height, self.width, 2).expand(len(images), -1, -1, -1)
+        return F.grid_sample(images, grid, align_corners=False)
+
+    def by_taps(self, images: Tensor) -> Tensor:
+        """The same on any device in a fixed order."""
+        kind = (images.shape[2], images.shape[3], images.device, images.dtype)
+        if kind not in self._taps:
+            self._taps[kind] = grid_taps(self.grid, *images.shape[2:]).to(images.device, images.dtype)
+        pixels = images.flatten(2).permute(2, 0, 1)
+        rows = _WeightedRows.apply(pixels.flatten(1).contiguous(), self._taps[kind])
+        return rows.unflatten(1, images.shape[:2]).permute(1, 2, 0).unflatten(2, (self.height, self.width))
 
 
 def _rows(images: Tensor, taps: Taps) -> Tensor:
@@ -118,16 +160,27 @@ def _shared(taps: Taps, images: Tensor) -> Taps:
     return Taps(*(part.expand(len(images), *part.shape) for part in taps))
 
 
-def _crop_taps(half: Tensor, centre: Tensor, side: int, smallest: float, apart: bool) -> Taps:
-    """Taps [B, side, 2] and back [B, side, L] of crops along one axis, float64."""
+def _first(half: Tensor, centre: Tensor, side: int) -> Tensor:
+    """Where output 0 of crops reads [B], in pixels; its neighbours read `half` apart."""
+    return ((centre - half + 1) * side + half - 1) / 2
+
+
+def _positions(half: Tensor, centre: Tensor, side: int, apart: bool) -> Tensor:
+    """Where the outputs of crops read along one axis [B, side], in pixels, within the image or (`apart`) the box."""
     places = torch.arange(side, dtype=half.dtype, device=half.device)
-    half, centre = half[:, None], centre[:, None]
-    first = ((centre - half + 1) * side + half - 1) / 2  # where output 0 reads; its neighbours read `half` apart
     least, most = torch.zeros_like(half), torch.full_like(half, side - 1)
     if apart:
         least, most = ((centre + way * half.abs() + 1) * side / 2 for way in (-1, 1))
         most = most - 1
-    position = torch.minimum((first + half * places).clamp(min=least), most)
+    reading = _first(half, centre, side)[:, None] + half[:, None] * places
+    return torch.minimum(reading.clamp(min=least[:, None]), most[:, None])
+
+
+def _crop_taps(half: Tensor, centre: Tensor, side: int, smallest: float, apart: bool) -> Taps:
+    """Taps [B, side, 2] and back [B, side, L] of crops along one axis, float64."""
+    places = torch.arange(side, dtype=half.dtype, device=half.device)
+    position = _positions(half, centre, side, apart)
+    half, first = half[:, None], _first(half, centre, side)[:, None]
     low = position.floor().clamp(max=max(side - 2, 0))
     share = position - low
     indices = torch.stack([low, (low + 1).clamp(max=side - 1)], 2).long()
@@ -145,7 +198,7 @@ def _crop_taps(half: Tensor, centre: Tensor, side: int, smallest: float, apart: 
 def _resize_taps(inputs: int, outputs: int, device: torch.device, dtype: torch.dtype) -> Taps:
     """Taps of a resize along one axis: a triangle as wide as a pixel of the coarser side, of sum 1 within the image."""
     scale = inputs / outputs
-    with torch.device("cpu"):  # also while a network is tried without memory
+    with torch.device("cpu"):
         centres = (torch.arange(outputs, dtype=torch.float64) + 0.5) * scale
         pixels = torch.arange(inputs, dtype=torch.float64) + 0.5
         weights = (1 - (pixels - centres[:, None]).abs() / max(scale, 1)).clamp(min=0)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense.architectures.base import Preprocess
-from midefense.resampling import Taps, grid_taps, resized, warped
+from midefense.resampling import Warp, resized
 from midefense.types import Refused
 
 # Where the recogniser's alignment puts eyes, nose and corners of the mouth in 96 x 112 pixels, (x, y).
@@ -42,18 +42,13 @@ class FaceWarp(nn.Module):
             raise Refused(f"box: expected left, top, right, bottom, got {list(box)}; try [0, 0, 178, 218]")
         self.width, self.height = round(box[2] - box[0]), round(box[3] - box[1])
         with torch.device("cpu"):  # also while a network is tried without memory
-            self.grid = _sampling_grid(landmarks, box)
-        self.taps: dict[tuple, Taps] = {}  # by size and kind of images, made when first needed
+            self.warp = Warp(_sampling_grid(landmarks, box), TARGET_HEIGHT, TARGET_WIDTH)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] to faces [B, C, 112, 96], both in [0, 1]."""
         height, width = min(self.height, images.shape[2]), min(self.width, images.shape[3])
         images = resized(images, height, width)  # finer than the frame: a sample would pass over pixels
-        kind = (height, width, images.device, images.dtype)
-        if kind not in self.taps:
-            with torch.device("cpu"):
-                self.taps[kind] = grid_taps(self.grid, height, width).to(images.device, images.dtype)
-        return warped(images, self.taps[kind], TARGET_HEIGHT, TARGET_WIDTH)
+        return self.warp(images)
 
 
 class AlignedFaces(Preprocess):
