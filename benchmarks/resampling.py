@@ -1,4 +1,5 @@
-"""Crops and resizes with their gradient, by sums in a fixed order (`midefense.resampling`) and by torch's own.
+"""Crops and resizes with their gradient, by sums in a fixed order (what `midefense.resampling` does on a GPU) and by
+torch's own, on a CPU.
 
     python benchmarks/resampling.py --write
 
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midefense.attacks.views import RandomResizedCrop
-from midefense.resampling import resized
+from midefense.resampling import cropped_by_taps, resized_by_taps
 
 REPORT = Path(__file__).with_suffix(".md")
 Way = Callable[[Tensor], Tensor]
@@ -38,13 +39,13 @@ def crops(count: int) -> tuple[Way, Way]:
         grid = F.affine_grid(affine, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
-    return lambda images: view(images, draws), by_grid
+    return lambda images: cropped_by_taps(images, draws, view.smallest), by_grid
 
 
 def resizes(size: int) -> tuple[Way, Way]:
     """To `size` pixels square."""
     return (
-        lambda images: resized(images, size),
+        lambda images: resized_by_taps(images, size, size),
         lambda images: F.interpolate(images, size=(size, size), mode="bilinear", antialias=True),
     )
 
@@ -94,7 +95,7 @@ def report(count: int, repeats: int) -> str:
         "",
         f"{count} images of three channels, forward and gradient, float32; both ways give the same:",
         "",
-        "| what | torch's own takes, times ours | least to most |",
+        "| what | torch's own takes, times sums in a fixed order | least to most |",
         "|---|---|---|",
     ]
     for name, (side, ways) in cases(count).items():

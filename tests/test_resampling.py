@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import midefense
 from midefense.attacks.views import RandomResizedCrop
 from midefense.resampling import Warp, cropped_by_taps, resized, resized_by_taps
+from midefense.training import augmentations
 from midefense.training.augmentations import ResizedCrop
 
 SOURCE = Path(midefense.__file__).parent
@@ -86,7 +87,10 @@ def test_a_box_cut_out_first_shows_nothing_of_what_lies_beside_it():
     assert not torch.allclose(cropped_by_taps(images, box, 0.25), cut)
 
 
-def test_training_crops_are_cut_and_then_resized():
+@pytest.mark.parametrize("by_taps", [False, True])
+def test_training_crops_are_cut_and_then_resized(by_taps, monkeypatch):
+    if by_taps:
+        monkeypatch.setattr(augmentations, "cropped", cropped_by_taps)
     images = images_of(6, 2, 12, 16)
     rng, again = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
     crop = ResizedCrop(scale=(0.05, 1.0), ratio=(0.5, 2.0))
