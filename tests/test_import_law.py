@@ -27,6 +27,7 @@ FORBIDDEN = {
     "oracle": ["architectures"],
     "metrics/hull": ["*"],
     "rectangles": ["architectures", "defenses", "oracle", "priors", "attacks", "metrics"],
+    "obscuring": ["architectures", "defenses", "oracle", "priors", "attacks", "metrics"],
     "identity_losses": ["*"],
     "priors": ["attacks", "metrics", "defenses", "datasets"],
     "attacks": [
@@ -55,6 +56,7 @@ FLOORS = (
     "terminal",
     "foreign",
     "rectangles",
+    "obscuring",
     "identity_losses",
     "resampling",
     "compute",

@@ -366,7 +366,7 @@ class SearchAttack(Attack):
         Raises:
             BudgetExceeded: passed on; what was yielded before stands.
         """
-        target = oracle
+        target, prior = oracle, prior.given(evidence.observed)
         if self.surrogate is not None:
             oracle = self.surrogate.oracle(within(state, SURROGATE), prior, target)
         reads = tuple(dict.fromkeys(r for r in self.objective.reads if r not in ("gradient", "weights")))

@@ -11,7 +11,7 @@ from midefense.attacks.base import Part, Problem
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.ranges import Count, Draws, Share, Whole
-from midefense.types import Found, Progress, Refused, clip_images
+from midefense.types import Found, Progress, Refused, Setting, clip_images
 
 
 def _starts(latents: Tensor, targets: int, candidates: int, loss: Tensor | None = None) -> Found:
@@ -55,9 +55,12 @@ class Zero(Part):
 
 
 def _of_the_targets(problem: Problem, latents: Tensor, candidates: int) -> Tensor:
-    """Latents of `candidates` rows per target, on the problem's device; a prior that knows classes is told theirs."""
-    labels = problem.evidence.labels.repeat_interleave(candidates).to(problem.device)
-    return problem.prior.of_classes(latents.to(problem.device), labels)
+    """Latents of `candidates` rows per target, on the problem's device; a prior that knows classes is told theirs, and
+    one that completes what was observed the row of it."""
+    rows = torch.arange(len(problem.evidence)).repeat_interleave(candidates)
+    labels = problem.evidence.labels[rows].to(problem.device)
+    latents = problem.prior.of_classes(latents.to(problem.device), labels)
+    return problem.prior.of_rows(latents, rows.to(problem.device))
 
 
 class BestOfPool(Part):
@@ -80,6 +83,14 @@ class BestOfPool(Part):
         if candidates > size:
             raise Refused(f"attack.init.candidates: expected at most the size of the pool, {size}, got {candidates}")
         self.size, self.candidates, self.flip, self.batch_size = size, candidates, flip, batch_size
+
+    def check(self, setting: Setting) -> None:
+        """Refuse a prior whose images are of one target each: a pool is drawn once for all."""
+        if setting.prior.completes:
+            raise Refused(
+                f"attack.init ({type(self).__name__}): expected a prior whose images may be of any target, got "
+                f"{setting.prior.__name__}, which completes what was observed of one; try attack/init=random"
+            )
 
     @torch.no_grad()
     def prepare(

@@ -35,7 +35,8 @@ class Candidates:
     `read(rows, sides)` gives those of a slice by their side, float [B, C, side, side] on the judge's device, all framed
     from the same pictures; `sides`, of which sizes they are wanted, the target's first; `rows`, how many to hold at
     once; `diverged`, how many of them are no images at all; `ids` int64 [M] on the CPU: the private image each stands
-    for (None where the evidence was a class)."""
+    for (None where the evidence was a class); `owners` int64 [M] on the CPU: its row of the evidence, if
+    any."""
 
     labels: Tensor
     read: Callable[[slice, Sequence[int]], Mapping[int, Tensor]]
@@ -43,6 +44,7 @@ class Candidates:
     rows: int
     diverged: int = 0
     ids: Tensor | None = None
+    owners: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,10 +74,17 @@ class Candidates:
 
     @classmethod
     def of_latents(
-        cls, prior: Prior, latents: Tensor, labels: Tensor, device: torch.device, sides: tuple[int, ...]
+        cls,
+        prior: Prior,
+        latents: Tensor,
+        labels: Tensor,
+        device: torch.device,
+        sides: tuple[int, ...],
+        owners: Tensor | None = None,
     ) -> Candidates:
-        """What `prior` makes of latents [M, ...], in images of these `sides`."""
-        return cls(labels, partial(_decode, prior, latents, device), sides, batch_rows(BATCH, max(sides)))
+        """What `prior` makes of latents [M, ...] for the evidence at `owners` [M], in images of these `sides`."""
+        read = partial(_decode, prior, latents, device, owners=owners)
+        return cls(labels, read, sides, batch_rows(BATCH, max(sides)), owners=owners)
 
 
 class Stages:
@@ -84,10 +93,12 @@ class Stages:
     def __init__(
         self, file: safe_open, prior: Prior, device: torch.device, sides: tuple[int, ...], matched: bool = False
     ) -> None:
-        self._file, self._prior, self._device, self._sides = file, prior, device, sides
+        self._file, self._device, self._sides = file, device, sides
         self._classes = file.get_tensor("evidence.labels")
         self._ids = file.get_tensor("evidence.ids") if matched else None
         self._keys = set(file.keys())
+        observed = file.get_tensor("evidence.observed") if "evidence.observed" in self._keys else None
+        self.prior = prior.given(observed)
         self.names = sorted({key.rsplit(".", 1)[0] for key in self._keys if key.endswith((".latents", ".pixels"))})
 
     def __getitem__(self, stage: str) -> Candidates:
@@ -99,12 +110,13 @@ class Stages:
         if f"{stage}.pixels" in self._keys:
             kept = [f"{stage}.{name}" for name in ("pixels", "pictures") if f"{stage}.{name}" in self._keys]
             pictures = [self._aligned(name, labels) for name in kept]
-            return Candidates(labels, partial(_scale, pictures, self._device), self._sides, rows, ids=ids)
+            scale = partial(_scale, pictures, self._device)
+            return Candidates(labels, scale, self._sides, rows, ids=ids, owners=evidence)
         latents = self._aligned(f"{stage}.latents", labels)
         parts = (latents[start : min(start + rows, len(labels))] for start in range(0, len(labels), rows))
         diverged = sum(int((~part.isfinite().flatten(1).all(1)).sum()) for part in parts)
-        read = partial(_decode, self._prior, latents, self._device)
-        return Candidates(labels, read, self._sides, rows, diverged, ids)
+        read = partial(_decode, self.prior, latents, self._device, owners=evidence)
+        return Candidates(labels, read, self._sides, rows, diverged, ids, evidence)
 
     def _aligned(self, name: str, labels: Tensor) -> Rows:
         """A tensor of the file, one row per label, that is read when it is sliced."""
@@ -141,9 +153,17 @@ def rank_in_class(labels: Tensor) -> Tensor:
     return ranks
 
 
-def _decode(prior: Prior, latents: Rows, device: torch.device, rows: slice, sides: Sequence[int]) -> dict[int, Tensor]:
-    """Each size framed from what the generator drew."""
-    drawn = prior.draw(latents[rows].to(device))
+def _decode(
+    prior: Prior,
+    latents: Rows,
+    device: torch.device,
+    rows: slice,
+    sides: Sequence[int],
+    owners: Tensor | None = None,
+) -> dict[int, Tensor]:
+    """Each size framed from what the generator drew, for the evidence at `owners` (None: for none)."""
+    asked = latents[rows].to(device)
+    drawn = prior.draw(asked if owners is None else prior.of_rows(asked, owners[rows].to(device)))
     return {side: prior.frame(drawn, side) for side in sides}
 
 

@@ -135,7 +135,7 @@ def judge(
     return Judgement(
         measured={**found.numbers, **marked.numbers},
         kinds={**found.kinds(metrics), **marked.kinds(metrics)},
-        anchors=_anchors(metrics, candidates, prior, draws, tests, world),
+        anchors=_anchors(metrics, candidates, stages.prior, draws, tests, world),
         tensors={**pictures.tensors(), **found.drawings},
         candidates=len(candidates) // len(candidates.labels.unique()),
     )
@@ -231,7 +231,9 @@ def _anchors(
             Candidates.of_images(sizes, attacked, world.device), ids=None if ids is None else tests.ids[attacked]
         ),
         **{
-            name: replace(Candidates.of_latents(prior, latents, labels, world.device, world.sides), ids=ids)
+            name: replace(
+                Candidates.of_latents(prior, latents, labels, world.device, world.sides, judged.owners), ids=ids
+            )
             for name, latents in samples.items()
         },
     }

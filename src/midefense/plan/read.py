@@ -35,7 +35,7 @@ from midefense.store.names import safe_name
 from midefense.store.store import Store
 from midefense.tracking.settings import Settings
 from midefense.training.recipe import Recipe
-from midefense.types import DatasetFacts, EvidenceFacts, NotYetKnown, Refused, Setting
+from midefense.types import DatasetFacts, EvidenceFacts, NotYetKnown, Refused, Setting, in_a_sentence
 
 JUDGED = ("recovered", "evaluators", "judge_at_chance", "metrics")
 SHARED = ("compute", "tracking", "store", "missing", "allow", "seed", "seeds")
@@ -325,6 +325,7 @@ def _check_prior(plan: Plan, attack: Attack) -> None:
     """Refuse a prior for other images than the target's, one that cannot be built, and one the attack cannot enter."""
     dataset = plan.target.dataset.build()
     plan.prior.target.require_world(plan.target.dataset.target)
+    _check_obscuring(plan)
     if plan.stored_prior is not None:
         made, wanted = (
             (plan.prior.arguments["channels"], plan.prior.arguments["size"]),
@@ -339,6 +340,23 @@ def _check_prior(plan: Plan, attack: Attack) -> None:
     prior = try_prior(plan.prior, _shape_of(plan))
     if prior is not None:
         attack.check_prior(prior)
+
+
+def _check_obscuring(plan: Plan) -> None:
+    """Refuse evidence that a prior which completes pictures has not learned to complete."""
+    if not plan.prior.target.completes:
+        return
+    practised, shown = (node.arguments.get("obscuring") for node in (plan.prior, plan.evidence))
+    if shown is None:
+        raise Refused(
+            f"evidence: expected obscured images, because {plan.prior.target.__name__} completes pictures, got "
+            f"{plan.evidence.target.__name__}; try evidence=masked_images or evidence=auxiliary_images"
+        )
+    if practised.recipe() != shown.recipe():
+        raise Refused(
+            f"evidence.obscuring: expected what the prior learned to complete, {in_a_sentence(practised.recipe())}, "
+            f"got {in_a_sentence(shown.recipe())}; try the same values of prior.obscuring and evidence.obscuring"
+        )
 
 
 def name_of(names: Mapping[str, str], *parts: str) -> str:

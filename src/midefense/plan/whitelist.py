@@ -20,6 +20,7 @@ ROOMS = (
     "defenses",
     "evidence",
     "metrics",
+    "obscuring",
     "priors",
     "tracking.settings",
     "training",

@@ -43,7 +43,8 @@ class Prior(nn.Module):
         rows: of styles in a latent, where it offers `styles`.
         coupled: how real an image looks depends on the others that `realism` is shown with it.
         held: how many entries at the end of a latent no search may move; a class-conditional generator keeps the class
-            there, as a number.
+            there, as a number, and one that completes what was observed the row of it.
+        completes: its images complete what evidence shows of private ones (`given`).
         target_mode: `eval`, or the legacy `train`, in which the originals' scripts forgot their target while a prior
             learned from it (`Oracle`).
         strays: share of the pixels that may lie outside [0, 1], where a generator only learns that range.
@@ -57,6 +58,7 @@ class Prior(nn.Module):
     rows: int
     coupled = False
     held = 0
+    completes = False
     target_mode = "eval"
     strays = 0.0
 
@@ -93,6 +95,16 @@ class Prior(nn.Module):
     def of_classes(self, latents: Tensor, labels: Tensor) -> Tensor:
         """The latents [B, ...] that stand for images of the target's classes `labels` int64 [B], where a prior knows
         classes; here the same."""
+        return latents
+
+    def given(self, observed: Tensor | None) -> Prior:
+        """This prior once the attacker has `observed` [N, ...] something of N targets (None: nothing); here the same.
+        Raises `Refused` for what it cannot complete."""
+        return self
+
+    def of_rows(self, latents: Tensor, rows: Tensor) -> Tensor:
+        """The latents [B, ...] that stand for images of the targets at `rows` int64 [B] of what was observed; here the
+        same."""
         return latents
 
     def decode(self, latents: Tensor) -> Tensor:

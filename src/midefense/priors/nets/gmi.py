@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-def _up(inputs: int, outputs: int) -> nn.Sequential:
+def up(inputs: int, outputs: int) -> nn.Sequential:
     """Double the resolution: transposed 5x5 convolution without bias, batch norm, ReLU."""
     convolution = nn.ConvTranspose2d(inputs, outputs, 5, 2, padding=2, output_padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
@@ -31,7 +31,7 @@ class Generator(nn.Module):
             nn.Linear(latent_size, deepest * 16, bias=False), nn.BatchNorm1d(deepest * 16), nn.ReLU()
         )
         widths = [deepest // 2**stage for stage in range(stages)]
-        self.grow = nn.Sequential(*(_up(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        self.grow = nn.Sequential(*(up(a, b) for a, b in zip(widths, widths[1:], strict=False)))
         self.paint = nn.Sequential(nn.ConvTranspose2d(width, channels, 5, 2, padding=2, output_padding=1), nn.Sigmoid())
         self.deepest = deepest
 
@@ -72,5 +72,5 @@ class Critic(nn.Module):
 
 
 def _stages(size: int) -> int:
-    """How many times 4 px are doubled to reach `size`: 3 for 32 px, 4 for 64 px."""
-    return {32: 3, 64: 4}[size]
+    """How many times 4 px are doubled to reach `size`; 16 px are parts of images of 32 px."""
+    return {16: 2, 32: 3, 64: 4}[size]
