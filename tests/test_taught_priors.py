@@ -26,7 +26,7 @@ from midefense.priors.nets.ked import Discriminator, MinibatchDiscrimination
 from midefense.priors.nets.plg import Critic
 from midefense.priors.pixels import Pixels
 from midefense.priors.plg import PlgGan, critic_loss, most_confident
-from midefense.store.store import Store
+from midefense.store.store import Store, Work
 from midefense.types import Access, Evidence, Refused, Trace
 
 # Losses: section 8 of the cards ked_mi.md and plg_mi.md
@@ -314,28 +314,77 @@ def test_published_files_come_in_with_the_target_they_learned_from(name, store, 
     assert artefact.recipe["target"] == trained.id and artefact.recipe["access"] == module.asks.value
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["ked_gan_small", "plg_gan_small"])
-def test_a_killed_process_goes_on_to_the_same_bits(name, store, tmp_path, run_verb, start_process):
-    killed = tmp_path / "killed"
-    words = (
+POOL = ("attack=pool_small", "attack.init.size=20", "attack.init.candidates=2", "attack.select.keep=1")
+COMPLETION = ("attack=gmi_masked", "attack.init.candidates=2")
+GANS = {  # every GAN of the low-resolution benchmark, and an attack for it
+    "gmi_gan_small": POOL,
+    "ked_gan_small": POOL,
+    "plg_gan_small": POOL,
+    "inpainting_gan_small": COMPLETION,
+    "deblurring_gan_small": ("attack=gmi_blurred", *COMPLETION[1:]),
+}
+
+
+def words_for(name, steps):
+    return (
         *WORLD,
-        "attack=pool_small",
+        *GANS[name],
         f"prior={name}",
         *GAN[:2],
         *GAN[3:],
-        "prior.steps=60",
+        f"prior.steps={steps}",
         "attack.search.steps=1",
+        "compute=cpu",
     )
-    words = (*words, "attack.init.size=20", "attack.init.candidates=2", "attack.select.keep=1", "compute=cpu")
+
+
+def require_same_prior(whole, killed):
+    """One prior each, with the same bits, for the same bill."""
+    left, right = (Store(root).list("prior")[0] for root in (whole, killed))
+    assert left.id == right.id and left.tensors().keys() == right.tensors().keys()
+    assert all(torch.equal(value, right.tensors()[key]) for key, value in left.tensors().items())
+    assert {**left.provenance["bill"], "seconds": 0} == {**right.provenance["bill"], "seconds": 0}, (
+        "what was asked before the kill is charged too"
+    )
+
+
+class Killed(BaseException):
+    """Ends a verb of this process where a SIGKILL would."""
+
+
+@pytest.mark.parametrize("name", GANS)
+def test_a_fit_that_dies_after_every_save_goes_on_to_the_same_bits(name, store, tmp_path, monkeypatch):
+    def learn(root):
+        return Pipeline(plan_for("attack", *words_for(name, steps=6), store=root)).prior
+
+    def save_and_die(self, *arguments):
+        save(self, *arguments)
+        raise Killed
+
+    learn(store)
+    killed, save, kills = tmp_path / "killed", Work.save, 0
+    Pipeline(plan_for("attack", *words_for(name, steps=6), store=killed)).target  # noqa: B018
+    with monkeypatch.context() as patch:
+        patch.setattr(Work, "save", save_and_die)
+        while kills < 10:
+            try:
+                learn(killed)
+                break
+            except Killed:
+                kills += 1
+    assert kills == 3, "six steps are saved after every second"
+    require_same_prior(store, killed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GANS)
+def test_a_killed_process_goes_on_to_the_same_bits(name, store, tmp_path, run_verb, start_process):
+    killed, words = tmp_path / "killed", words_for(name, steps=60)
     process = start_process("attack", *words, store=killed)
     while not list(killed.glob("work/prior/*/state.safetensors")):
         assert process.poll() is None, f"it ended before it could be killed: {process.stderr.read()}"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    whole = run_verb("attack", *words)
+    run_verb("attack", *words)
     Pipeline(plan_for("attack", *words, store=killed)).recovered  # noqa: B018
-    left, right = (Store(root).list("prior")[0] for root in (store, killed))
-    assert left.id == right.id and whole.provenance["bill"] is not None
-    assert all(torch.equal(value, right.tensors()[key]) for key, value in left.tensors().items())
-    assert left.provenance["bill"] == right.provenance["bill"], "what was asked before the kill is charged too"
+    require_same_prior(store, killed)

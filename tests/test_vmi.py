@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from conftest import plan_for
 from torch import nn
 
 from midefense import seeds
@@ -18,6 +19,7 @@ from midefense.attacks.select import Everything
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.priors.gmi import GmiGan
+from midefense.priors.ked import KedGan
 from midefense.priors.stylegan2.prior import StyleGan2Trained
 from midefense.priors.toy import ToyFamily
 from midefense.types import Evidence, Refused, Trace
@@ -244,6 +246,8 @@ def test_latents_of_normal_noise_are_those_that_are_sampled():
     gan = GmiGan(channels=1, size=32, latent_size=7, width=2)
     style = StyleGan2Trained(channels=1, size=8, latent_size=16, channel_base=32, channel_max=8, steps=1).eval()
     assert torch.equal(gan.sample(3, rng()), gan.of_normal(torch.randn(3, 7, generator=rng())))
+    taught = KedGan(classes=3, channels=1, size=32, latent_size=7, width=2)  # its generator learns from N(0, I) too
+    assert torch.equal(taught.sample(3, rng()), taught.of_normal(torch.randn(3, taught.normal_width, generator=rng())))
     noise = torch.randn(3, style.normal_width, generator=rng())
     rows = style.of_normal(noise[:, None].expand(-1, style.rows, -1))
     torch.testing.assert_close(style.sample(3, rng()), rows.detach())
@@ -251,6 +255,18 @@ def test_latents_of_normal_noise_are_those_that_are_sampled():
     places = toy.of_normal(torch.randn(20_000, 2, generator=rng()))
     quarters = torch.histc(places, 4, -1, 1) / places.numel()
     assert (quarters - 0.25).abs().max() < 0.01
+
+
+def test_a_target_aware_prior_of_normal_latents_will_do_and_a_conditional_one_will_not(store):
+    """KED-MI's latents are normal. PLG-MI's end with a class, which no normal noise is a latent of, and those of a
+    prior that completes pictures with a row."""
+    words = ("dataset=toy", "architecture=mlp", "attack=vmi_gaussian")
+    plan = plan_for("attack", *words, "prior=ked_gan_small", "prior.width=2", store=store)
+    assert not plan.attack.build()._couples(plan.prior.target), "it does not ask the critic, so groups are free"
+    for name, prior in {"plg_gan_small": "PlgGan", "inpainting_gan_small": "InpaintingGan"}.items():
+        with pytest.raises(Refused, match=f"needs a prior that offers normal, {prior} offers"):
+            evidence = ("evidence=masked_images",) if prior == "InpaintingGan" else ()
+            plan_for("attack", *words, f"prior={name}", "prior.width=2", *evidence, store=store)
 
 
 def test_what_it_cannot_do_is_refused_in_a_sentence():

@@ -36,7 +36,7 @@ COUNTS = {
     "defense": 18,
     "evaluator": 6,
     "evidence": 3,
-    "metrics": 6,
+    "metrics": 7,
     "obscuring": 4,
     "prior": 21,
     "public": 17,

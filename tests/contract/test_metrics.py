@@ -12,13 +12,14 @@ from midefense.types import Images, Trace
 
 SETS = options("metrics")
 NAMES = ["accuracy", "cost", "feature_distance", "fid", "kid", "prdc", "utility"]
-# Not in `all`: they ask the target or teach a student (tests/test_feature_space.py, tests/test_knowledge.py).
-APART = ["feature_space", "knowledge"]
+# Not in `all`: they ask the target or teach a student (tests/test_feature_space.py, tests/test_knowledge.py), or are of
+# one benchmark (tests/test_low_resolution_metrics.py).
+APART = ["benchmark_fid", "feature_space", "knowledge", "restarts"]
 CLASSES = 4
 
 
 def test_the_listing():
-    assert SETS == ["all", "cost", "feature_space", "knowledge", "privacy", "utility"]
+    assert SETS == ["all", "cost", "feature_space", "knowledge", "low_resolution", "privacy", "utility"]
     assert sorted(composed("evaluate", "metrics=all")[0]["metrics"]) == NAMES
     parts = [name for part in SETS[1:] for name in composed("evaluate", f"metrics={part}")[0]["metrics"]]
     assert sorted(set(parts) - set(APART)) == NAMES and len(parts) == len(NAMES + APART), "all holds every other set"

@@ -98,18 +98,21 @@ class Attack:
 
     def check(self, setting: Setting) -> None:
         """Refuse a setting in which the attack cannot work, such as a prior that lacks what it asks of one."""
-        prior = setting.prior
-        if missing := sorted(set(self.needs) - prior.offers):
-            raise Refused(
-                f"this attack needs a prior that offers {', '.join(missing)}, {prior.__name__} offers "
-                f"{', '.join(sorted(prior.offers))}; choose another prior (gmi_gan has a critic) or attack/objective"
-            )
+        self._require_offers(setting.prior)
         cut = setting.evidence.cut
         if cut is not None and cut not in setting.architecture.taps:
             raise refuse_unknown("evidence.cut", cut, setting.architecture.taps, "It is a stage of the architecture.")
 
     def check_prior(self, prior: Prior) -> None:
         """Refuse a prior the attack cannot work with, as built from the plan (see `Part.check_prior`)."""
+        self._require_offers(type(prior))
+
+    def _require_offers(self, prior: type[Prior]) -> None:
+        if missing := sorted(set(self.needs) - prior.offers):
+            raise Refused(
+                f"this attack needs a prior that offers {', '.join(missing)}, {prior.__name__} offers "
+                f"{', '.join(sorted(prior.offers))}; choose another prior (gmi_gan has a critic) or attack/objective"
+            )
 
     def prepare(
         self,
@@ -316,7 +319,8 @@ class SearchAttack(Attack):
             part.check(setting)
 
     def check_prior(self, prior: Prior) -> None:
-        """Whatever a part refuses."""
+        """As `Attack.check_prior`, and whatever a part refuses."""
+        super().check_prior(prior)
         for part in self.parts.values():
             part.check_prior(prior)
 

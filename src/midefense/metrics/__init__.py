@@ -2,6 +2,7 @@
 
 from midefense.metrics.accuracy import AttackAccuracy
 from midefense.metrics.base import Judged, Measured, Metric, World
+from midefense.metrics.benchmark_fid import BenchmarkFid
 from midefense.metrics.cost import Cost
 from midefense.metrics.feature_distance import FeatureDistance
 from midefense.metrics.feature_space import FeatureSpace
@@ -9,11 +10,13 @@ from midefense.metrics.fid import FrechetDistance
 from midefense.metrics.kid import KernelDistance
 from midefense.metrics.knowledge import KnowledgeExtraction
 from midefense.metrics.prdc import PRDC
+from midefense.metrics.restarts import RestartAccuracy
 from midefense.metrics.utility import TargetUtility
 
 __all__ = [
     "PRDC",
     "AttackAccuracy",
+    "BenchmarkFid",
     "Cost",
     "FeatureDistance",
     "FeatureSpace",
@@ -23,6 +26,7 @@ __all__ = [
     "KnowledgeExtraction",
     "Measured",
     "Metric",
+    "RestartAccuracy",
     "TargetUtility",
     "World",
 ]

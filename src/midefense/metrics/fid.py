@@ -42,21 +42,23 @@ class FrechetDistance(FeatureMetric):
     def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:
         private, _, recovered = feature_sets(rows, world, self.network, self.batch_size)
         stem = "fid_legacy_ppa" if self.legacy_ppa else "fid"
-        return {f"{stem}/{self.features}": self._measure(private, recovered)}
+        return {f"{stem}/{self.features}": measured_distance(private, recovered)}
 
-    def _measure(self, private: Tensor, recovered: Tensor) -> Measured:
-        counts = f"{len(private)} private and {len(recovered)} recovered images for {private.shape[1]} features"
-        fewest, width = min(len(private), len(recovered)), private.shape[1]
-        if fewest <= width:
-            reason = f"{counts}: expected more than {width} of each; try kid or a narrower network"
-            return Measured.undefined(reason, len(recovered), higher_leaks=False)
-        few = f"{counts}: biased upwards, below {COMFORTABLE} images per feature"
-        return Measured(
-            value=frechet_distance(private, recovered),
-            n=len(recovered),
-            reason=few if fewest < COMFORTABLE * width else "",
-            higher_leaks=False,
-        )
+
+def measured_distance(private: Tensor, recovered: Tensor) -> Measured:
+    """The Frechet distance of feature sets [N, F] and [M, F]; NaN where one holds no more images than features."""
+    counts = f"{len(private)} private and {len(recovered)} recovered images for {private.shape[1]} features"
+    fewest, width = min(len(private), len(recovered)), private.shape[1]
+    if fewest <= width:
+        reason = f"{counts}: expected more than {width} of each; try kid or a narrower network"
+        return Measured.undefined(reason, len(recovered), higher_leaks=False)
+    few = f"{counts}: biased upwards, below {COMFORTABLE} images per feature"
+    return Measured(
+        value=frechet_distance(private, recovered),
+        n=len(recovered),
+        reason=few if fewest < COMFORTABLE * width else "",
+        higher_leaks=False,
+    )
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:

@@ -77,7 +77,7 @@ class KedGan(Prior):
     asks = Access.SCORES
     learns = True
     unhashed = ("unit",)
-    offers = frozenset({"sample", "realism"})
+    offers = frozenset({"sample", "realism", "normal"})
     coupled = True
 
     def __init__(
@@ -158,6 +158,15 @@ class KedGan(Prior):
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
         """Latents [count, latent_size] ~ N(0, I)."""
         return torch.randn(count, self.latent_size, generator=rng)
+
+    @property
+    def normal_width(self) -> int:
+        """The latents are normal themselves: the generator learns from N(0, I)."""
+        return self.latent_size
+
+    def of_normal(self, noise: Tensor) -> Tensor:
+        """The noise [..., latent_size] as it is."""
+        return noise
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, C, size, size] in [0, 1]. In eval mode rows do not depend on each other."""

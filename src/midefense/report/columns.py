@@ -48,6 +48,9 @@ LEADING = (
 # Stem: unit and meaning. The first stem that a metric's name begins with counts.
 KNOWN = {
     "utility/": ("percent", "the target's accuracy on private test images: what the classifier is good for"),
+    "restart_accuracy_std": ("percent", "how far the accuracy of one restart lies from another's (standard deviation)"),
+    "restart_accuracy": ("percent", "attack accuracy, the mean over restarts or draws"),
+    "best_of_restarts_accuracy": ("percent", "the same of the one restart per target that the target is surest of"),
     "attack_accuracy": ("percent", "how often the evaluator sees the attacked class in what was recovered"),
     "target_class_confidence": ("percent", "how sure the network is of the attacked class"),
     "correct_class_confidence": ("percent", "the same, of the recovered images that the evaluator recognises"),
@@ -55,6 +58,7 @@ KNOWN = {
     "feature_distance": ("number", "squared distance of a recovered image to its class's mean, in features"),
     "fid_relative": ("relative", f"Fréchet distance to the private images {RELATIVE}"),
     "kid_relative": ("relative", f"kernel distance to the private images {RELATIVE}"),
+    "fid_": ("number", "what one author's code calls FID; to be compared with that code's numbers alone"),
     "fid": ("number", "Fréchet distance to the private images; comparable only within one feature network"),
     "kid": ("number", "kernel distance to the private images; comparable only within one feature network"),
     "precision": ("percent", "share of recovered images that lie among the private ones"),
