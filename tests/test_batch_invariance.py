@@ -178,7 +178,7 @@ def test_what_is_coupled_says_so_and_is_another_in_other_groups(name, world, mon
     attack.chunk = None
     prior.critic.closeness.kernel.mul_(0.01)  # every pair of pictures is nearly alike
     whole, apart = together_and_apart(monkeypatch, world, attack, prior)
-    assert torch.equal(whole[0], apart[0]) and (whole[1] - apart[1]).abs().max() > 1e-3
+    assert torch.equal(whole[0], apart[0]) and (whole[1] - apart[1]).abs().max() > 5e-5  # of the rest: 2e-5 at most
 
 
 class FakeSetting:

@@ -352,10 +352,11 @@ class Killed(BaseException):
     """Ends a verb of this process where a SIGKILL would."""
 
 
-@pytest.mark.parametrize("name", GANS)
+# gmi_gan dies so in tests/test_resume.py; the last is the third with another way to hide
+@pytest.mark.parametrize("name", ["ked_gan_small", "plg_gan_small", "inpainting_gan_small"])
 def test_a_fit_that_dies_after_every_save_goes_on_to_the_same_bits(name, store, tmp_path, monkeypatch):
     def learn(root):
-        return Pipeline(plan_for("attack", *words_for(name, steps=6), store=root)).prior
+        return Pipeline(plan_for("attack", *words_for(name, steps=4), store=root)).prior
 
     def save_and_die(self, *arguments):
         save(self, *arguments)
@@ -363,7 +364,7 @@ def test_a_fit_that_dies_after_every_save_goes_on_to_the_same_bits(name, store, 
 
     learn(store)
     killed, save, kills = tmp_path / "killed", Work.save, 0
-    Pipeline(plan_for("attack", *words_for(name, steps=6), store=killed)).target  # noqa: B018
+    Pipeline(plan_for("attack", *words_for(name, steps=4), store=killed)).target  # noqa: B018
     with monkeypatch.context() as patch:
         patch.setattr(Work, "save", save_and_die)
         while kills < 10:
@@ -372,7 +373,7 @@ def test_a_fit_that_dies_after_every_save_goes_on_to_the_same_bits(name, store, 
                 break
             except Killed:
                 kills += 1
-    assert kills == 3, "six steps are saved after every second"
+    assert kills == 2, "four steps are saved after every second"
     require_same_prior(store, killed)
 
 

@@ -48,7 +48,7 @@ QUICK_CLASSES = (
     "prior.identity_weight=0.01",
     "prior.augmentation.flip=0",
 )
-QUICK_COMPLETIONS = (*QUICK_GAN[:4], "prior.learning_rate=3e-3", "prior.latent_size=16", "prior.width=4")
+QUICK_COMPLETIONS = (*QUICK_GAN[:4], "prior.learning_rate=3e-3", "prior.latent_size=16", "prior.width=2")
 # The priors that learn.
 SHORT = {
     **dict.fromkeys(("gmi_gan", "gmi_gan_small"), QUICK_GAN),

@@ -34,7 +34,7 @@ from midefense.store.artefacts import Artefact, content_id
 from midefense.store.names import safe_name
 from midefense.store.store import Store
 from midefense.tracking.settings import Settings
-from midefense.training.recipe import Recipe
+from midefense.training.recipe import Recipe, require_sampler
 from midefense.types import DatasetFacts, EvidenceFacts, NotYetKnown, Refused, Setting, in_a_sentence
 
 JUDGED = ("recovered", "evaluators", "judge_at_chance", "metrics")
@@ -133,6 +133,8 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
     refuse_all(_other_kinds(bound))
     built = [node.build for path, node in bound.items() if path.split(".")[-1] not in HEAVY]
     refuse_together([*built, *optimizer_trials(bound.values())])
+    if "defense" in bound:
+        _check_sampler(bound["defense"])
     plan = Plan(
         verb=verb,
         target=stored_target(target, allow) if target else _target_plan(bound, config, seeds, names),
@@ -340,6 +342,16 @@ def _check_prior(plan: Plan, attack: Attack) -> None:
     prior = try_prior(plan.prior, _shape_of(plan))
     if prior is not None:
         attack.check_prior(prior)
+
+
+def _check_sampler(defense: Node) -> None:
+    """Refuse batches that a defense asks for and no recipe can make."""
+    sampler = defense.build().sampler
+    if sampler is not None:
+        try:
+            require_sampler(sampler)
+        except Refused as refusal:
+            raise Refused(f"{defense.path}.{refusal}") from refusal
 
 
 def _check_obscuring(plan: Plan) -> None:

@@ -50,7 +50,7 @@ class GmiGan(Prior):
     ):
         super().__init__(channels=channels, size=size)
         if size not in (32, 64):
-            raise Refused(f"gmi_gan makes images of 32 or 64 px, got {size}; set dataset.size=32 or dataset.size=64")
+            raise Refused(f"gmi_gan: expected a size of 32 or 64, got {size}; set dataset.size=32 or dataset.size=64")
         self.latent_size, self.epochs, self.steps = latent_size, epochs, steps
         self.training_options = {
             "latent_size": latent_size,

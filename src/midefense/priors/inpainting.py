@@ -88,7 +88,7 @@ class InpaintingGan(Prior):
         super().__init__(channels=channels, size=size)
         if size not in (32, 64):
             raise Refused(
-                f"inpainting_gan makes images of 32 or 64 px, got {size}; set dataset.size=32 or dataset.size=64"
+                f"inpainting_gan: expected a size of 32 or 64, got {size}; set dataset.size=32 or dataset.size=64"
             )
         self.target_mode = require_mode(target_mode)
         self.obscuring, self.latent_size, self.epochs, self.steps = obscuring, latent_size, epochs, steps

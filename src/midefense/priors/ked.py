@@ -100,7 +100,7 @@ class KedGan(Prior):
     ):
         super().__init__(channels=channels, size=size)
         if size not in (32, 64):
-            raise Refused(f"ked_gan makes images of 32 or 64 px, got {size}; set dataset.size=32 or dataset.size=64")
+            raise Refused(f"ked_gan: expected a size of 32 or 64, got {size}; set dataset.size=32 or dataset.size=64")
         self.target_mode = require_mode(target_mode)
         self.classes, self.latent_size, self.epochs, self.steps = classes, latent_size, epochs, steps
         self.batch_size, self.critic_steps, self.unit = batch_size, critic_steps, unit

@@ -109,7 +109,7 @@ class PlgGan(Prior):
     ):
         super().__init__(channels=channels, size=size)
         if size not in (32, 64):
-            raise Refused(f"plg_gan makes images of 32 or 64 px, got {size}; set dataset.size=32 or dataset.size=64")
+            raise Refused(f"plg_gan: expected a size of 32 or 64, got {size}; set dataset.size=32 or dataset.size=64")
         if identity not in IDENTITY_LOSSES:
             raise refuse_unknown("prior.identity", identity, IDENTITY_LOSSES)
         self.target_mode = require_mode(target_mode)
