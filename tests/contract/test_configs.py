@@ -21,7 +21,7 @@ FILES = files()
 COUNTS = {
     ".": 4,
     "architecture": 36,
-    "attack": 47,
+    "attack": 49,
     "attack/engine": 1,
     "attack/init": 4,
     "attack/objective": 8,
@@ -34,7 +34,7 @@ COUNTS = {
     "compute": 3,
     "dataset": 14,
     "defense": 18,
-    "evaluator": 6,
+    "evaluator": 7,
     "evidence": 1,
     "metrics": 6,
     "prior": 17,
