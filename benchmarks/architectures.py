@@ -36,7 +36,7 @@ OWN = {
     "inception_v3": ["architecture.size=75", "architecture.auxiliary_weight=0"],
     "facenet_vggface2": ["architecture.pretrained=false", "architecture.size=80"],
     "timm": ["architecture.size=64", "architecture.name=mobilenetv3_small_100"],
-    **dict.fromkeys(("vgg16_64", "ir152_64", "facenet64", "facenet112"), ["architecture.size=32"]),
+    **dict.fromkeys(("vgg16_64", "ir152_64", "facenet64", "facenet112", "resnet18_bido"), ["architecture.size=32"]),
 }
 
 

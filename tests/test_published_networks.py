@@ -16,6 +16,7 @@ from conftest import ROOT
 from torch import nn
 
 from midefense.architectures.face_evolve import FaceEvolve
+from midefense.architectures.low_resolution_resnets import BidoResNet18, VmiResNet34
 from midefense.architectures.mnist_cnn import MCNN, SCNN
 from midefense.architectures.small import MLP
 from midefense.architectures.state_names import from_published, published_names, to_published
@@ -156,8 +157,10 @@ def test_small_networks_give_known_numbers(name):
         (lambda: FaceEvolve(classes=1000, channels=3, size=112), 44_087_976, 512),
         (lambda: MCNN(classes=5, channels=1), 1_029_765, 256),
         (lambda: SCNN(classes=10, channels=1), 1_740_234, 512),
+        (lambda: VmiResNet34(classes=1000, channels=3), 21_362_446, 50),
+        (lambda: BidoResNet18(classes=1000, channels=3), 12_732_968, 512),
     ],
-    ids=["vgg16_64", "ir152_64", "facenet64", "facenet112", "mcnn", "scnn"],
+    ids=["vgg16_64", "ir152_64", "facenet64", "facenet112", "mcnn", "scnn", "resnet34_vmi", "resnet18_bido"],
 )
 def test_classifiers_have_the_published_size(build, parameters, features):
     with torch.device("meta"):

@@ -19,6 +19,7 @@ from midefense.attacks.search.gradient import Gradient
 from midefense.exchange.priors import import_prior
 from midefense.identity_losses import max_margin
 from midefense.oracle import Oracle
+from midefense.pipeline import pipeline
 from midefense.pipeline.pipeline import Pipeline
 from midefense.priors.augmentation import Augmentation
 from midefense.priors.ked import KedGan, discriminator_loss, entropy, generator_loss, realness
@@ -283,6 +284,22 @@ def test_a_prior_of_another_target_is_refused_unless_asked_for_and_every_row_say
     assert "prior_learned_from" not in mine.metrics["row"] and row["setup"] != mine.metrics["row"]["setup"]
     with pytest.raises(Refused, match="foreign_prior: expected true or false, got 3"):
         run_verb("evaluate", *other, "foreign_prior=3")
+
+
+@pytest.mark.parametrize(
+    ("prior", "mode"), [("ked_gan_small", "eval"), ("plg_gan_small", "train"), ("gmi_gan_small", "")]
+)
+def test_a_target_is_asked_in_the_mode_that_the_prior_names(prior, mode, store, monkeypatch):
+    """By default as deployed; a prior that asks no target is given none."""
+    modes = []
+    monkeypatch.setattr(pipeline, "Oracle", lambda *given, mode="eval": modes.append(mode) or Oracle(*given, mode=mode))
+    switch = ("prior.target_mode=train",) if mode == "train" else ()
+    words = (*WORLD, "attack=pool_small", f"prior={prior}", *GAN, *switch)
+    made = Pipeline(plan_for("attack", *words, store=store))
+    before = {name: value.clone() for name, value in made.target.model.state_dict().items()}
+    assert made.prior.artefact.recipe["prior"].get("target_mode", "eval") == (mode or "eval")
+    assert modes == ([mode] if mode else [])
+    assert all(torch.equal(value, before[name]) for name, value in made.target.model.state_dict().items())
 
 
 def test_priors_of_two_targets_are_two(store):

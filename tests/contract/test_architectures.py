@@ -13,6 +13,7 @@ CHEAPER = {
     **dict.fromkeys(("resnet34", "resnet50", "resnet101", "resnet152", "resnext50", "resnext101"), ["size=32"]),
     **dict.fromkeys(("densenet121", "densenet161", "densenet169", "densenet201", "resnest101", "timm"), ["size=32"]),
     **dict.fromkeys(("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "swin_t", "vit_b_16"), ["size=32"]),
+    **dict.fromkeys(("resnet34_vmi", "resnet18_bido"), ["size=32"]),
     "maxvit_t": ["size=64"],
     "inception_v3": ["size=75", "auxiliary_weight=0"],
     "facenet_vggface2": ["size=75", "pretrained=false"],
@@ -31,7 +32,10 @@ HEAVY = (
     "facenet112",
 )
 # Of the others, whose updates take seconds: trained on slow runs.
-SLOW_TO_TRAIN = ("facenet64", "ir152_64", "maxvit_t", "mobilefacenet", "vgg16_64", "vit_b_16")
+SLOW_TO_TRAIN = (
+    *("facenet64", "ir152_64", "maxvit_t", "mobilefacenet"),
+    *("resnet18_bido", "resnet34_vmi", "vgg16_64", "vit_b_16"),
+)
 
 
 def build(name, channels=1, seed=0):

@@ -20,8 +20,8 @@ from midefense.plan.whitelist import resolve
 FILES = files()
 COUNTS = {
     ".": 4,
-    "architecture": 34,
-    "attack": 51,
+    "architecture": 36,
+    "attack": 53,
     "attack/engine": 1,
     "attack/init": 4,
     "attack/objective": 8,
@@ -34,13 +34,13 @@ COUNTS = {
     "compute": 3,
     "dataset": 14,
     "defense": 18,
-    "evaluator": 6,
+    "evaluator": 7,
     "evidence": 3,
     "metrics": 7,
     "obscuring": 4,
     "prior": 21,
     "public": 17,
-    "recipe": 14,
+    "recipe": 15,
     "tracking": 4,
 }
 FREE = ("experiment", "debug")  # groups of deltas, not members: any number of them

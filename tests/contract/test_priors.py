@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from stylegan2_files import write_imported
 from torch import nn
 
-from contract.listing import node, options
+from contract.listing import CONF, composed, node, options
 from midefense import seeds
 from midefense.datasets.toy import Toy
 from midefense.oracle import Oracle
@@ -219,6 +220,24 @@ def test_what_asks_a_target_is_refused_without_and_charged_for_every_image(name)
         return  # it reads features, of whatever classes
     with pytest.raises(Refused, match="expected a target of 3 classes, got one of 4"):
         next(iter(build(name, classes=3).fit(public(), seed=3, oracle=oracle)))
+
+
+def test_a_target_that_teaches_answers_as_deployed_and_every_file_names_the_switch():
+    """The originals' scripts forget their target in train mode: here that is an option, off in every file."""
+    for name in SHORT:  # no other learns
+        config = composed("attack", f"prior={name}")[0]["prior"]
+        assert config.get("target_mode") == (None if build(name).asks is None else "eval"), name
+    taught = [name for name in options("attack") if re.search("(ked|plg)_gan", "".join(inherited(name)))]
+    assert {"ked_mi_rt", "lomma_ked_mi_logit", "plg_mi_small"} <= set(taught) and "gmi" not in taught
+    assert [name for name in taught if "prior.target_mode=train" not in next(inherited(name))] == []
+
+
+def inherited(attack):
+    """The text of an attack's file, then of those that it is made of."""
+    yield (text := (CONF / "attack" / f"{attack}.yaml").read_text())
+    for other in re.findall(r"^  - (\w+)$", text, re.M):
+        if other in options("attack"):
+            yield from inherited(other)
 
 
 def test_entering_at_any_block_continues_the_whole(prior):

@@ -14,9 +14,9 @@ import replay
 import torch
 from conftest import ROOT
 from pieces import bido, gmi, ked, lomma, losses, networks, plg, registry, stylegan2, vmi
-from pieces.recording import recordings
+from pieces.recording import Entry, Recording, recordings
 from pieces.registry import replay_of, replays
-from pieces.rules import Draws, NotThereYet, relative_error, row_errors, without_gradient
+from pieces.rules import Draws, NotThereYet, relative_error, row_errors, to_rounding, without_gradient
 from pieces.tiny import TinyClassifier
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -264,6 +264,34 @@ def test_biases_in_front_of_a_norm_are_rounding():
         "ls.2.0.bias",
         "layer1.3.bias",
     ]
+
+
+def test_each_path_of_a_replay_has_its_own_rounding():
+    """Two restarts whose kinks go either way: one is as recorded where draws are moved up, the other where down."""
+
+    @to_rounding
+    def replayed(recording, arithmetic):
+        for path, sign in (("restart0", 1), ("restart1", -1)):
+            wrong = 0.0 if arithmetic.moved * sign > 0 else 0.5
+            yield from (Entry(f"{path}/{key}", error, 1e-4) for key, error in (("z1", 0.0), ("z20", wrong)))
+        yield Entry("image20", 2.0, 1e-4)
+
+    found = {entry.key: entry.error for entry in replayed(None)}
+    assert found == {f"restart{i}/{key}": 0.0 for i in (0, 1) for key in ("z1", "z20")} | {"image20": 2.0}
+
+
+def test_recorded_weights_and_students_of_lomma_are_those_that_are_asked(monkeypatch):
+    config = {"K": 7, "gain_T": 1.0, "prefix": "other/", "models": 3, "lamda": 50, "lam": 0.5, "loss": "logit_loss"}
+    said = np.frombuffer(json.dumps(config).encode(), np.uint8)
+    recording = Recording(Path("a.npz"), "lomma_gmi_x", {"config_json": said}, {})
+    known = {"objective.terms.identity.weight": 50.0, "objective.terms.features.weight": 25.0}
+    assert lomma.weights(config) == known and "features" not in str(lomma.weights({**config, "loss": "cel"}))
+    networks = lomma.students(recording, torch.float64).networks
+    expected = [Draws("other/").fill(TinyClassifier(7, 3), f"S{index}/", 1.0) for index in (1, 2)]
+    assert all(torch.equal(a.fc.weight, b.fc.weight.double()) for a, b in zip(networks, expected, strict=True))
+    monkeypatch.setitem(config, "models", 1)
+    recording.arrays["config_json"] = np.frombuffer(json.dumps(config).encode(), np.uint8)
+    assert lomma.students(recording, torch.float64) is None
 
 
 def test_truncation_is_read_from_the_key():

@@ -194,7 +194,7 @@ def accuracy_of_best(said: Tensor, identities: Tensor, labels: Tensor) -> Tensor
     return (kept == labels).double().mean()
 
 
-@replays("gan_wgan")
+@replays("gan_wgan*")
 def adversarial(recording: Recording) -> Iterator[Entry]:
     """WGAN-GP under given draws, by the steps of our loop. The loop itself draws from its own keyed generator, and
     takes stored pictures of 8 bits, so the order of its steps is repeated here."""

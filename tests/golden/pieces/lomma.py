@@ -3,7 +3,7 @@ float64, but for what our losses take in float32."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,6 @@ ATTACKS = {
     "L_aug": "lomma_gmi_augmentation",
     "ours": "lomma_gmi",
 }
-STUDENTS = ("S1/", "S2/", "S3/")
 
 
 class Floats(Images):
@@ -67,13 +66,26 @@ def composed(attack: str, *overrides: str, slots: Sequence[str] = ()) -> SearchA
     """An attack of conf/attack; `slots` are its parts that are chosen otherwise, as in `objective=gmi`."""
     words = [f"attack={attack}", *(f"attack/{slot}" for slot in slots), *(f"attack.{word}" for word in overrides)]
     node = bind(compose("attack", words)[0]["attack"], "attack", beside_dataset=True)
-    return node.given(classes=10, channels=3, size=64).build()
+    return node.given(classes=2, channels=3, size=64).build()
 
 
-def classifier(recording: Recording, tag: str) -> nn.Module:
-    """The stand-in for the target or a student, filled, in float64."""
+def classifier(recording: Recording, tag: str, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """The stand-in for the target or a student, filled."""
     config = recording.config
-    return recording.draws.fill(TinyClassifier(config["K"], 3), tag, config["gain_T"]).double()
+    return recording.draws.fill(TinyClassifier(config["K"], 3), tag, config["gain_T"]).to(dtype)
+
+
+def students(recording: Recording, dtype: torch.dtype) -> Filled | None:
+    """The students that are asked beside the target; None where it is asked alone."""
+    others = range(1, recording.config["models"])
+    return Filled([classifier(recording, f"S{index}/", dtype) for index in others]) if others else None
+
+
+def weights(config: Mapping[str, object]) -> dict[str, float]:
+    """What the recorded weights of the identity's loss, and of the regulariser within it, are in our objectives."""
+    unit = float(config["lamda"])
+    features = {"objective.terms.features.weight": unit * config["lam"]} if config["loss"] == "logit_loss" else {}
+    return {"objective.terms.identity.weight": unit, **features}
 
 
 @replays("lomma_stats*")
@@ -132,11 +144,13 @@ def identity_loss(variant: str, weight: float) -> WeightedSum:
 
 
 @replays("lomma_gmi_*")
-def search(recording: Recording) -> Iterator[Entry]:
+@to_rounding
+def search(recording: Recording, arithmetic: Arithmetic) -> Iterator[Entry]:
     """Latents after so many updates, the total before each, what the critic said, and the images at the end."""
-    config, steps = recording.config, len(recording["total"])
+    config, steps, dtype = recording.config, len(recording["total"]), arithmetic.dtype
     variant = config["variant"]
     changes = {
+        **weights(config),
         "search.optimizer.lr": config["lr"],
         "search.optimizer.momentum": config["momentum"],
         "search.box": float(config["clip"]),
@@ -144,11 +158,10 @@ def search(recording: Recording) -> Iterator[Entry]:
         "search.reference_batch": len(config["iden"]),
     }
     attack = composed(ATTACKS[variant], *(f"{name}={value}" for name, value in changes.items()))
-    prior = gan_of(recording, channels=3, size=64)
-    attack.init = Given(recording["z0"].double(), 1)
-    if attack.surrogate is not None:
-        attack.surrogate = Filled([classifier(recording, tag) for tag in STUDENTS[: config["models"] - 1]])
-    oracle = Oracle(classifier(recording, "T/"), attack.access)
+    prior = gan_of(recording, channels=3, size=64, dtype=dtype)
+    attack.init = Given(arithmetic.of(recording["z0"]), 1)
+    attack.surrogate = students(recording, dtype)
+    oracle = Oracle(classifier(recording, "T/", dtype), attack.access)
     known = under({f"features.{key}": recording.elsewhere(f"lomma_stats/{key}") for key in ("mean", "std")}, OBJECTIVE)
     evidence = Evidence(torch.tensor(config["iden"]), torch.arange(len(config["iden"])))
     found = attack.recover(known, prior, oracle, evidence, seeds.generator("golden"))
@@ -170,6 +183,7 @@ def search_over_gaussians(recording: Recording, arithmetic: Arithmetic) -> Itera
     config, steps, dtype = recording.config, len(recording["total"]), arithmetic.dtype
     objective = "lomma_gmi" if config["loss"] == "logit_loss" else "gmi"
     changes = {
+        **weights(config),
         "search.optimizer.lr": config["lr"],
         "search.log_variance": float(config["log_var0"]),
         "search.box": 1.0 if config["clamp"] else "null",
@@ -180,14 +194,13 @@ def search_over_gaussians(recording: Recording, arithmetic: Arithmetic) -> Itera
     words = (f"{name}={value}" for name, value in changes.items())
     attack = composed("lomma_ked_mi", *words, slots=[f"objective={objective}"])
     prior = taught_gan_of(recording, channels=3, size=64, dtype=dtype)
-    networks = [classifier(recording, tag).to(dtype) for tag in STUDENTS[: config["models"] - 1]]
-    attack.surrogate = Filled(networks) if asks_students(config["variant"]) else None
+    attack.surrogate = students(recording, dtype)
     noise = arithmetic.of(recording["eps"])
     given = GivenNoise(attack, noise, torch.zeros_like(noise[:1]))
     attack.init = Given(torch.zeros(noise.shape[1:], dtype=dtype), 1)
     known = under({f"features.{key}": recording.elsewhere(f"lomma_stats/{key}") for key in ("mean", "std")}, OBJECTIVE)
     labels = torch.tensor(config["iden"])
-    oracle = Oracle(classifier(recording, "T/").to(dtype), attack.access)
+    oracle = Oracle(classifier(recording, "T/", dtype), attack.access)
     evidence, totals, said = Evidence(labels, torch.arange(len(labels))), [], Kept(prior.realism)
     prior.realism = said
     for found in attack.recover(known, prior, oracle, evidence, seeds.generator("golden")):

@@ -278,7 +278,7 @@ def search(recording: Recording, arithmetic: Arithmetic) -> Iterator[Entry]:
     config, dtype = recording.config, arithmetic.dtype
     prior = gan_of(recording, dtype)
     target = recording.draws.fill(TinyClassifier(config["K"], 3), "T/", config["gain_T"]).to(dtype)
-    labels, images = torch.tensor(config["iden"]), None
+    labels, last = torch.tensor(config["iden"]), None
     for name in [key.removesuffix("/z0") for key in recording.keys("restart*/z0")]:
         attack = attack_of(config)
         attack.views = _views(recording)
@@ -291,10 +291,12 @@ def search(recording: Recording, arithmetic: Arithmetic) -> Iterator[Entry]:
             if (step := number(key, "z")) > 0:
                 yield recording.compare(key, path[step].latents[:, :-1])
         yield recording.compare(f"{name}/loss", torch.stack([step.loss.mean() for step in path[1:]]))
-        if images is None:
-            with torch.no_grad():
-                images = prior.decode(path[-1].latents)
-    yield recording.compare("image20", thumbnails(images, recording["image20"].shape[-1]))
+        if last is None:
+            last = path
+    for key in recording.keys("image[0-9]*"):  # of the first restart
+        with torch.no_grad():
+            images = prior.decode(last[number(key, "image")].latents)
+        yield recording.compare(key, thumbnails(images, recording[key].shape[-1]))
 
 
 def _views(recording: Recording) -> Recorded | None:

@@ -119,31 +119,44 @@ class Arithmetic(NamedTuple):
 
 
 # The originals computed in float32, where a path has kinks: a ReLU whose input is 0 but for rounding goes either way,
-# and the path with it. A small move shows the other way (kedmi_dmi_mnist has an input of 9e-9 of the largest).
+# and the path with it. A small move shows the other way (kedmi_dmi_mnist has an input of 9e-9 of the largest). The
+# originals' own draws were disturbed by 6e-7.
 ARITHMETICS = (
     Arithmetic(torch.float64),
     Arithmetic(torch.float32),
-    Arithmetic(torch.float64, 2e-6),
-    Arithmetic(torch.float64, -2e-6),
+    *(Arithmetic(torch.float64, moved) for moved in (6e-7, -6e-7, 2e-6, -2e-6)),
 )
 
 
 def to_rounding(replay: Callable[..., Iterator]) -> Callable[..., Iterator]:
-    """A replay that takes an `Arithmetic`, in the first one whose path is the recorded one; in the first of all, where
-    none is."""
+    """A replay that takes an `Arithmetic`: each of its paths (what stands in front of the first / of a key, as in
+    `restart1/z20`) in the first one that gives the recorded path; in the first of all, where none does. Paths do not
+    depend on each other, so each may have its own."""
 
     @functools.wraps(replay)
     def replayed(recording) -> Iterator:
-        exact = None
+        found: dict[str, list] = {}
         for arithmetic in ARITHMETICS:
-            entries = list(replay(recording, arithmetic))
-            if exact is None or all(entry.ok for entry in entries):
-                exact = entries
-            if all(entry.ok for entry in exact):
+            for path, entries in _by_path(replay(recording, arithmetic)).items():
+                if path not in found or (_all_ok(entries) and not _all_ok(found[path])):
+                    found[path] = entries
+            if all(map(_all_ok, found.values())):
                 break
-        yield from exact
+        for entries in found.values():
+            yield from entries
 
     return replayed
+
+
+def _by_path(entries: Iterator) -> dict[str, list]:
+    paths: dict[str, list] = {}
+    for entry in entries:
+        paths.setdefault(entry.key.rpartition("/")[0], []).append(entry)
+    return paths
+
+
+def _all_ok(entries: Sequence) -> bool:
+    return all(entry.ok for entry in entries)
 
 
 def relative_error(got: Tensor, known: Tensor, floor: float = 0.0) -> float:

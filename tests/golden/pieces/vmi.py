@@ -100,8 +100,8 @@ def fill(flow: Flow, draws: Draws, orders: Sequence[Sequence[Tensor]]) -> Flow:
     return flow.double()
 
 
-def flow_of(config: Mapping[str, object], layers: int = 1) -> Flow:
-    return Flow(
+def flow_of(config: Mapping[str, object], layers: int = 1, kind: type[Flow] = Flow) -> Flow:
+    return kind(
         targets=1,
         layers=layers,
         width=config["nz"],
@@ -126,8 +126,8 @@ def flow(recording: Recording) -> Iterator[Entry]:
     yield recording.compare("f64/grad_x", gradient[0])
     with torch.no_grad():
         splits = [part for part in one.parts if isinstance(part, Split)]
-        for key, split in (("split0", splits[0]), ("split1", splits[1])):
-            yield recording.compare(f"f64/{key}", _given_up(one, samples, split))
+        for index, split in enumerate(splits):
+            yield recording.compare(f"f64/split{index}", _given_up(one, samples, split))
     density.sum().backward()
     norms = torch.stack([tensor.grad.norm() for tensor in published(one).values()])
     yield recording.compare_rows("f64/grad_norms", norms, [name for name, _ in config["names"]])
@@ -148,7 +148,8 @@ def _given_up(one: Flow, samples: Tensor, split: Split) -> Tensor:
 def _sampled(recording: Recording, one: Flow) -> Iterator[Entry]:
     """Samples of recorded noise, of which the first entries alone go in, and their density both ways."""
     inner = recording["f64/e"][:, : one.last_width]
-    noise = [each[None].double() for each in (inner, recording["f64/sample_noise0"], recording["f64/sample_noise1"])]
+    outer = [recording[key] for key in sorted(recording.keys("f64/sample_noise[0-9]"))]  # the deepest split's first
+    noise = [each[None].double() for each in (inner, *outer)]
     samples, density = one.sample_with_density(tuple(noise))
     yield recording.compare("f64/sample", samples[0])
     yield recording.compare("f64/sample_logp", density[0])
@@ -290,9 +291,7 @@ def layered(recording: Recording) -> Iterator[Entry]:
     """Twenty steps of a distribution per row, under recorded draws."""
     config = recording.config
     if config["method"] == "layeredflow":
-        miner = RecordedFlow(
-            targets=1, layers=config["num_ws"], width=config["nz"], levels=config["L"], steps=config["K"], hidden=100
-        )
+        miner = flow_of(config, config["num_ws"], RecordedFlow)
         orders = [
             [recording[f"perm/{row}/{i}"] for i in range(config["K"] * config["L"])] for row in range(miner.layers)
         ]
