@@ -53,6 +53,7 @@ FLOORS = (
     "seeds",
     "closed_form",
     "terminal",
+    "precision",
     "foreign",
     "rectangles",
     "identity_losses",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from midefense import seeds
+from midefense.precision import forwards_mixed, rounded
 from midefense.types import Images, Progress
 
 Losses = dict[str, Tensor]  # what a step of training saw, by name
@@ -44,6 +46,7 @@ def adversarial_fit(
     unit: int,
     seed: int,
     state: dict[str, Tensor] | None,
+    precision: str = "32-true",
 ) -> Iterator[Progress]:
     """WGAN-GP: `critic_steps` steps of the critic to one of the generator, both in train mode.
 
@@ -67,7 +70,7 @@ def adversarial_fit(
         return told
 
     networks = {"generator": generator, "critic": critic}
-    return training_loop(networks, optimizers, update, steps=steps, unit=unit, state=state)
+    return training_loop(networks, optimizers, update, steps=steps, unit=unit, state=state, precision=precision)
 
 
 def training_loop(
@@ -79,6 +82,7 @@ def training_loop(
     unit: int,
     state: dict[str, Tensor] | None,
     beside: Mapping[str, Tensor] | None = None,
+    precision: str = "32-true",
 ) -> Iterator[Progress]:
     """The loop of all GANs: networks learn in train mode, from the step of a saved `state` on, and end in eval mode.
 
@@ -87,13 +91,16 @@ def training_loop(
             tensors without a dimension or a gradient. Until a state is yielded nothing waits for the device.
         unit: steps between two yields; the last step yields too. Logs are means over the steps that told a loss.
         beside: tensors that a state holds too.
+        precision: of the networks (`midefense.precision`); losses are sums of what they give in float32.
     """
     done = load_training(state, networks, optimizers)
     for network in networks.values():
         network.train()
     told: dict[str, list[Tensor]] = {}
     for step in range(done, steps):
-        for name, loss in update(step).items():
+        with training_precision(networks, precision):
+            losses = update(step)
+        for name, loss in losses.items():
             told.setdefault(name, []).append(loss)
         if (step + 1) % unit == 0 or step + 1 == steps:
             means = torch.stack([torch.stack(losses).mean() for losses in told.values()]).tolist()
@@ -102,6 +109,14 @@ def training_loop(
             yield step + 1, logs, training_state(networks, optimizers, step + 1, beside or {})
     for network in networks.values():
         network.eval()
+
+
+@contextmanager
+def training_precision(networks: Mapping[str, nn.Module], precision: str) -> Iterator[None]:
+    """Within it these networks run, forward and backward, in this precision."""
+    device = next(next(iter(networks.values())).parameters()).device
+    with rounded(precision, device), forwards_mixed(networks.values(), precision):
+        yield
 
 
 def _critic_step(
