@@ -54,6 +54,7 @@ FLOORS = (
     "closed_form",
     "terminal",
     "precision",
+    "compiling",
     "foreign",
     "rectangles",
     "identity_losses",
