@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ class Compiled:
     def __init__(self, compiler: Compiler, function: Callable) -> None:
         self._compiler, self._usual = compiler, function
         self._fast = torch.compile(function, dynamic=False, backend=BACKEND)
+        self._done = False
 
     def __call__(self, rows: Tensor, *others: object, **named: object) -> object:
         from torch._dynamo.exc import TorchDynamoException  # seconds to import
@@ -56,11 +58,14 @@ class Compiled:
         if self._compiler.failed or len(rows) != self._compiler.rows:
             return self._usual(rows, *others, **named)
         try:
-            with warnings.catch_warnings():  # of caches that it looks through
-                warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._(dynamo|inductor)")
-                return self._fast(rows, *others, **named)
+            with nullcontext() if self._done else warnings.catch_warnings():
+                if not self._done:  # it looks where networks do not: through caches, at gradients that are not there
+                    warnings.simplefilter("ignore", UserWarning)
+                given = self._fast(rows, *others, **named)
+            self._done = True
+            return given
         except TorchDynamoException as error:
             self._compiler.failed = True
-            why = str(error).strip().splitlines()[0]
+            why = " ".join(str(error).split("\n\n")[0].split())
             tell(f"attack.compile: torch.compile failed here ({why}); the search goes on without it")
             return self._usual(rows, *others, **named)
