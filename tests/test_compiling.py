@@ -16,7 +16,8 @@ from midefense.attacks.search.gradient import Gradient
 from midefense.attacks.select import TargetConfidence
 from midefense.oracle import Oracle
 from midefense.priors.gmi import GmiGan
-from midefense.types import Evidence
+from midefense.priors.stylegan2.prior import StyleGan2Trained
+from midefense.types import Evidence, Images
 
 
 @pytest.fixture
@@ -95,6 +96,41 @@ def test_a_mistake_of_the_network_is_not_taken_for_one_of_the_compiler(world, co
     target.forward = lambda images, taps=(): (_ for _ in ()).throw(ArithmeticError("of its own"))
     with pytest.raises(ArithmeticError, match="of its own"):
         recovered(attack_of(), (prior, target))
+
+
+PUBLIC = Images(torch.randint(0, 256, (8, 1, 32, 32), dtype=torch.uint8), torch.zeros(8).long(), torch.arange(8), ["-"])
+
+
+def learned(kind, **changes):
+    with seeds.isolated("learned"):
+        shape = {"channels": 1, "size": 32, "steps": 4, "batch_size": 4, "unit": 4, **changes}
+        if kind is GmiGan:
+            prior = GmiGan(width=1, latent_size=4, critic_steps=2, **shape)
+        else:
+            prior = StyleGan2Trained(latent_size=4, channel_base=32, channel_max=4, r1_every=2, **shape)
+    *_, (_, _, state) = prior.fit(PUBLIC, seed=0)
+    assert "forward" not in {**vars(prior.generator), **vars(prior.critic)}, "as it was"
+    return state()
+
+
+@pytest.mark.parametrize(("kind", "precision"), [(GmiGan, "32-true"), (GmiGan, "bf16-mixed")])
+def test_a_generator_learns_compiled(counter, kind, precision):
+    """With and without a gradient: two graphs, whatever the number of steps."""
+    compiled = learned(kind, compile=True, precision=precision)
+    first = counter.frame_count
+    learned(kind, compile=True, precision=precision, steps=8)
+    assert 0 < first == counter.frame_count <= 2
+    usual = learned(kind, precision=precision)
+    for name, value in usual.items():
+        torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_stylegan2_learns_compiled(counter):
+    compiled, usual = learned(StyleGan2Trained, compile=True), learned(StyleGan2Trained)
+    assert counter.frame_count <= 2
+    for name, value in usual.items():
+        torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-3)
 
 
 @pytest.mark.slow

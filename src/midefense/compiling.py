@@ -1,14 +1,14 @@
-"""torch.compile for the networks of a search: one shape, compiled once for all groups, and as they are where it cannot
-be."""
+"""torch.compile for the networks of a search and for a generator that learns: one shape, compiled once, and as they are
+where it cannot be."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from midefense.terminal import tell
 
@@ -16,12 +16,15 @@ BACKEND = "inductor"
 
 
 class Compiler:
-    """What is compiled for one search: for one number of rows, that of a full chunk of a full group. What has another
-    number, such as a last chunk, runs as it is, so that nothing is compiled again. The number follows from the plan
-    alone, not from what ran before: a run that goes on gives the same bits."""
+    """What is compiled under one `option`: for one number of rows, that of a full chunk of a full group. What has
+    another number, such as a last chunk, runs as it is, so that nothing is compiled again. The number follows from the
+    plan alone, not from what ran before: a run that goes on gives the same bits. Of a search, groups tell it; of a
+    training it is the batch, told at once.
+    """
 
-    def __init__(self) -> None:
-        self.rows: int | None = None  # None: not known yet
+    def __init__(self, option: str, rows: int | None = None) -> None:
+        self.option = option
+        self.rows: int | None = rows  # None: not known yet
         self.failed = False
         self._targets, self._group_rows = 0, None
         self._known: dict[str, tuple[object, Compiled]] = {}
@@ -67,5 +70,18 @@ class Compiled:
         except TorchDynamoException as error:
             self._compiler.failed = True
             why = " ".join(str(error).split("\n\n")[0].split())
-            tell(f"attack.compile: torch.compile failed here ({why}); the search goes on without it")
+            tell(f"{self._compiler.option}: torch.compile failed here ({why}); networks run without it")
             return self._usual(rows, *others, **named)
+
+
+@contextmanager
+def forward_compiled(network: nn.Module, compiler: Compiler | None) -> Iterator[None]:
+    """Within it the forward of a network is the compiled one (None: its own)."""
+    if compiler is None:
+        yield
+        return
+    network.forward = compiler.of("forward", network, network.forward)  # of this one object, before its class's
+    try:
+        yield
+    finally:
+        del network.forward

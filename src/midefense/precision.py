@@ -85,7 +85,7 @@ def forwards_mixed(networks: Iterable[nn.Module], precision: str) -> Iterator[No
 
 @contextmanager
 def _forward_mixed(network: nn.Module, precision: str) -> Iterator[None]:
-    usual = network.forward
+    usual, own = network.forward, network.__dict__.get("forward")
 
     @functools.wraps(usual)
     def forward(*inputs: Tensor, **named: object) -> object:
@@ -98,6 +98,8 @@ def _forward_mixed(network: nn.Module, precision: str) -> Iterator[None]:
         yield
     finally:
         del network.forward
+        if own is not None:
+            network.forward = own
 
 
 def widened(given: object) -> object:

@@ -313,7 +313,7 @@ class SearchAttack(Attack):
         self.needs = tuple({need for part in self.parts.values() for need in part.needs})
         self.init, self.objective, self.search, self.select, self.views, self.surrogate = slots.values()
         self.chunk, self.precision = chunk, require_precision("attack.precision", precision)
-        self.compiler = Compiler() if compile else None
+        self.compiler = Compiler("attack.compile") if compile else None
         self.pools = hasattr(init, "prepare")
         self.prepares = self.pools or surrogate is not None or objective.prepares
         self.asks_question = init.asks_question

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from midefense import seeds
+from midefense.compiling import Compiler, forward_compiled
 from midefense.precision import forwards_mixed, rounded
 from midefense.types import Images, Progress
 
@@ -47,6 +48,7 @@ def adversarial_fit(
     seed: int,
     state: dict[str, Tensor] | None,
     precision: str = "32-true",
+    compile: bool = False,
 ) -> Iterator[Progress]:
     """WGAN-GP: `critic_steps` steps of the critic to one of the generator, both in train mode.
 
@@ -70,7 +72,8 @@ def adversarial_fit(
         return told
 
     networks = {"generator": generator, "critic": critic}
-    return training_loop(networks, optimizers, update, steps=steps, unit=unit, state=state, precision=precision)
+    how = {"precision": precision, "compiler": Compiler("prior.compile", batch_size) if compile else None}
+    return training_loop(networks, optimizers, update, steps=steps, unit=unit, state=state, **how)
 
 
 def training_loop(
@@ -83,6 +86,7 @@ def training_loop(
     state: dict[str, Tensor] | None,
     beside: Mapping[str, Tensor] | None = None,
     precision: str = "32-true",
+    compiler: Compiler | None = None,
 ) -> Iterator[Progress]:
     """The loop of all GANs: networks learn in train mode, from the step of a saved `state` on, and end in eval mode.
 
@@ -92,13 +96,15 @@ def training_loop(
         unit: steps between two yields; the last step yields too. Logs are means over the steps that told a loss.
         beside: tensors that a state holds too.
         precision: of the networks (`midefense.precision`); losses are sums of what they give in float32.
+        compiler: of the generator; the critic runs as it is, since penalties differentiate it twice, which compiled
+            networks cannot bear.
     """
     done = load_training(state, networks, optimizers)
     for network in networks.values():
         network.train()
     told: dict[str, list[Tensor]] = {}
     for step in range(done, steps):
-        with training_precision(networks, precision):
+        with running(networks, precision, compiler):
             losses = update(step)
         for name, loss in losses.items():
             told.setdefault(name, []).append(loss)
@@ -112,10 +118,14 @@ def training_loop(
 
 
 @contextmanager
-def training_precision(networks: Mapping[str, nn.Module], precision: str) -> Iterator[None]:
-    """Within it these networks run, forward and backward, in this precision."""
-    device = next(next(iter(networks.values())).parameters()).device
-    with rounded(precision, device), forwards_mixed(networks.values(), precision):
+def running(networks: Mapping[str, nn.Module], precision: str, compiler: Compiler | None) -> Iterator[None]:
+    """Within it these networks run, forward and backward, in this precision, and the one that is called `generator` is
+    compiled."""
+    generator = networks["generator"]
+    with ExitStack() as stack:
+        stack.enter_context(rounded(precision, next(generator.parameters()).device))
+        stack.enter_context(forward_compiled(generator, compiler))
+        stack.enter_context(forwards_mixed(networks.values(), precision))
         yield
 
 

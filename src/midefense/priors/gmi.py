@@ -28,9 +28,10 @@ class GmiGan(Prior):
         penalty: weight of the gradient penalty.
         unit: steps between two saved states.
         precision: of the networks while they learn: see `midefense.precision`.
+        compile: the generator goes through torch.compile while it learns.
     """
 
-    later = {"precision": "32-true"}
+    later = {"precision": "32-true", "compile": False}
     learns = True
     unhashed = ("unit",)
     offers = frozenset({"sample", "realism", "normal"})
@@ -51,6 +52,7 @@ class GmiGan(Prior):
         penalty: NotNegative = 10.0,
         unit: Count = 100,
         precision: str = "32-true",
+        compile: bool = False,
     ):
         super().__init__(channels=channels, size=size)
         if size not in (32, 64):
@@ -65,6 +67,7 @@ class GmiGan(Prior):
             "penalty": penalty,
             "unit": unit,
             "precision": require_precision("prior.precision", precision),
+            "compile": compile,
         }
         self.generator = Generator(latent_size=latent_size, channels=channels, size=size, width=width)
         self.critic = Critic(channels=channels, size=size, width=width)

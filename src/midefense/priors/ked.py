@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense import seeds
+from midefense.compiling import Compiler
 from midefense.oracle import Oracle
 from midefense.precision import require_precision
 from midefense.priors.base import Prior
@@ -74,9 +75,10 @@ class KedGan(Prior):
             statistics of each batch, with dropout.
         unit: steps between two saved states.
         precision: of the networks while they learn: see `midefense.precision`.
+        compile: the generator goes through torch.compile while it learns.
     """
 
-    later = {"precision": "32-true"}
+    later = {"precision": "32-true", "compile": False}
     asks = Access.SCORES
     learns = True
     unhashed = ("unit",)
@@ -101,6 +103,7 @@ class KedGan(Prior):
         target_mode: str = "eval",
         unit: Count = 100,
         precision: str = "32-true",
+        compile: bool = False,
     ):
         super().__init__(channels=channels, size=size)
         if size not in (32, 64):
@@ -110,6 +113,7 @@ class KedGan(Prior):
         self.batch_size, self.critic_steps, self.unit = batch_size, critic_steps, unit
         self.adam = functools.partial(torch.optim.Adam, lr=learning_rate, betas=tuple(betas))
         self.entropy_weight, self.precision = entropy_weight, require_precision("prior.precision", precision)
+        self.compiler = Compiler("prior.compile", batch_size) if compile else None
         self.generator = Generator(latent_size=latent_size, channels=channels, size=size, width=width)
         self.critic = Discriminator(classes=classes, channels=channels, size=size, width=width)
 
@@ -141,7 +145,7 @@ class KedGan(Prior):
             return told
 
         steps = self.fit_steps(public)
-        how = {"unit": self.unit, "precision": self.precision}
+        how = {"unit": self.unit, "precision": self.precision, "compiler": self.compiler}
         return training_loop(networks, optimizers, update, steps=steps, state=state, **how)
 
     def discriminator_step(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midefense import seeds
+from midefense.compiling import Compiler
 from midefense.precision import at_least_float32, require_precision
 from midefense.priors.base import Prior
 from midefense.priors.stylegan2.critic import Discriminator, minibatch_deviation
@@ -331,11 +332,12 @@ class StyleGan2Trained(StyleBased):
         minibatch_group: images that the critic compares.
         unit: steps between two saved states.
         precision: of the convolutions while it learns: see `midefense.precision`.
+        compile: the synthesis goes through torch.compile while it learns.
         half_blocks: how many of the highest blocks take half precision (float16), while it learns and afterwards;
             wants a `conv_clamp` (NVIDIA's code: 4, and 256).
     """
 
-    later = {"precision": "32-true", "half_blocks": 0}
+    later = {"precision": "32-true", "compile": False, "half_blocks": 0}
     learns = True
     unhashed = ("unit", "checkpoint")
 
@@ -363,6 +365,7 @@ class StyleGan2Trained(StyleBased):
         unit: Count = 100,
         checkpoint: bool = False,
         precision: str = "32-true",
+        compile: bool = False,
         half_blocks: Whole = 0,
     ):
         config = StyleGan2Config(
@@ -379,6 +382,7 @@ class StyleGan2Trained(StyleBased):
         options = {"crop": None, "checkpoint": checkpoint, "half_blocks": half_blocks}
         super().__init__(channels=channels, size=size, config=config, critic=True, **options)
         self.precision = require_precision("prior.precision", precision)
+        self.compiler = Compiler("prior.compile", batch_size) if compile else None
         self.generator.requires_grad_(False)
         self.training_options = Training(
             steps=steps,
@@ -402,7 +406,7 @@ class StyleGan2Trained(StyleBased):
     ) -> Iterator[Progress]:
         """Train on public images; one unit of progress is `unit` steps. `generator` holds the moving average."""
         self.require(public)
-        how = {"seed": seed, "state": state, "precision": self.precision}
+        how = {"seed": seed, "state": state, "precision": self.precision, "compiler": self.compiler}
         yield from fit_styles(self.generator, self.critic, public, self.training_options, **how)
         self.eval()
         self.measure_deviation(seeds.generator(seed, "prior", "deviation"), groups=32)
