@@ -190,14 +190,14 @@ def repeat(bench: Bench) -> Iterator[Row]:
         command = functools.partial(attack_command, bench)
         first, again, killed, shared = (Path(folder) / name for name in ("first", "again", "killed", "shared"))
         started = time.perf_counter()
-        finish(subprocess.Popen(command(first)))
+        finish(begun(command(first)))
         yield Row("repeat", "the command, once", f"{time.perf_counter() - started:.0f} s")
-        finish(subprocess.Popen(command(again)))
+        finish(begun(command(again)))
         yield Row("repeat", "the same command twice", same(first, again))
-        kill_after(subprocess.Popen(command(killed)), killed / "target")
-        finish(subprocess.Popen(command(killed)))
+        kill_after(begun(command(killed)), killed / "target")
+        finish(begun(command(killed)))
         yield Row("repeat", "killed once the target is there, and resumed", same(first, killed))
-        both = [subprocess.Popen(command(shared)) for _ in range(2)]
+        both = [begun(command(shared)) for _ in range(2)]
         for process in both:
             finish(process)
         yield Row("repeat", "two processes on one store", same(first, shared))
@@ -224,6 +224,11 @@ def attack_command(bench: Bench, store: Path) -> list[str]:
     words = bench.pick(full, tiny)
     where = {"cuda": "compute.accelerator=cuda"}.get(bench.device.type, "compute=cpu")
     return [sys.executable, str(ROOT / "attack.py"), *words, where, "tracking=none", f"store={store}"]
+
+
+def begun(command: list[str]) -> subprocess.Popen:
+    """A command that goes on in a process; what it tells of its way is still told."""
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
 def finish(process: subprocess.Popen) -> None:
