@@ -54,6 +54,8 @@ FLOORS = (
     "seeds",
     "closed_form",
     "terminal",
+    "precision",
+    "compiling",
     "foreign",
     "rectangles",
     "obscuring",

@@ -9,7 +9,18 @@ import torch.nn.functional as F
 
 import midefense
 from midefense.attacks.views import RandomResizedCrop
-from midefense.resampling import Warp, cropped_by_taps, resized, resized_by_taps
+from midefense.priors import augmentation
+from midefense.priors.augmentation import Augmentation
+from midefense.resampling import (
+    Warp,
+    cropped_by_taps,
+    resized,
+    resized_by_taps,
+    stretched,
+    stretched_by_taps,
+    turned,
+    turned_by_taps,
+)
 from midefense.training import augmentations
 from midefense.training.augmentations import ResizedCrop
 
@@ -123,6 +134,32 @@ def test_a_warp_is_torchs_grid_sample():
     same(warp.by_taps(images), theirs, images)
 
 
+@pytest.mark.parametrize("side", [2, 7, 16])
+def test_a_turn_is_torchs_affine_grid_with_every_gradient(side):
+    images = images_of(9, 3, side, side)
+    degrees = torch.tensor([0, 5, -5, 45, -60, 90, 133.3, 180, 1e-9], dtype=torch.float64)
+    same(turned_by_taps(images, degrees.deg2rad()), turned(images, degrees.deg2rad()), images, 1e-11)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 1.0])
+def test_a_box_by_its_corners_is_torchs_affine_grid_with_every_gradient(share):
+    images, rng = images_of(12, 3, 21, 21), torch.Generator().manual_seed(5)
+    reach = torch.randint(round(20 * share), 21, (12, 2), generator=rng)
+    first = (torch.rand(12, 2, generator=rng) * (21 - reach)).floor()
+    corners = torch.cat([first, first + reach], 1).double()
+    corners[::2] = corners[::2][:, [2, 1, 0, 3]]  # mirrored
+    same(stretched_by_taps(images, corners, share), stretched(images, corners, share), images)
+
+
+def test_plg_mis_augmentation_is_the_same_by_sums_in_a_fixed_order(monkeypatch):
+    images, views = images_of(30, 3, 16, 16), Augmentation(scale=(0.05, 1.0), rotation=0.9, degrees=180.0)
+    how = views.parameters(views.draw(30, torch.Generator().manual_seed(0)).double(), 16)
+    theirs = augmentation.apply(images, how)
+    monkeypatch.setattr(augmentation, "stretched", stretched_by_taps)
+    monkeypatch.setattr(augmentation, "turned", turned_by_taps)
+    same(augmentation.apply(images, how), theirs, images, 1e-10)
+
+
 def test_gradients_have_gradients():
     images = images_of(2, 1, 4, 5)
     assert torch.autograd.gradgradcheck(lambda pixels: resized_by_taps(pixels, 3, 7).square(), images)
@@ -145,4 +182,4 @@ def test_nothing_else_of_the_package_resamples_in_an_order_of_its_own():
         for path in SOURCE.rglob("*.py")
         if re.search(r"F\.(grid_sample|interpolate)\(", path.read_text())
     }
-    assert there == {"datasets/base.py", "priors/augmentation.py", "resampling.py"}, "try midefense.resampling"
+    assert there == {"datasets/base.py", "resampling.py"}, "try midefense.resampling"

@@ -255,7 +255,7 @@ def test_bad_input_is_refused_before_training():
         ({"epochs": 0}, "epochs >= 1"),
         ({"optimizer": None}, "_partial_: true"),
         ({"select": "best"}, "choices: last, validation"),
-        ({"precision": "16"}, "choices: 32-true, bf16-mixed"),
+        ({"precision": "16"}, "choices: 32-true, tf32, bf16-mixed"),
         ({"sampler": {"identities": 4}}, "identities: 16, images: 4"),
         ({"sampler": "sorted"}, "expected 'shuffle'"),
         ({"milestones": [1.5]}, "shares in"),

@@ -94,7 +94,7 @@ class Compute:
 
 def repeat_exactly() -> None:
     """From here on this process takes only kernels that add in a fixed order, so that a command gives the same bits
-    twice. What has no such kernel (PLG-MI's rotation; perhaps a network of the user's own) warns and is not refused.
+    twice. What has no such kernel (perhaps a network of the user's own) warns and is not refused.
 
     Before the first use of a GPU: cuBLAS reads its workspace when it starts.
     """

@@ -7,11 +7,13 @@ import contextlib
 import copy
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from midefense.compiling import Compiled, Compiler
+from midefense.precision import at_least_float32
 from midefense.types import Access, Answer, Moments, Refused, refuse_unknown
 
 MODES = ("eval", "train")
@@ -52,10 +54,9 @@ class Oracle:
             raise Refused(f"attack.budget: expected at least 1 image per target or null, got {budget}")
         self.budget = budget
         self._chargeable = None if ids is None else frozenset(int(i) for i in ids)
-        self._asked: Counter[int] = Counter()
-        self._shared = 0
+        self._asked: Counter[int | None] = Counter()  # None: for all targets together
         # The model lives in the closure alone: a black-box attack holds nothing it could open by mistake.
-        self._ask, self._copy_weights = _ways_in(model, self.access, cut, mode)
+        self._ask, self._copy_weights, self._compile = _ways_in(model, self.access, cut, mode)
 
     def __call__(
         self,
@@ -88,21 +89,27 @@ class Oracle:
         self.access.require(["weights"], "Oracle.weights")
         return self._copy_weights()
 
+    def compiled(self, compiler: Compiler) -> Oracle:
+        """The same door with the same bill; behind it the network is compiled."""
+        other = copy.copy(self)
+        other._ask = self._compile(compiler)
+        return other
+
     @property
     def bill(self) -> dict[int, int]:
         """Images asked so far per target id."""
-        return dict(self._asked)
+        return {target: asked for target, asked in self._asked.items() if target is not None}
 
     @property
     def shared_bill(self) -> int:
         """Images asked so far for all targets together."""
-        return self._shared
+        return self._asked[None]
 
     def _charge(self, images: Tensor, ids: Tensor | Sequence[int] | None) -> None:
         if ids is None:
             if self.budget is not None:
                 raise Refused("expected the target of every image, because the budget is per target; got ids=None")
-            self._shared += len(images)
+            self._asked[None] += len(images)
             return
         # ids live on the CPU, so counting never waits for the device
         wanted = Counter(ids.tolist() if isinstance(ids, Tensor) else ids)
@@ -150,44 +157,54 @@ class Ensemble:
             answer.beside = tuple(other(images, reads=("logits",)).logits for other in self._others)
         return answer
 
+    def compiled(self, compiler: Compiler) -> Ensemble:
+        """The same, all of them compiled."""
+        return Ensemble(self._target.compiled(compiler), [other.compiled(compiler) for other in self._others])
+
     def weights(self) -> dict[str, Tensor]:
         """Copies of the target's parameters and buffers."""
         return self._target.weights()
 
 
 def _ways_in(model: nn.Module, access: Access, cut: str | None, mode: str):
-    """The two closures of an oracle: ask a question, copy the weights."""
+    """The closures of an oracle: ask a question, copy the weights, and make a compiled way to ask."""
     if mode not in MODES:
         raise refuse_unknown("oracle.mode", mode, MODES)
     model = copy.deepcopy(model).train(mode == "train").requires_grad_(False)
     names = {name: None for name, _ in [*model.named_parameters(), *model.named_buffers()]}
 
-    def ask(images: Tensor, reads: tuple[str, ...], weights: dict[str, Tensor] | None) -> Answer:
+    def ask(
+        images: Tensor, reads: tuple[str, ...], weights: dict[str, Tensor] | None, forward: Callable = model
+    ) -> Answer:
         taps = (cut,) if cut and "features" in reads else ()
         grad = contextlib.nullcontext() if access is Access.WHITEBOX else torch.no_grad()
         watch = _batchnorm_inputs(model) if "batchnorm" in reads else contextlib.nullcontext()
         with grad, watch as statistics:
             if weights is None:
-                trace = model(images, taps=taps)
+                # hooks that collect moments are none of the network's: it runs as it is under them
+                trace = (model if statistics is not None else forward)(images, taps=taps)
             else:
                 if unknown := set(weights) - set(names):
                     raise Refused(f"weights name parameters the target has not: {sorted(unknown)[:3]}")
                 trace = torch.func.functional_call(model, weights, (images,), {"taps": taps})
         answer = Answer(batchnorm=statistics)
         if "logits" in reads:
-            answer.logits = trace.logits
+            answer.logits = at_least_float32(trace.logits)
         if "probs" in reads:
             answer.probs = trace.logits.float().softmax(1)
         if "labels" in reads:
             answer.labels = trace.logits.argmax(1)
         if "features" in reads:
-            answer.features = trace.taps[cut] if cut else trace.features
+            answer.features = at_least_float32(trace.taps[cut] if cut else trace.features)
         return answer
 
     def copy_weights() -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
-    return ask, copy_weights
+    def compiled(compiler: Compiler) -> Callable[..., Answer]:
+        return functools.partial(ask, forward=Compiled(compiler, model))
+
+    return ask, copy_weights, compiled
 
 
 def batchnorm_layers(model: nn.Module) -> dict[str, nn.Module]:

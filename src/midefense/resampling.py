@@ -1,4 +1,4 @@
-"""Crops, resizes and warps whose gradient is the same twice, on a GPU too.
+"""Crops, resizes, turns and warps whose gradient is the same twice, on a GPU too.
 
 There torch's own `grid_sample` and resizes add up their gradients in whatever order the threads arrive: the same
 command twice gives other bits. So on a GPU each output reads a fixed number of inputs ("taps") and, for the gradient,
@@ -112,6 +112,64 @@ def cropped_by_taps(images: Tensor, boxes: Tensor, smallest: float, *, apart: bo
     return images.contiguous()
 
 
+def stretched(images: Tensor, corners: Tensor, smallest: float) -> Tensor:
+    """A box of each square image [B, C, S, S], enlarged to the image's size, its corner pixels on those of the image:
+    bilinear.
+
+    Args:
+        corners: [B, 4] left, top, right and bottom pixel, the last included; left beyond right mirrors.
+        smallest: the least distance of two corners along an axis, as a share of S - 1 (see `cropped`). On a GPU a box
+            of a single pixel is taken for one of this size.
+    """
+    if images.device.type == "cuda":
+        return stretched_by_taps(images, corners, smallest)
+    side = images.shape[2]
+    left, top, right, bottom = corners.unbind(1)
+    width, height = (right - left) / (side - 1), (bottom - top) / (side - 1)
+    zero = torch.zeros_like(width)
+    x, y = (left + right) / (side - 1) - 1, (top + bottom) / (side - 1) - 1
+    affine = torch.stack([torch.stack([width, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
+    grid = F.affine_grid(affine, list(images.shape), align_corners=True)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def stretched_by_taps(images: Tensor, corners: Tensor, smallest: float) -> Tensor:
+    """As `stretched`, on any device in a fixed order."""
+    side = images.shape[2]
+    first, last = corners.double().unflatten(1, (2, 2)).unbind(1)
+    half = (last - first) / (side - 1)
+    half = torch.where(half.abs() < smallest, smallest, half)
+    centre = (2 * first + 1 - half) / side + half - 1  # output 0 reads the first corner: `_first`
+    return cropped_by_taps(images, torch.cat([half, centre], 1), smallest)
+
+
+def turned(images: Tensor, angles: Tensor) -> Tensor:
+    """Square images [B, C, S, S] turned about their middle by angles [B] in radians, counter-clockwise where y points
+    down: bilinear, 0 around."""
+    if images.device.type == "cuda":
+        return turned_by_taps(images, angles)
+    sine, cosine, zero = angles.sin(), angles.cos(), torch.zeros_like(angles)
+    affine = torch.stack([torch.stack([cosine, -sine, zero], 1), torch.stack([sine, cosine, zero], 1)], 1)
+    grid = F.affine_grid(affine, list(images.shape), align_corners=True)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+def turned_by_taps(images: Tensor, angles: Tensor) -> Tensor:
+    """As `turned`, on any device in a fixed order."""
+    batch, channels, side = images.shape[:3]
+    taps = _turn_taps(angles.double(), side).to(images.device, images.dtype)
+    pixels = torch.arange(batch, device=images.device)[:, None, None] * side**2
+    table = images.permute(0, 2, 3, 1).reshape(-1, channels)
+    spread = Taps(
+        (taps.indices + pixels).flatten(0, 1),
+        taps.weights.flatten(0, 1),
+        (taps.back_indices + pixels).flatten(0, 1),
+        taps.back_weights.flatten(0, 1),
+    )
+    rows = _WeightedRows.apply(table, spread)
+    return rows.view(batch, side, side, channels).permute(0, 3, 1, 2).contiguous()
+
+
 class Warp:
     """Reads images at the fixed places `grid` [height * width, 2] (x, y), where an image reaches from -1 to 1 along
     both axes: images [B, C, H, W] to [B, C, height, width], bilinear, 0 outside."""
@@ -192,6 +250,38 @@ def _crop_taps(half: Tensor, centre: Tensor, side: int, smallest: float, apart: 
     readers = readers.clamp(0, side - 1).long()
     distance = (position.gather(1, readers.flatten(1)).view_as(readers) - places[:, None]).abs()
     return Taps(indices, torch.stack([1 - share, share], 2), readers, (1 - distance).clamp(min=0) * there)
+
+
+def _turn_taps(angles: Tensor, side: int) -> Taps:
+    """Taps [B, S * S, 4] and back [B, S * S, 9] of turns by angles [B], of the angles' kind."""
+    places = torch.arange(side, dtype=angles.dtype, device=angles.device)
+    pixels = torch.stack(torch.meshgrid(places, places, indexing="xy"), 2).flatten(0, 1)
+    position = _about_the_middle(pixels, angles, side)
+    square = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]], device=angles.device)
+    read = position.floor()[:, :, None] + square
+    weights = (1 - (position[:, :, None] - read).abs()).prod(3)
+    # who reads a pixel is less than a pixel's diagonal away from where the pixel came from
+    around = torch.cartesian_prod(*[torch.arange(-1, 2, device=angles.device)] * 2)
+    readers = _about_the_middle(pixels, -angles, side).round()[:, :, None] + around
+    back_indices, there = _numbered(readers, side)
+    at = position.gather(1, back_indices.flatten(1)[:, :, None].expand(-1, -1, 2)).view_as(readers)
+    back_weights = (1 - (at - pixels[:, None]).abs()).clamp(min=0).prod(3) * there
+    indices, inside = _numbered(read, side)
+    return Taps(indices, weights * inside, back_indices, back_weights)
+
+
+def _about_the_middle(pixels: Tensor, angles: Tensor, side: int) -> Tensor:
+    """Pixels [N, 2] (x, y) turned by angles [B]: [B, N, 2]."""
+    middle, sine, cosine = (side - 1) / 2, angles.sin()[:, None], angles.cos()[:, None]
+    x, y = (pixels - middle).unbind(1)
+    return torch.stack([cosine * x - sine * y, sine * x + cosine * y], 2) + middle
+
+
+def _numbered(pixels: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Numbers of pixels [..., 2] (x, y) in rows of an image, 0 for those outside, and which lie inside [...]."""
+    inside = ((pixels >= 0) & (pixels < side)).all(-1)
+    x, y = torch.where(inside[..., None], pixels, 0).long().unbind(-1)
+    return y * side + x, inside
 
 
 @functools.lru_cache(maxsize=64)

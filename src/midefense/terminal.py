@@ -54,7 +54,7 @@ class Stage:
         )
         if self.title and not terminal:
             if self.announced:
-                _say(f"{self.title}: begun")
+                tell(f"{self.title}: begun")
             self._pulse = threading.Thread(target=self._beat, daemon=True, name="progress")
             self._pulse.start()
         return self
@@ -66,7 +66,7 @@ class Stage:
         if self._pulse is not None:
             self._pulse.join()
         if self._pulse is not None and self.announced:
-            _say(f"{self.title}: {'done' if error is None else 'ended early'} after {duration(self.seconds)}")
+            tell(f"{self.title}: {'done' if error is None else 'ended early'} after {duration(self.seconds)}")
 
     def at(self, step: int, logs: Mapping[str, float] | None = None) -> None:
         """Tell that `step` was reached, with the newest numbers."""
@@ -105,7 +105,7 @@ class Stage:
     def _beat(self) -> None:
         while not self._stop.wait(PULSE_SECONDS):
             still = f"{self.title}: working for {duration(time.monotonic() - self._started)}"
-            _say(still if self._first is None else self.line())
+            tell(still if self._first is None else self.line())
 
 
 def duration(seconds: float) -> str:
@@ -116,5 +116,6 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _say(line: str) -> None:
+def tell(line: str) -> None:
+    """Print a line of what goes on, as it is `shown`, where it does not mix with what a command gives."""
     print(shown(line), file=sys.stderr, flush=True)

@@ -9,13 +9,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from midefense import seeds
+from midefense.attacks.chunks import AUTO, Fixed, Measured, chunks_of
+from midefense.compiling import Compiler
 from midefense.oracle import BudgetExceeded, Oracle
-from midefense.priors.base import Prior
+from midefense.precision import at_least_float32, mixed, require_precision, rounded, stepwise
+from midefense.priors.base import Entrance, Prior
 from midefense.ranges import Count
 from midefense.types import (
     Access,
@@ -91,6 +95,7 @@ class Attack:
     coupled = False
     needs: tuple[str, ...] = ()
     steps: int | None = None
+    targets: int | None = None  # how many there are in all, told before the first group is attacked
 
     def __init__(self, *, access: str, budget: Count | None, group: Count):
         self.access = Access.parse(access)
@@ -166,7 +171,8 @@ class Look:
 class Problem:
     """The world as the parts of one group see it. `oracle` is what a part asks: the target, or, before the selection,
     a surrogate in its place. `reads` is what a look asks for, `chunk` how many images fit in memory at once (None: all,
-    as where parts are coupled)."""
+    as where parts are coupled; `auto`: as many as the device holds). `precision` and `compiler` say how networks
+    calculate where a search looks; what is chosen by is looked at without them."""
 
     prior: Prior
     oracle: Oracle
@@ -176,8 +182,10 @@ class Problem:
     objective: Part
     views: Part | None
     reads: tuple[str, ...]
-    chunk: int | None
+    chunk: int | str | None
     device: torch.device
+    precision: str = "32-true"
+    compiler: Compiler | None = None
 
     @functools.cached_property
     def known(self) -> dict[str, Tensor]:
@@ -188,10 +196,25 @@ class Problem:
         """A generator for `purpose`, the same whatever was drawn before."""
         return seeds.fork(self.rng, purpose)
 
-    def chunks(self, count: int) -> list[slice]:
-        """Rows 0..count-1 in pieces that fit in memory."""
-        width = self.chunk or max(count, 1)
-        return [slice(start, min(start + width, count)) for start in range(0, count, width)]
+    @functools.cached_property
+    def cut(self) -> Fixed | Measured:
+        """How this group is cut."""
+        return chunks_of(self.chunk, self.device)
+
+    def chunks(self, count: int) -> Iterator[slice]:
+        """Rows 0..count-1 in pieces that fit in memory; a piece must be done with before the next is asked for."""
+        for rows in self.cut.slices(count):
+            if self.compiler is not None:
+                self.compiler.expect(count / len(self.evidence), self.cut.width_of)
+            yield rows
+
+    def drawn(self, *given: Tensor | None, entrance: Entrance | None = None) -> Tensor:
+        """Pictures as the prior, or one of its entrances, draws what is `given`, in the search's precision."""
+        draw = (self.prior if entrance is None else entrance).draw
+        if self.compiler is not None:
+            draw = self.compiler.of(f"picture {getattr(entrance, 'block', '')}", self.prior, draw)
+        with mixed(self.precision, self.device):
+            return at_least_float32(draw(*given))
 
     def look(
         self, latents: Tensor, owners: Tensor, views: Part | None = None, draws: object = None, reads=None
@@ -200,7 +223,7 @@ class Problem:
 
         `owners` int64 [B] on the CPU: the evidence row of each latent; its target is charged.
         """
-        return self.show(self.prior.draw(latents), latents, owners, views, draws, reads)
+        return self.show(self.drawn(latents), latents, owners, views, draws, reads)
 
     def show(
         self,
@@ -214,7 +237,8 @@ class Problem:
         """As `look`, with pictures [B, C, r, r] that were drawn already."""
         images = self.prior.frame(drawn)
         shown = images if views is None else views(images, draws)
-        answer = self.oracle(shown, ids=self.evidence.ids[owners], reads=self.reads if reads is None else reads)
+        with mixed(self.precision, self.device):
+            answer = self.oracle(shown, ids=self.evidence.ids[owners], reads=self.reads if reads is None else reads)
         labels = self.evidence.labels[owners].to(images.device, non_blocking=True)
         return Look(latents, drawn, images, shown, answer, labels, self.prior, self.known)
 
@@ -250,12 +274,17 @@ class SearchAttack(Attack):
         views: what the target is shown during the search (None: the image itself).
         surrogate: what is asked in the target's place (`attacks.surrogate`); None asks the target.
         access, budget, group: see `Attack`.
-        chunk: images per forward, to fit memory (None: the whole group at once, which coupled parts insist on).
+        chunk: images per forward, to fit memory (None: the whole group at once, which coupled parts insist on;
+            `auto`: as many as a GPU holds, by measurement, or 25 on a CPU).
         legacy: every part as the authors' code runs it (`Part.as_published`): views that all images of a step share,
             selection among images that are not cut to [0, 1], crops that do not fit drawn again.
+        precision: of the networks that the search looks through (`midefense.precision`). Losses are taken of float32,
+            and starts, the selection and stages of a search are judged in float32.
+        compile: the generator and who is asked go through torch.compile while the search looks: for one number of
+            rows, that of a full chunk. Where that fails, a sentence says so, and they run as they are.
     """
 
-    later = {"surrogate": None, "legacy": False}
+    later = {"surrogate": None, "legacy": False, "precision": "32-true", "compile": False}
 
     def __init__(
         self,
@@ -269,8 +298,10 @@ class SearchAttack(Attack):
         access: str = "whitebox",
         budget: Count | None = None,
         group: Count = 60,
-        chunk: Count | None = None,
+        chunk: Count | Literal["auto"] | None = None,
         legacy: bool = False,
+        precision: str = "32-true",
+        compile: bool = False,
     ):
         super().__init__(access=access, budget=budget, group=group)
         slots = {"init": init, "objective": objective, "search": search, "select": select, "views": views}
@@ -284,13 +315,19 @@ class SearchAttack(Attack):
             access.require(part.reads, f"attack.{slot} ({type(part).__name__})")
         self.needs = tuple({need for part in self.parts.values() for need in part.needs})
         self.init, self.objective, self.search, self.select, self.views, self.surrogate = slots.values()
-        self.chunk = chunk
+        self.chunk, self.precision = chunk, require_precision("attack.precision", precision)
+        self.compiler = Compiler("attack.compile") if compile else None
         self.pools = hasattr(init, "prepare")
         self.prepares = self.pools or surrogate is not None or objective.prepares
         self.asks_question = init.asks_question
         self.coupled = any(part.coupled for part in self.parts.values())
         if self.coupled:
             self._refuse_to_split(self._coupling())
+
+    @classmethod
+    def pin(cls, arguments: dict[str, object]) -> dict[str, object]:
+        """The arguments; a chunk that is left to the machine is no number of the recipe."""
+        return {**arguments, "chunk": None} if arguments["chunk"] == AUTO else arguments
 
     @property
     def steps(self) -> int | None:
@@ -388,10 +425,20 @@ class SearchAttack(Attack):
         )
         found = self.init(problem)
         yield found
-        for found in self.search(problem, found):  # noqa: B020 -- each step replaces what was found
+        looking = self._looking(problem, len(found))
+        work = stepwise(self.search(looking, found), lambda: rounded(self.precision, prior.device))
+        for found in work:  # noqa: B020 -- each step replaces what was found
             yield found
-        scores = self.select(replace(problem, oracle=target), found)
+        scores = self.select(replace(problem, oracle=target, chunk=looking.cut.width or self.chunk), found)
         yield best_of_each(found, scores, self.select.keep)
+
+    def _looking(self, problem: Problem, candidates: int) -> Problem:
+        """The problem as the search sees it: the same, in its precision, compiled where the attack says so."""
+        if self.compiler is None:
+            return replace(problem, precision=self.precision)
+        self.compiler.begin_group(min(self.group, self.targets or self.group))
+        oracle = problem.oracle.compiled(self.compiler)
+        return replace(problem, precision=self.precision, compiler=self.compiler, oracle=oracle)
 
     def _couples(self, prior: Prior | type[Prior]) -> bool:
         """Whether candidates depend on the others of their group: through a part, or through the prior's critic."""

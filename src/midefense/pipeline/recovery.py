@@ -88,6 +88,7 @@ class Recovery:
             _group_name(i): rows for i, rows in enumerate(torch.arange(len(self.evidence)).split(self.attack.group))
         }
         parents = {"target": self.target.artefact}
+        self.attack.targets = len(self.evidence)
         with work.seat() as seat, self.session.run(draft, "attack", parents, rank=seat) as run:
             waiting = False
             while (artefact := store.find(draft)) is None:

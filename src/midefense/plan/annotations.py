@@ -30,6 +30,8 @@ def fits(value: object, hint: object) -> bool:
     if typing.get_origin(hint) is typing.Annotated:
         return fits(value, hint.__origin__) and all(marker.holds(value) for marker in _markers(hint))
     inner, kind = typing.get_args(hint), typing.get_origin(hint) or hint
+    if kind is typing.Literal:
+        return value in inner
     if kind in (typing.Union, types.UnionType):
         return any(fits(value, choice) for choice in inner)
     if kind is types.NoneType:
@@ -55,6 +57,8 @@ def in_words(hint: object) -> str:
     if typing.get_origin(hint) is typing.Annotated:
         return " ".join([in_words(hint.__origin__), *map(str, _markers(hint))])
     inner, kind = typing.get_args(hint), typing.get_origin(hint) or hint
+    if kind is typing.Literal:
+        return " or ".join(map(str, inner))
     if kind in (typing.Union, types.UnionType):
         return " or ".join(in_words(choice) for choice in inner)
     if kind is types.NoneType:

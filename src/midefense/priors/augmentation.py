@@ -7,14 +7,15 @@ Its prior learns behind it and its attack searches behind it, so it stands here,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from midefense.ranges import Share
+from midefense.resampling import stretched, turned
 from midefense.types import Refused
 
 COLUMNS = 11
@@ -26,7 +27,8 @@ class Parameters:
     """What happens to each of B images: `boxes` [B, 4], the corners (x1, y1, x2, y2) of a crop, the last pixels
     included; `flip` bool [B]; `jitter` bool [B], whether `brightness` and `contrast` [B] are multiplied, the brightness
     first or second (`brightness_first` bool [B]) and pixels clamped before both or not (`clamp_first` bool [B]);
-    `degrees` [B], counter-clockwise, 0 for no rotation."""
+    `degrees` [B], counter-clockwise, 0 for no rotation. No box reaches less than the share `smallest` of an image from
+    corner to corner."""
 
     boxes: Tensor
     flip: Tensor
@@ -36,6 +38,7 @@ class Parameters:
     brightness_first: Tensor
     clamp_first: Tensor
     degrees: Tensor
+    smallest: float
 
 
 class Augmentation:
@@ -85,7 +88,7 @@ class Augmentation:
         x, y = (left * (size - side + 1)).floor(), (top * (size - side + 1)).floor()
         strengths = zip(self.strengths, (brightness, contrast), strict=True)
         factors = (1 + strength * (2 * die - 1) for strength, die in strengths)
-        turned = torch.where(rotate < self.rotation, self.degrees * (2 * angle - 1), 0.0)
+        angles = torch.where(rotate < self.rotation, self.degrees * (2 * angle - 1), 0.0)
         return Parameters(
             torch.stack([x, y, x + side - 1, y + side - 1], 1),
             flip < self.flip,
@@ -93,7 +96,8 @@ class Augmentation:
             *factors,
             order < 0.5,
             clamps < 1 / 3,  # of three in a random order, the change of saturation comes first
-            turned,
+            angles,
+            max(round(size * math.sqrt(smallest)) - 1, 1) / max(size - 1, 1),
         )
 
     def __call__(self, images: Tensor, dice: Tensor) -> Tensor:
@@ -104,19 +108,14 @@ class Augmentation:
 def apply(images: Tensor, how: Parameters) -> Tensor:
     """Images [B, C, S, S] as `how` says. A mirror image of the crop has the same brightness and contrast, so it is
     taken while cropping."""
-    return rotated(jittered(cropped(images, how.boxes, how.flip), how), how.degrees)
+    return rotated(jittered(cropped(images, how.boxes, how.flip, how.smallest), how), how.degrees)
 
 
-def cropped(images: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
-    """The inside of boxes [B, 4], mirrored where `flip` [B], scaled to full size: corners on corners, bilinear."""
-    last = images.shape[-1] - 1
-    left, top, right, bottom = boxes.to(images.dtype).unbind(1)
-    width, height = (right - left) / last, (bottom - top) / last
-    width = torch.where(flip, -width, width)
-    zero = torch.zeros_like(width)
-    x, y = (left + right) / last - 1, (top + bottom) / last - 1
-    rows = [torch.stack([width, zero, x], 1), torch.stack([zero, height, y], 1)]
-    return _sampled(images, torch.stack(rows, 1), "border")
+def cropped(images: Tensor, boxes: Tensor, flip: Tensor, smallest: float) -> Tensor:
+    """The inside of boxes [B, 4], mirrored where `flip` [B], scaled to full size: corners on corners, bilinear.
+    `smallest` is the least share of the image that a box reaches from corner to corner."""
+    boxes = boxes.to(images.dtype)
+    return stretched(images, torch.where(flip[:, None], boxes[:, [2, 1, 0, 3]], boxes), smallest)
 
 
 def jittered(images: Tensor, how: Parameters) -> Tensor:
@@ -140,16 +139,8 @@ def _contrasted(images: Tensor, factor: Tensor) -> Tensor:
 
 def rotated(images: Tensor, degrees: Tensor) -> Tensor:
     """Images [B, C, S, S] turned counter-clockwise about their middle by degrees [B]: bilinear, black around."""
-    angle = torch.deg2rad(degrees.to(images.dtype))
-    sine, cosine, zero = angle.sin(), angle.cos(), torch.zeros_like(angle)
-    rows = [torch.stack([cosine, -sine, zero], 1), torch.stack([sine, cosine, zero], 1)]
-    turned = _sampled(images, torch.stack(rows, 1), "zeros")
-    return torch.where(_spread(degrees != 0), turned, images)
-
-
-def _sampled(images: Tensor, affine: Tensor, padding: str) -> Tensor:
-    grid = F.affine_grid(affine, list(images.shape), align_corners=True)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=True)
+    whirled = turned(images, torch.deg2rad(degrees.to(images.dtype)))
+    return torch.where(_spread(degrees != 0), whirled, images)
 
 
 def _spread(flags: Tensor) -> Tensor:

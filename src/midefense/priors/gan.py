@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from midefense import seeds
+from midefense.compiling import Compiler, forward_compiled
+from midefense.precision import forwards_mixed, rounded
 from midefense.types import Images, Progress
 
 Losses = dict[str, Tensor]  # what a step of training saw, by name
@@ -44,6 +47,8 @@ def adversarial_fit(
     unit: int,
     seed: int,
     state: dict[str, Tensor] | None,
+    precision: str = "32-true",
+    compile: bool = False,
 ) -> Iterator[Progress]:
     """WGAN-GP: `critic_steps` steps of the critic to one of the generator, both in train mode.
 
@@ -67,7 +72,8 @@ def adversarial_fit(
         return told
 
     networks = {"generator": generator, "critic": critic}
-    return training_loop(networks, optimizers, update, steps=steps, unit=unit, state=state)
+    how = {"precision": precision, "compiler": Compiler("prior.compile", batch_size) if compile else None}
+    return training_loop(networks, optimizers, update, steps=steps, unit=unit, state=state, **how)
 
 
 def training_loop(
@@ -79,6 +85,8 @@ def training_loop(
     unit: int,
     state: dict[str, Tensor] | None,
     beside: Mapping[str, Tensor] | None = None,
+    precision: str = "32-true",
+    compiler: Compiler | None = None,
 ) -> Iterator[Progress]:
     """The loop of all GANs: networks learn in train mode, from the step of a saved `state` on, and end in eval mode.
 
@@ -87,13 +95,18 @@ def training_loop(
             tensors without a dimension or a gradient. Until a state is yielded nothing waits for the device.
         unit: steps between two yields; the last step yields too. Logs are means over the steps that told a loss.
         beside: tensors that a state holds too.
+        precision: of the networks (`midefense.precision`); losses are sums of what they give in float32.
+        compiler: of the generator; the critic runs as it is, since penalties differentiate it twice, which compiled
+            networks cannot bear.
     """
     done = load_training(state, networks, optimizers)
     for network in networks.values():
         network.train()
     told: dict[str, list[Tensor]] = {}
     for step in range(done, steps):
-        for name, loss in update(step).items():
+        with running(networks, precision, compiler):
+            losses = update(step)
+        for name, loss in losses.items():
             told.setdefault(name, []).append(loss)
         if (step + 1) % unit == 0 or step + 1 == steps:
             means = torch.stack([torch.stack(losses).mean() for losses in told.values()]).tolist()
@@ -102,6 +115,18 @@ def training_loop(
             yield step + 1, logs, training_state(networks, optimizers, step + 1, beside or {})
     for network in networks.values():
         network.eval()
+
+
+@contextmanager
+def running(networks: Mapping[str, nn.Module], precision: str, compiler: Compiler | None) -> Iterator[None]:
+    """Within it these networks run, forward and backward, in this precision, and the one that is called `generator` is
+    compiled."""
+    generator = networks["generator"]
+    with ExitStack() as stack:
+        stack.enter_context(rounded(precision, next(generator.parameters()).device))
+        stack.enter_context(forward_compiled(generator, compiler))
+        stack.enter_context(forwards_mixed(networks.values(), precision))
+        yield
 
 
 def _critic_step(

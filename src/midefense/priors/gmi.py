@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from midefense.precision import require_precision
 from midefense.priors.base import Prior
 from midefense.priors.gan import adversarial_fit
 from midefense.priors.nets.gmi import Critic, Generator
@@ -26,8 +27,11 @@ class GmiGan(Prior):
         critic_steps: critic steps to one generator step.
         penalty: weight of the gradient penalty.
         unit: steps between two saved states.
+        precision: of the networks while they learn: see `midefense.precision`.
+        compile: the generator goes through torch.compile while it learns.
     """
 
+    later = {"precision": "32-true", "compile": False}
     learns = True
     unhashed = ("unit",)
     offers = frozenset({"sample", "realism", "normal"})
@@ -47,6 +51,8 @@ class GmiGan(Prior):
         betas: Betas = (0.5, 0.999),
         penalty: NotNegative = 10.0,
         unit: Count = 100,
+        precision: str = "32-true",
+        compile: bool = False,
     ):
         super().__init__(channels=channels, size=size)
         if size not in (32, 64):
@@ -60,6 +66,8 @@ class GmiGan(Prior):
             "betas": tuple(betas),
             "penalty": penalty,
             "unit": unit,
+            "precision": require_precision("prior.precision", precision),
+            "compile": compile,
         }
         self.generator = Generator(latent_size=latent_size, channels=channels, size=size, width=width)
         self.critic = Critic(channels=channels, size=size, width=width)

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense import seeds
+from midefense.compiling import Compiler
 from midefense.oracle import Oracle
+from midefense.precision import require_precision
 from midefense.priors.base import Prior
 from midefense.priors.gan import Losses, training_loop
 from midefense.priors.nets.gmi import Generator
@@ -72,8 +74,11 @@ class KedGan(Prior):
         target_mode: `eval`, or `train` as the authors' script leaves the target: its soft labels then come from the
             statistics of each batch, with dropout.
         unit: steps between two saved states.
+        precision: of the networks while they learn: see `midefense.precision`.
+        compile: the generator goes through torch.compile while it learns.
     """
 
+    later = {"precision": "32-true", "compile": False}
     asks = Access.SCORES
     learns = True
     unhashed = ("unit",)
@@ -97,6 +102,8 @@ class KedGan(Prior):
         entropy_weight: NotNegative = 1e-4,
         target_mode: str = "eval",
         unit: Count = 100,
+        precision: str = "32-true",
+        compile: bool = False,
     ):
         super().__init__(channels=channels, size=size)
         if size not in (32, 64):
@@ -105,7 +112,8 @@ class KedGan(Prior):
         self.classes, self.latent_size, self.epochs, self.steps = classes, latent_size, epochs, steps
         self.batch_size, self.critic_steps, self.unit = batch_size, critic_steps, unit
         self.adam = functools.partial(torch.optim.Adam, lr=learning_rate, betas=tuple(betas))
-        self.entropy_weight = entropy_weight
+        self.entropy_weight, self.precision = entropy_weight, require_precision("prior.precision", precision)
+        self.compiler = Compiler("prior.compile", batch_size) if compile else None
         self.generator = Generator(latent_size=latent_size, channels=channels, size=size, width=width)
         self.critic = Discriminator(classes=classes, channels=channels, size=size, width=width)
 
@@ -137,7 +145,8 @@ class KedGan(Prior):
             return told
 
         steps = self.fit_steps(public)
-        return training_loop(networks, optimizers, update, steps=steps, unit=self.unit, state=state)
+        how = {"unit": self.unit, "precision": self.precision, "compiler": self.compiler}
+        return training_loop(networks, optimizers, update, steps=steps, state=state, **how)
 
     def discriminator_step(
         self, optimizer: torch.optim.Optimizer, taught: Tensor, soft: Tensor, real: Tensor, latents: Tensor

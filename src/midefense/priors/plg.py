@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense import seeds
+from midefense.compiling import Compiler
 from midefense.identity_losses import IDENTITY_LOSSES
 from midefense.oracle import Oracle
+from midefense.precision import require_precision
 from midefense.priors.augmentation import Augmentation
 from midefense.priors.base import Prior
 from midefense.priors.gan import Losses, training_loop
@@ -78,8 +80,11 @@ class PlgGan(Prior):
         noise: the brightest of the noise, uniform from 0, that is added to real images.
         target_mode: `eval`, or the legacy `train`, in which MIBench's script leaves the target.
         unit: steps between two saved states.
+        precision: of the networks while they learn: see `midefense.precision`.
+        compile: the generator goes through torch.compile while it learns.
     """
 
+    later = {"precision": "32-true", "compile": False}
     asks = Access.WHITEBOX
     learns = True
     unhashed = ("unit",)
@@ -106,6 +111,8 @@ class PlgGan(Prior):
         noise: Share = 1 / 256,
         target_mode: str = "eval",
         unit: Count = 100,
+        precision: str = "32-true",
+        compile: bool = False,
     ):
         super().__init__(channels=channels, size=size)
         if size not in (32, 64):
@@ -116,7 +123,8 @@ class PlgGan(Prior):
         self.classes, self.latent_size, self.top, self.steps = classes, latent_size, top, steps
         self.batch_size, self.critic_steps, self.noise, self.unit = batch_size, critic_steps, noise, unit
         self.identity, self.identity_weight = IDENTITY_LOSSES[identity], identity_weight
-        self.augmentation = augmentation
+        self.augmentation, self.precision = augmentation, require_precision("prior.precision", precision)
+        self.compiler = Compiler("prior.compile", batch_size) if compile else None
         self.adam = functools.partial(torch.optim.Adam, lr=learning_rate, betas=tuple(betas))
         shape = {"classes": classes, "channels": channels, "size": size, "width": width}
         self.generator = Generator(latent_size=latent_size, **shape)
@@ -141,9 +149,8 @@ class PlgGan(Prior):
             with seeds.isolated(seed, "prior", "label"):
                 chosen = pseudo_labelled(label, public, min(self.top, len(public)), self.classes, self.device)
         update = functools.partial(self._update, public, chosen, ask, optimizers, seed)
-        return training_loop(
-            networks, optimizers, update, steps=self.steps, unit=self.unit, state=state, beside={"chosen": chosen}
-        )
+        how = {"steps": self.steps, "unit": self.unit, "precision": self.precision, "compiler": self.compiler}
+        return training_loop(networks, optimizers, update, state=state, beside={"chosen": chosen}, **how)
 
     def _update(
         self,

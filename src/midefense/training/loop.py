@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from midefense import seeds
 from midefense.defenses.base import Defense, cross_entropy
+from midefense.precision import mixed, rounded
 from midefense.training.inference import evaluate, features_of
 from midefense.training.recipe import Recipe
 from midefense.types import Batch, Diverged, Images, Origin, Progress, Refused, Trace
@@ -32,12 +33,12 @@ class Learner(nn.Module):
         super().__init__()
         self.model = torch.compile(model) if recipe.compile else model
         self.defense = defense
-        self.mixed = recipe.precision == "bf16-mixed"
+        self.precision = recipe.precision
         self.auxiliary_weight = getattr(model, "auxiliary_weight", 0.0)
 
     def forward(self, batch: Batch) -> tuple[Trace, dict[str, Tensor]]:
         """The trace with all taps, and the loss terms, per image [B] or scalar."""
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.mixed):
+        with mixed(self.precision, batch.images.device):
             trace = self.model(batch.images, taps=self.defense.taps)
         terms = self.defense.losses(trace, batch)
         owned = "task" in self.defense.owns
@@ -224,7 +225,9 @@ def _epoch(trainer: Trainer, images: Images, epoch: int, seed: int) -> dict[str,
             weight=torch.ones(len(rows), device=fabric.device),
             rng=seeds.generator(seed, "train", "batch", epoch, index),
         )
-        for name, value in trainer.train(batch, seed, epoch, index).items():
+        with rounded(recipe.precision, fabric.device):
+            told = trainer.train(batch, seed, epoch, index)
+        for name, value in told.items():
             totals[name] = totals[name] + value if name in totals else value
     trainer.end_epoch()
     means = fabric.all_reduce(torch.stack(list(totals.values())) / len(batches), reduce_op="mean")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from midefense import seeds
+from midefense.precision import require_precision
 from midefense.ranges import Batch, InnerShare, NotNegative, Positive, Whole
 from midefense.training.start import Start
 from midefense.types import Images, Refused, refuse_unknown
@@ -35,7 +36,7 @@ class Recipe:
         (then not trained on), `test_legacy` those that are best on the TEST set: the low-resolution attacks publish
         such targets, whose test accuracy is too high, so every row says it.
     head: `trained`, or `centroids`: set in closed form, from the class means of the features, after the last epoch.
-    precision: `32-true` or `bf16-mixed` (losses stay in float32).
+    precision: `32-true`, `tf32` or `bf16-mixed`, of the network while it learns; losses stay in float32.
     compile: whether the network goes through torch.compile.
     clip_norm: largest norm of the gradient; None does not clip.
     drop_last: whether a last batch that is not full is left out.
@@ -81,8 +82,7 @@ class Recipe:
             raise Refused(
                 f"select: expected last, as no epoch has the head of class means, got {select}; try select=last"
             )
-        if precision not in ("32-true", "bf16-mixed"):
-            raise refuse_unknown("precision", precision, ("32-true", "bf16-mixed"))
+        require_precision("precision", precision)
         require_sampler(sampler)
         self.epochs = epochs
         self.batch_size = batch_size

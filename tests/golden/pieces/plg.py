@@ -136,6 +136,7 @@ def parameters_of(read: Callable[[str], Tensor], order: Tensor | None = None) ->
         brightness_first=torch.full((count,), brightness < contrast),
         clamp_first=torch.full((count,), saturation < min(brightness, contrast)),
         degrees=torch.where(read("rotate_on"), read("degrees"), 0.0),
+        smallest=0.5,
     )
 
 
@@ -146,12 +147,12 @@ def augmentation(recording: Recording) -> Iterator[Entry]:
     low = recording["input_low"].double()
     images = F.interpolate(low, scale_factor=64 // low.shape[-1], mode="bilinear", align_corners=False) * 1.2 - 0.1
     how, images = parameters_of(recording.__getitem__), images.requires_grad_()
-    straight = cropped(images, how.boxes, torch.zeros_like(how.flip))
+    straight = cropped(images, how.boxes, torch.zeros_like(how.flip), how.smallest)
     output = apply(images, how)
     stages = {
         "RandomResizedCrop": straight,
         "ColorJitter": jittered(straight, how),
-        "RandomHorizontalFlip": jittered(cropped(images, how.boxes, how.flip), how),
+        "RandomHorizontalFlip": jittered(cropped(images, how.boxes, how.flip, how.smallest), how),
         "RandomRotation": output,
     }
     for name, stage in stages.items():

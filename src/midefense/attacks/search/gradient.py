@@ -118,8 +118,8 @@ class Gradient(Part):
             draws = [rows.to(latents.device, non_blocking=True) for rows in drawn]
         loss, sure = before.clone(), []
         pieces = problem.chunks(len(latents) if awake is None else len(awake))
-        for rows in pieces if awake is None else [awake[piece] for piece in pieces]:
-            picture = problem.prior.draw(latents[rows])
+        for rows in pieces if awake is None else (awake[piece] for piece in pieces):
+            picture = problem.drawn(latents[rows])
             each = 0.0
             for dice in draws:
                 shown = None if dice is None else dice[rows]

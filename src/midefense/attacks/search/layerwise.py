@@ -106,7 +106,7 @@ class Layerwise(Part):
             for rows in problem.chunks(len(owners)):
                 shown = None if draws is None else draws[rows]
                 latents, features, images = inner.take(rows)
-                drawn = entrance.draw(latents, features, images)
+                drawn = problem.drawn(latents, features, images, entrance=entrance)
                 look = problem.show(drawn, latents, owners[rows], problem.views, shown)
                 loss = problem.objective(look)
                 (loss.sum() / self.reference_batch).backward()

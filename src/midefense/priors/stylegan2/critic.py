@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from midefense.precision import at_least_float32, explicit_kinds, working_kind
 from midefense.priors.stylegan2.generator import (
     GAIN,
     Dense,
     Mapping,
     StyleGan2Config,
     blurred,
+    is_half,
     rectified,
     resample_filter,
 )
@@ -54,7 +56,9 @@ class Convolution(nn.Module):
             images, padding, stride = blurred(images, padding=self.padding + 1), 0, 2
             if self.weight.shape[2] == 1:  # what a wider step leaves out need not be convolved
                 images, stride = images[:, :, ::2, ::2], 1
-        outputs = F.conv2d(images, self.weight * scale, bias, stride=stride, padding=padding)
+        kind = images.dtype
+        bias = None if bias is None else bias.to(kind)
+        outputs = F.conv2d(images, (self.weight * scale).to(kind), bias, stride=stride, padding=padding)
         return rectified(outputs, self.clamp) if self.activate else outputs
 
 
@@ -106,6 +110,7 @@ class Discriminator(nn.Module):
     def __init__(self, config: StyleGan2Config):
         super().__init__()
         self.config = config
+        self.half_blocks = 0  # how many of the highest blocks take half precision
         for resolution in config.resolutions[:0:-1]:
             self.add_module(f"b{resolution}", CriticBlock(config, resolution))
         self.b4 = Epilogue(config)
@@ -121,16 +126,21 @@ class Discriminator(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """What the last block sees [B, C, 4, 4]."""
-        for resolution in self.config.resolutions[:0:-1]:
-            images = getattr(self, f"b{resolution}")(images)
-        return images
+        usual, blocks = working_kind(images), len(self.config.resolutions)
+        with explicit_kinds(images):
+            for index in range(blocks - 1, 0, -1):
+                kind = torch.float16 if is_half(index, blocks, self.half_blocks) else usual
+                images = getattr(self, f"b{self.config.resolutions[index]}")(images.to(kind))
+        return at_least_float32(images)
 
     def forward(self, images: Tensor, labels: Tensor | None = None, deviation: Tensor | None = None) -> Tensor:
         """Scores [B]. `deviation` (a scalar) stands in for the spread within a group of images, which otherwise ties
         the scores of a batch to each other."""
-        scores = self.b4(self.features(images), deviation)
-        if self.config.label_size:
-            scores = (scores * self.mapping(None, labels)).sum(1, keepdim=True) / math.sqrt(scores.shape[1])
+        features = self.features(images)
+        with explicit_kinds(images):
+            scores = self.b4(features, deviation)
+            if self.config.label_size:
+                scores = (scores * self.mapping(None, labels)).sum(1, keepdim=True) / math.sqrt(scores.shape[1])
         return scores[:, 0]
 
 

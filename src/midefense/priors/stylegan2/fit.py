@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midefense import seeds
-from midefense.priors.gan import load_training, training_state
+from midefense.compiling import Compiler
+from midefense.priors.gan import load_training, running, training_state
 from midefense.priors.stylegan2.critic import Discriminator
 from midefense.priors.stylegan2.generator import Generator
 from midefense.resampling import resized
@@ -51,6 +52,8 @@ def fit_styles(
     *,
     seed: int,
     state: dict[str, Tensor] | None,
+    precision: str = "32-true",
+    compiler: Compiler | None = None,
 ) -> Iterator[Progress]:
     """Train a copy of `average` against `critic`; `average` follows it. Yields every `unit` steps and at the end.
 
@@ -67,6 +70,7 @@ def fit_styles(
         ),
     }
     networks = {"generator": generator, "critic": critic, "average": average}
+    drawing = {"generator": generator.synthesis, "critic": critic}  # styles are mapped in float32
     done = load_training(state, networks, optimizers)
     generator.train()
     critic.train()
@@ -74,7 +78,7 @@ def fit_styles(
     sums = torch.zeros(3, device=next(critic.parameters()).device)
     for step in range(done, training.steps):
         round_ = _Round(generator, critic, training, seed, step)
-        with seeds.isolated(seed, "prior", "noise", step):
+        with seeds.isolated(seed, "prior", "noise", step), running(drawing, precision, compiler):
             sums[0] += round_.improve_generator(optimizers["generator"])
             sums[1:] += round_.improve_critic(optimizers["critic"], public)
         _follow(average, generator, training, step)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from midefense.precision import at_least_float32, explicit_kinds, working_kind
 from midefense.types import Refused, refuse_unknown
 
 TAPS = (1.0, 3.0, 3.0, 1.0)  # the resampling filter, per axis
@@ -162,9 +163,9 @@ class ToRgb(nn.Module):
     def forward(self, features: Tensor, w: Tensor) -> Tensor:
         """Images [B, C, r, r]; few outputs, so a weight per image is cheaper than scaling all features."""
         style = self.affine(w) / math.sqrt(self.weight.shape[1])
-        weights = self.weight[:, :, 0, 0] * style[:, None]
-        images = torch.baddbmm(self.bias[None, :, None], weights, features.flatten(2))
-        images = images.unflatten(2, features.shape[2:])
+        weights, kind = self.weight[:, :, 0, 0] * style[:, None], features.dtype
+        images = torch.baddbmm(self.bias[None, :, None].to(kind), weights.to(kind), features.flatten(2))
+        images = at_least_float32(images.unflatten(2, features.shape[2:]))
         return images if self.clamp is None else images.clamp(-self.clamp, self.clamp)
 
 
@@ -185,11 +186,13 @@ class Block(nn.Module):
         self.first = resolution == 4
 
     def forward(
-        self, features: Tensor | None, images: Tensor | None, ws: Tensor, noise: str, fused: bool
+        self, features: Tensor | None, images: Tensor | None, ws: Tensor, noise: str, fused: bool, kind: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """Features and image of the block below (None: nothing) and this block's rows of ws to those of this block."""
+        """Features and image of the block below (None: nothing) and this block's rows of ws to those of this block.
+        Features are of the `kind` that is told; what becomes a picture is float32 at least."""
+        features = self.const.expand(len(ws), -1, -1, -1) if self.first else features
+        features = features.to(kind)
         if self.first:
-            features = self.const.expand(len(ws), -1, -1, -1)
             features = self.conv1(features, ws[:, 0], noise, fused)
         else:
             features = self.conv0(features, ws[:, 0], noise, fused)
@@ -205,6 +208,7 @@ class Synthesis(nn.Module):
         super().__init__()
         self.resolutions = config.resolutions
         self.checkpoint = False  # True: activations of a block are computed again for the backward pass
+        self.half_blocks = 0  # how many of the highest blocks take half precision
         for resolution in self.resolutions:
             self.add_module(f"b{resolution}", Block(config, resolution))
 
@@ -230,15 +234,18 @@ class Synthesis(nn.Module):
         if noise not in NOISE:
             raise refuse_unknown("noise", noise, NOISE)
         last = len(self.resolutions) - 1 if last is None else last
-        for index in range(first, last + 1):
-            block = getattr(self, f"b{self.resolutions[index]}")
-            # the image of a block shares its row with the first convolution of the next
-            rows = ws[:, 0:2] if index == 0 else ws[:, 2 * index - 1 : 2 * index + 2]
-            if self.checkpoint and torch.is_grad_enabled():
-                given = (features, images, rows, noise, fused)
-                features, images = checkpoint(block, *given, use_reentrant=False)
-            else:
-                features, images = block(features, images, rows, noise, fused)
+        usual = working_kind(ws)
+        with explicit_kinds(ws):
+            for index in range(first, last + 1):
+                block = getattr(self, f"b{self.resolutions[index]}")
+                # the image of a block shares its row with the first convolution of the next
+                rows = ws[:, 0:2] if index == 0 else ws[:, 2 * index - 1 : 2 * index + 2]
+                kind = torch.float16 if is_half(index, len(self.resolutions), self.half_blocks) else usual
+                given = (features, images, rows, noise, fused, kind)
+                if self.checkpoint and torch.is_grad_enabled():
+                    features, images = checkpoint(block, *given, use_reentrant=False)
+                else:
+                    features, images = block(*given)
         return features, images
 
 
@@ -276,13 +283,27 @@ def modulated(
     coefficients [B, O] that its output is still to be multiplied by (StyleGAN2, equations 1 to 3)."""
     if fused:
         own = weight * style[:, None, :, None, None]
-        own = own * (own.square().sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt()
+        own = (own * (own.square().sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt()).to(features.dtype)
         batch, inputs = style.shape
         grouped = features.reshape(1, batch * inputs, *features.shape[2:])
         convolved = _convolved(grouped, own.flatten(0, 1), up=up, groups=batch)
         return convolved.unflatten(1, (batch, -1))[0], torch.ones_like(own[:, :, 0, 0, 0])
+    if features.dtype is torch.float16:
+        weight, style = within_half(weight, style)
     strength = (style.square() @ weight.square().sum((2, 3)).T + 1e-8).rsqrt()
-    return _convolved(_Scaled.apply(features, style), weight, up=up, groups=1), strength
+    return _convolved(_Scaled.apply(features, style), weight.to(features.dtype), up=up, groups=1), strength
+
+
+def within_half(weight: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight [O, I, 3, 3] and styles [B, I] scaled so that products and sums of half-precision features by them stay
+    within its range; the demodulation takes the factors out again (StyleGAN2-ADA, appendix D)."""
+    largest = weight.abs().amax((1, 2, 3), keepdim=True) * math.sqrt(weight[0].numel())
+    return weight / largest, style / style.abs().amax(1, keepdim=True)
+
+
+def is_half(index: int, blocks: int, half_blocks: int) -> bool:
+    """Whether the block `index` from below takes half precision: never the first."""
+    return index >= max(blocks - half_blocks, 1)
 
 
 def _convolved(features: Tensor, weight: Tensor, *, up: bool, groups: int) -> Tensor:
@@ -387,7 +408,8 @@ class _Finished(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, convolved: Tensor, strength: Tensor, offset: Tensor, clamp: float | None) -> Tensor:
-        torch.addcmul(offset, convolved, strength[:, :, None, None], out=convolved)
+        kind = convolved.dtype
+        torch.addcmul(offset.to(kind), convolved, strength[:, :, None, None].to(kind), out=convolved)
         ctx.mark_dirty(_rectify_(convolved, clamp))
         ctx.save_for_backward(convolved, strength, offset)
         ctx.clamp = clamp
@@ -405,8 +427,8 @@ class _Finished(torch.autograd.Function):
         gradient = _before(gradient, outputs, overwrite=ctx.clamp is not None)
         if along is not None:
             along = (along - _inner(gradient, offset)) / strength
-        apart = gradient.sum_to_size(offset.shape) if ctx.needs_input_grad[2] else None
-        scale = strength[:, :, None, None]
+        apart = gradient.sum_to_size(offset.shape).to(offset.dtype) if ctx.needs_input_grad[2] else None
+        scale = strength[:, :, None, None].to(gradient.dtype)
         # the sums above have read it, so that it may be written over, unless a gradient of the gradient is wanted
         return gradient * scale if torch.is_grad_enabled() else gradient.mul_(scale), along, apart, None
 
@@ -417,14 +439,14 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features: Tensor, style: Tensor) -> Tensor:
         ctx.save_for_backward(features, style)
-        return features * style[:, :, None, None]
+        return features * style[:, :, None, None].to(features.dtype)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         features, style = ctx.saved_tensors
         needed = ctx.needs_input_grad
         return (
-            gradient * style[:, :, None, None] if needed[0] else None,
+            gradient * style[:, :, None, None].to(gradient.dtype) if needed[0] else None,
             _inner(gradient, features) if needed[1] else None,
         )
 
@@ -448,10 +470,12 @@ def _before(gradient: Tensor, outputs: Tensor, overwrite: bool) -> Tensor:
 
 
 def _inner(first: Tensor, second: Tensor) -> Tensor:
-    """Inner products [B, C] over the places of two maps [B or 1, C, h, w]; a map of one place stands for all."""
+    """Inner products [B, C], float32 at least, over the places of two maps [B or 1, C, h, w]; a map of one place stands
+    for all."""
+    kind = torch.promote_types(first.dtype, torch.float32)
     if second.shape[2:] == (1, 1):
-        return first.sum((2, 3)) * second[:, :, 0, 0]
-    return (first * second).sum((2, 3))
+        return first.sum((2, 3), dtype=kind) * second[:, :, 0, 0]
+    return (first * second).sum((2, 3), dtype=kind)
 
 
 def _normalised(vectors: Tensor) -> Tensor:

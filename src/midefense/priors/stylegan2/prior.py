@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midefense import seeds
+from midefense.compiling import Compiler
+from midefense.precision import at_least_float32, require_precision
 from midefense.priors.base import Prior
 from midefense.priors.stylegan2.critic import Discriminator, minibatch_deviation
 from midefense.priors.stylegan2.fit import Training, fit_styles
 from midefense.priors.stylegan2.generator import Generator, StyleGan2Config
 from midefense.priors.stylegan2.importer import read_configuration, read_imported
-from midefense.ranges import Betas, Count, Depth, NotNegative, Positive, Share, Width
+from midefense.ranges import Betas, Count, Depth, NotNegative, Positive, Share, Whole, Width
 from midefense.resampling import resized
 from midefense.store.artefacts import file_sha256
 from midefense.types import Images, Progress, Refused
@@ -55,8 +57,21 @@ class StyleBased(Prior):
     offers = frozenset({"sample", "realism", "normal", "styles", "blocks"})
 
     def __init__(
-        self, *, channels: int, size: int, config: StyleGan2Config, crop: Crop | None, checkpoint: bool, critic: bool
+        self,
+        *,
+        channels: int,
+        size: int,
+        config: StyleGan2Config,
+        crop: Crop | None,
+        checkpoint: bool,
+        critic: bool,
+        half_blocks: int,
     ):
+        if half_blocks and config.conv_clamp is None:
+            raise Refused(
+                f"prior.half_blocks: expected 0 for a generator whose convolutions are not clamped, got {half_blocks}; "
+                "try prior.conv_clamp=256, where it is trained here"
+            )
         super().__init__(channels=channels, size=size)
         self.config, self.crop = config, crop
         self.generator = Generator(config)
@@ -67,6 +82,9 @@ class StyleBased(Prior):
         self.register_buffer("deviation", torch.zeros(()))
         self.last = len(config.resolutions) - 1
         self.generator.synthesis.checkpoint = checkpoint
+        self.generator.synthesis.half_blocks = half_blocks
+        if critic:
+            self.critic.half_blocks = half_blocks
 
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
         """Styles [count, num_ws, w_dim] of normal latents, untruncated."""
@@ -173,7 +191,8 @@ class FromBlock:
         self, latents: Tensor, features: Tensor | None = None, images: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Features and picture behind this block alone: what the next one takes."""
-        return self._run(latents, features, images, self.block)
+        features, images = self._run(latents, features, images, self.block)
+        return at_least_float32(features), images
 
     def _run(self, latents: Tensor, features: Tensor | None, images: Tensor | None, last: int) -> tuple[Tensor, Tensor]:
         rows = self.prior._rows(latents)
@@ -190,8 +209,11 @@ class StyleGan2(StyleBased):
         max_resolution: stop synthesis at pictures of this size, an approximation that saves most of the time; None
             runs all blocks.
         checkpoint: keep no activations of a block for the backward pass, compute them again: less memory, more time.
+        half_blocks: how many of the highest blocks take half precision (float16), wherever a picture is drawn or
+            judged. NVIDIA's files run so on a GPU, with 4; the clamp of their convolutions is made for it.
     """
 
+    later = {"half_blocks": 0}
     places = ("weights",)
     unhashed = ("checkpoint",)
 
@@ -205,13 +227,20 @@ class StyleGan2(StyleBased):
         crop: Crop | None = None,
         max_resolution: Count | None = None,
         checkpoint: bool = False,
+        half_blocks: Whole = 0,
     ):
         if sha256 is not None:
             pinned_hash(weights, sha256)
         config, generator, critic, _ = read_imported(weights)
         critic = critic if judges(config) else None
         super().__init__(
-            channels=channels, size=size, config=config, crop=crop, checkpoint=checkpoint, critic=critic is not None
+            channels=channels,
+            size=size,
+            config=config,
+            crop=crop,
+            checkpoint=checkpoint,
+            critic=critic is not None,
+            half_blocks=half_blocks,
         )
         self.generator.load_state_dict(generator)
         if critic is not None:
@@ -230,10 +259,12 @@ class StyleGan2(StyleBased):
         crop: Crop | None = None,
         max_resolution: int | None = None,
         checkpoint: bool = False,
+        half_blocks: int = 0,
     ) -> StyleBased:
         """The generator in the file, by what its header says."""
         config = read_configuration(weights)
-        prior = StyleBased(channels=channels, size=size, config=config, crop=crop, checkpoint=checkpoint, critic=False)
+        options = {"crop": crop, "checkpoint": checkpoint, "half_blocks": half_blocks}
+        prior = StyleBased(channels=channels, size=size, config=config, critic=False, **options)
         prior.last = _last_block(config, max_resolution)
         return prior
 
@@ -300,8 +331,13 @@ class StyleGan2Trained(StyleBased):
         mirror: show real images and their mirror images alike.
         minibatch_group: images that the critic compares.
         unit: steps between two saved states.
+        precision: of the convolutions while it learns: see `midefense.precision`.
+        compile: the synthesis goes through torch.compile while it learns.
+        half_blocks: how many of the highest blocks take half precision (float16), while it learns and afterwards;
+            wants a `conv_clamp` (NVIDIA's code: 4, and 256).
     """
 
+    later = {"precision": "32-true", "compile": False, "half_blocks": 0}
     learns = True
     unhashed = ("unit", "checkpoint")
 
@@ -328,6 +364,9 @@ class StyleGan2Trained(StyleBased):
         mirror: bool = True,
         unit: Count = 100,
         checkpoint: bool = False,
+        precision: str = "32-true",
+        compile: bool = False,
+        half_blocks: Whole = 0,
     ):
         config = StyleGan2Config(
             resolution=resolution or max(8, 1 << (size - 1).bit_length()),
@@ -340,7 +379,10 @@ class StyleGan2Trained(StyleBased):
             conv_clamp=conv_clamp,
             minibatch_group=minibatch_group,
         )
-        super().__init__(channels=channels, size=size, config=config, crop=None, checkpoint=checkpoint, critic=True)
+        options = {"crop": None, "checkpoint": checkpoint, "half_blocks": half_blocks}
+        super().__init__(channels=channels, size=size, config=config, critic=True, **options)
+        self.precision = require_precision("prior.precision", precision)
+        self.compiler = Compiler("prior.compile", batch_size) if compile else None
         self.generator.requires_grad_(False)
         self.training_options = Training(
             steps=steps,
@@ -364,6 +406,7 @@ class StyleGan2Trained(StyleBased):
     ) -> Iterator[Progress]:
         """Train on public images; one unit of progress is `unit` steps. `generator` holds the moving average."""
         self.require(public)
-        yield from fit_styles(self.generator, self.critic, public, self.training_options, seed=seed, state=state)
+        how = {"seed": seed, "state": state, "precision": self.precision, "compiler": self.compiler}
+        yield from fit_styles(self.generator, self.critic, public, self.training_options, **how)
         self.eval()
         self.measure_deviation(seeds.generator(seed, "prior", "deviation"), groups=32)
