@@ -63,13 +63,16 @@ class Slope(nn.Module):
     """A problem whose loss falls by one per unit of the latent, so that a step is as long as the rate."""
 
     views, device, evidence = None, torch.device("cpu"), Evidence(torch.zeros(1), torch.zeros(1))
-    prior = SimpleNamespace(draw=lambda latents: None, held=0)
+    prior = SimpleNamespace(held=0)
 
     def draw(self, purpose):
         return torch.Generator()
 
     def chunks(self, count):
         return [slice(0, count)]
+
+    def drawn(self, latents):
+        return None
 
     def show(self, picture, latents, *_):
         return Look(latents, *[None] * 3, Answer(), None, None)
