@@ -99,13 +99,15 @@ def judge(
     known: dict[str, Tensor] | None = None,
     shown: Mapping[str, Splits] | None = None,
     truncated: Callable[[int, torch.Generator], Tensor] | None = None,
+    tells_classes: bool = True,
 ) -> Judgement:
     """Measure a recovered artefact, the stages that metrics ask for, and the anchors.
 
     `known`: the features that evaluators give the private images, by evaluator; what is missing is added. `shown`: the
     images of `splits` in other sizes, by the evaluator that is shown them: each is shown what is framed for it.
     `truncated(count, rng)`: latents [count, ...] as the attack draws its starts, where it draws them nearer to the mean
-    than the prior does (None: it does not).
+    than the prior does (None: it does not). `tells_classes`: whether the target's outputs are the private classes; one
+    of attributes is not asked how sure it is of a class.
     """
     known, shown = {} if known is None else known, shown or {}
     sizes = {images.private_train.pixels.shape[-1]: images for images in (splits, *shown.values())}
@@ -115,7 +117,7 @@ def judge(
         references=splits.private_train,
         evaluators=evaluators,
         classes=splits.classes,
-        utility={"test_accuracy_top1": utility["test_accuracy_top1"]},
+        utility=dict(utility),
         bill={k: v for k, v in recovered.provenance["bill"].items() if isinstance(v, int | float)},
         device=device,
         tests=splits.private_test,
@@ -123,14 +125,15 @@ def judge(
         shown={name: images.private_train for name, images in shown.items() if images is not splits},
         cache={("references", name): features for name, features in known.items()},
     )
+    asked = target if tells_classes else None
     draws = {"prior": prior.sample, "truncated": truncated}
     draws = {name: draw for name, draw in draws.items() if draw is not None}
     tests = {side: one.private_test for side, one in sizes.items()}
     with open_stages(recovered, prior, device, world.sides) as stages:
         candidates = stages[HEADLINE]
         pictures = _Pictures(world, len(candidates.labels.unique()))
-        found = _measure(metrics, candidates.batches(target), world, pictures)
-        marked = _measure_stages(metrics, stages, target, world, found.by_metric)
+        found = _measure(metrics, candidates.batches(asked), world, pictures)
+        marked = _measure_stages(metrics, stages, asked, world, found.by_metric)
     known |= {name: world.cache[key] for name in evaluators if (key := ("references", name)) in world.cache}
     return Judgement(
         measured={**found.numbers, **marked.numbers},
@@ -187,7 +190,7 @@ def _measure(
 def _measure_stages(
     metrics: Mapping[str, Metric],
     stages: Stages,
-    target: nn.Module,
+    target: nn.Module | None,
     world: World,
     headline: Mapping[str, Mapping[str, Measured]],
 ) -> _Found:
@@ -255,11 +258,13 @@ class _Pictures:
     def update(self, judged: Judged) -> None:
         """Keep what is shown of a batch."""
         keep = (judged.candidates < self._per_class).nonzero()[:, 0]
+        sure = judged.target_confidence
+        sure = torch.full((len(judged.labels),), math.nan) if sure is None else sure.float().cpu()
         shown = {
             "reconstructions": to_pixels(judged.images[keep]).cpu(),
             "labels": judged.labels[keep],
             "candidates": judged.candidates[keep].cpu(),
-            "confidence": judged.target_confidence[keep].float().cpu(),
+            "confidence": sure[keep.cpu()],
             "features": judged_trace(judged, self._world, self._evaluator, BATCH).features[keep],
         }
         self._kept.append(shown)
