@@ -83,7 +83,7 @@ class Amortisation:
 
         with torch.no_grad():
             features = view(latents)
-        return (view(network(features)) - features).square().flatten(1).sum(1).mean()
+        return squared_distance(view(network(features)), features).mean()
 
     def build(self, edge: Edge, prior: Generator) -> nn.Module:
         """A fresh network for this generator and this edge, drawn from torch's global stream."""
@@ -98,6 +98,11 @@ class Amortisation:
             network = self.build(edge, prior)
         network.load_state_dict(_under("network.", state))
         return network.to(prior.device).eval().requires_grad_(False)
+
+
+def squared_distance(left: Tensor, right: Tensor) -> Tensor:
+    """||left - right||^2 per row [B]."""
+    return (left - right).square().flatten(1).sum(1)
 
 
 def _state(done: int, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ norms and means over it. The critic ties a group together in either form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -59,7 +59,7 @@ class Crafting(Defense):
     def __init__(
         self,
         *,
-        prior: Callable[..., Generator],
+        prior: Callable[..., nn.Module],
         amortiser: Amortisation | None,
         attacker: FictitiousAttacker,
         critic: Critic,
@@ -78,6 +78,9 @@ class Crafting(Defense):
     @property
     def prepares(self) -> bool:
         return self.amortiser is not None
+
+    def preparation(self, recipe: Mapping[str, object]) -> dict[str, object]:
+        return {"amortiser": recipe["amortiser"]}
 
     def prepare(
         self, edge: nn.Module, prior: Generator, rng: torch.Generator, state: dict[str, Tensor] | None
@@ -147,7 +150,7 @@ class Crafter(Crafting):
     def __init__(
         self,
         *,
-        prior: Callable[..., Generator],
+        prior: Callable[..., nn.Module],
         amortiser: Amortisation | None,
         attacker: FictitiousAttacker,
         critic: Critic,
@@ -200,16 +203,18 @@ class Crafter(Crafting):
         be 0."""
         share, numbers = world.share(len(features)), self.d or original[0].numel()
         chunk = self.chunk or len(features)
-        private, unsettled = [], []
+        weight, changed = self.inversion_weight / (numbers * share), features - original
+        moved, unsettled, score = [], [], original.new_zeros(())
         for piece, wanted in zip(latents.split(chunk), features.split(chunk), strict=True):
-            wish = SCALE * leaving(world, network, piece) / share
-            weight = self.inversion_weight / (numbers * share)
-            moved, rest = self.implicit.gradient(world.view, piece, wanted, weight, wish)
-            private.append(moved)
+            wish, scores = leaving(world, network, piece)
+            slope, rest = self.implicit.gradient(world.view, piece, wanted, weight, SCALE * wish / share)
+            moved.append(slope)
             unsettled.append(rest)
-        useful = SCALE * self.beta * 2 * (features - original) / (numbers * share)
-        slope = torch.cat(private) + useful
-        return slope, {"slope": slope, "unsettled": torch.cat(unsettled)}
+            score = score + scores.sum()
+        useful = SCALE * self.beta * 2 * changed / (numbers * share)
+        loss = SCALE * (self.beta * changed.square().sum() / numbers - score) / share
+        slope = torch.cat(moved) + useful
+        return slope, {"slope": slope, "loss": loss, "unsettled": torch.cat(unsettled)}
 
 
 class CrafterZ(Crafting):
@@ -229,7 +234,7 @@ class CrafterZ(Crafting):
     def __init__(
         self,
         *,
-        prior: Callable[..., Generator],
+        prior: Callable[..., nn.Module],
         amortiser: Amortisation | None,
         attacker: FictitiousAttacker,
         critic: Critic,
@@ -279,12 +284,13 @@ class CrafterZ(Crafting):
         return torch.cat(slopes), total
 
 
-def leaving(world: World, network: nn.Module, latents: Tensor) -> Tensor:
-    """The gradient in the latents [N, *latent] of -sum D(G(z))."""
+def leaving(world: World, network: nn.Module, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient in the latents [N, *latent] of -sum D(G(z)), and the scores D(G(z)) [N]."""
     latents = latents.detach().requires_grad_()
     with torch.enable_grad():
-        (slope,) = torch.autograd.grad(-network(world.images(latents)).sum(), latents)
-    return slope
+        scores = network(world.images(latents))
+        (slope,) = torch.autograd.grad(-scores.sum(), latents)
+    return slope, scores.detach()
 
 
 def latents_of(prior: Generator, ids: Tensor, rng: torch.Generator) -> Tensor:

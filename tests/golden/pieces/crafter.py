@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from midefense.architectures.inverters import Amortiser
 from midefense.architectures.resnet import ResNet
 from midefense.architectures.state_names import from_published
-from midefense.defenses.amortising import Amortisation
+from midefense.defenses.adversarial import norm_per_pixel
+from midefense.defenses.amortising import squared_distance
 from midefense.defenses.crafter import SCALE, Crafted, Crafter, CrafterZ
 from midefense.defenses.crafting import Critic, FictitiousAttacker, World, slope_penalty
 from midefense.defenses.disco import Pruner
@@ -115,7 +116,10 @@ def outer(recording: Recording) -> Iterator[Entry]:
     yield recording.compare("z_star", torch.stack([moment.latents for moment in moments]))
     yield recording.compare("critic_loss", together(moments, "critic_loss"))
     yield recording.compare("hypergradient", together(moments, "slope"), note="of its own largest value")
-    yield recording.compare("total_and_inv_loss", torch.stack([together(moments, name) for name in ("loss", "residual")], 1))
+    world, weight = world_of(recording), defense.inversion_weight / (len(befores[0]) * D)
+    residuals = [weight * (world.view(m.latents) - before).square().sum() for m, before in zip(moments, befores)]
+    totals = torch.stack([together(moments, "loss"), torch.stack(residuals)], 1)
+    yield recording.compare("total_and_inv_loss", totals)
     for name, tensor in moments[-1].told["critic"].state_dict().items():
         yield recording.compare(f"critic_final/{name}", tensor)
     yield recording.compare("inner_attack_loss", inner_losses(recording, befores, defense.attacker))
@@ -242,12 +246,17 @@ def networks(recording: Recording) -> Iterator[Entry]:
         shapes = json.loads(bytes(recording[f"{name}/state_json"].numpy()).decode())
         module.load_state_dict(from_published(module, recording.draws.state(shapes)))
         answer = module.eval()(recording[f"{name}/in0"].float())
-        known = recording[f"{name}/out"]
         yield recording.compare(f"{name}/out", nn.functional.avg_pool2d(answer, 4) if answer.dim() == 4 else answer)
-        del known
 
 
 @replays("crafter/other")
 def losses(recording: Recording) -> Iterator[Entry]:
     """Losses on given pictures: what the amortiser minimises, and adversarial learning's error."""
-    raise NotImplementedError
+    ours = {"x", "xhat", "amor_f_loss_per_row", "adv_ploss"}
+    for key in set(recording.arrays) - ours:
+        recording.leave_out(key, "of the attackers, and of the measures")
+    images, decoded = recording["x"], recording["xhat"]
+    amortised = squared_distance(images, decoded)
+    yield recording.compare("amor_f_loss_per_row", amortised)
+    of_the_batch = torch.linalg.vector_norm(norm_per_pixel(images, decoded))
+    yield recording.compare("adv_ploss", of_the_batch, note="the norm over the batch of ours per image")
