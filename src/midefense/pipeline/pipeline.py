@@ -17,7 +17,7 @@ from midefense.compute import machine_of
 from midefense.datasets.splits import Splits, digest, require_same_pictures
 from midefense.evidence.base import Request
 from midefense.metrics.features import evaluating
-from midefense.oracle import Oracle
+from midefense.oracle import Edge, Oracle
 from midefense.pipeline import judge
 from midefense.pipeline.classifiers import (
     StoredTarget,
@@ -102,6 +102,22 @@ class Pipeline:
             return release(self.session, self.target, replace(request, cut=cut_of(self.plan)))
 
         return self.plan.evidence.build().observe(self.collected, self.splits, released)
+
+    @functools.cached_property
+    def edge(self) -> Edge:
+        """The deployed edge for the attacker's own images: as it is asked for the evidence, under the same draws."""
+        asked = self.plan.evidence.build().request(self.splits)
+        if asked is None:
+            raise Refused(
+                f"attack ({self.plan.attack.target.__name__}) asks what leaves the edge, got evidence of which nothing "
+                "is released; try evidence=released_features"
+            )
+
+        def released(images: Images) -> torch.Tensor:
+            request = replace(asked, images=images, cut=cut_of(self.plan))
+            return release(self.session, self.target, request).mean(0)
+
+        return Edge(released)
 
     @property
     def question(self) -> Question:
@@ -189,7 +205,8 @@ class Pipeline:
         )
         made_of = target.artefact, prior.recipe, prior.artefact
         if attack.prepares:
-            recovery.prepare(self.prepared_draft(node, *made_of), self.public)
+            edge = self.edge if attack.asks_edge else None
+            recovery.prepare(self.prepared_draft(node, *made_of), self.public, edge)
         return recovery.recover(self.recovered_draft(node, *made_of, recovery.prepared))
 
     def attack_node(self, classes: int) -> Node:
@@ -205,6 +222,10 @@ class Pipeline:
         recipe = {"preparation": attack.preparation(node.recipe()), "access": attack.access.value}
         recipe |= {"public": digest(self.public)}
         recipe |= {"question": self.question.plain()} if attack.asks_question else {}
+        source = self.plan.evidence.build()
+        recipe |= {"cut": cut_of(self.plan)} if source.releases else {}
+        asked = source.request(self.splits) if attack.asks_edge else None
+        recipe |= {"edge": {"repeats": asked.repeats, "transport": asked.transport}} if asked else {}
         return self._attack_draft("prepared", recipe, target, prior, {"prior": stored_prior})
 
     def recovered_draft(
@@ -220,6 +241,7 @@ class Pipeline:
         # what is observed follows from the target, the evidence and the ids: its own hash would differ by device
         by_image = self.plan.evidence.build().points_at == "image"
         evidence |= {"ids": self.collected.ids.tolist()} if by_image else {}
+        evidence |= {"cut": cut_of(self.plan)} if self.plan.evidence.target.releases else {}
         recipe = {"attack": node.recipe(), **evidence, "prepared": prepared.id if prepared else None}
         return self._attack_draft("recovered", recipe, target, prior, {"prior": stored_prior, "prepared": prepared})
 

@@ -289,7 +289,7 @@ def read_setting(plan: Plan) -> Setting:
     dataset, source, target = plan.target.dataset.build(), plan.evidence.build(), plan.target
     shape = {"channels": dataset.channels, "size": dataset.size}
     describe = functools.partial(architecture_facts, target.architecture, target.defense, **shape)
-    evidence = EvidenceFacts(type(source).__name__, source.points_at, cut_of(plan))
+    evidence = EvidenceFacts(type(source).__name__, source.points_at, cut_of(plan), source.releases)
     return Setting(plan.prior.target, DatasetFacts(**shape), evidence, describe)
 
 
