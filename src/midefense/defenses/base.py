@@ -81,7 +81,11 @@ class Defense(nn.Module):
     def release(self, edge: nn.Module, images: Tensor, ids: Tensor, rng: torch.Generator) -> Tensor:
         """What leaves the edge for images [B, C, H, W] with `ids` [B]: the output of `edge`, the network up to its cut,
         or what the defense makes of it. It is asked of the network as deployed; what the defense has learnt for it must
-        be a part of that network, which alone is stored."""
+        be a part of that network, which alone is stored.
+
+        `rng` is the same whichever images are released together, so that none depends on its neighbours: what is drawn
+        for an image comes from `seeds.by_row(rng, ids)`. A defense that ties a group together forks `rng` by its ids.
+        """
         return edge(images)
 
 

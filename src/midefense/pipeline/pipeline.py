@@ -15,6 +15,7 @@ import torch
 from midefense import seeds
 from midefense.compute import machine_of
 from midefense.datasets.splits import Splits, digest, require_same_pictures
+from midefense.evidence.base import Request
 from midefense.metrics.features import evaluating
 from midefense.oracle import Oracle
 from midefense.pipeline import judge
@@ -35,7 +36,7 @@ from midefense.pipeline.release import release
 from midefense.pipeline.session import Session
 from midefense.pipeline.telling import numbers_of
 from midefense.plan.bind import Node, bind_recipe
-from midefense.plan.read import Plan, name_of, read_setting, setup_of
+from midefense.plan.read import Plan, cut_of, name_of, read_setting, setup_of
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, Draft, content_id
 from midefense.store.lineage import lineage
@@ -97,8 +98,8 @@ class Pipeline:
     def evidence(self) -> Evidence:
         """What the attacker is handed, one row per target of the attack."""
 
-        def released(images: Images, cut: str) -> torch.Tensor:
-            return release(self.session, self.target, images, cut)
+        def released(request: Request) -> torch.Tensor:
+            return release(self.session, self.target, replace(request, cut=cut_of(self.plan)))
 
         return self.plan.evidence.build().observe(self.collected, self.splits, released)
 
@@ -181,10 +182,10 @@ class Pipeline:
         self.check_images()
         plan, target, prior = self.plan, self.target, self.prior
         node = self.attack_node(target.artefact.metrics["classes"])
-        attack, source = node.build(), plan.evidence.build()
+        attack = node.build()
         question = self.question if attack.asks_question else None
         recovery = Recovery(
-            self.session, attack, target, prior, self.evidence, plan.seeds["attack"], question, source.cut
+            self.session, attack, target, prior, self.evidence, plan.seeds["attack"], question, cut_of(plan)
         )
         made_of = target.artefact, prior.recipe, prior.artefact
         if attack.prepares:

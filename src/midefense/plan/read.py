@@ -76,6 +76,11 @@ class TargetPlan:
     names: dict[str, str] = field(default_factory=dict)
     images: str | None = None
 
+    @property
+    def cut(self) -> str | None:
+        """The stage behind which the deployed network is cut in two (None: nobody said)."""
+        return self.architecture.aside.get("cut")
+
 
 @dataclass
 class Plan:
@@ -285,8 +290,14 @@ def read_setting(plan: Plan) -> Setting:
     dataset, source, target = plan.target.dataset.build(), plan.evidence.build(), plan.target
     shape = {"channels": dataset.channels, "size": dataset.size}
     describe = functools.partial(architecture_facts, target.architecture, target.defense, **shape)
-    evidence = EvidenceFacts(type(source).__name__, source.points_at, source.cut)
+    evidence = EvidenceFacts(type(source).__name__, source.points_at, cut_of(plan))
     return Setting(plan.prior.target, DatasetFacts(**shape), evidence, describe)
+
+
+def cut_of(plan: Plan) -> str | None:
+    """The stage behind which what the attacker sees leaves the target; None: the input of the head."""
+    source = plan.evidence.build()
+    return source.cut or (plan.target.cut if source.releases else None)
 
 
 def _network_trials(plan: Plan, new_target: bool) -> Iterator[Callable[[], None]]:
