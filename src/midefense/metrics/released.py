@@ -83,7 +83,7 @@ class ReleasedUtility(Metric):
 
 
 class ReleaseCost(Metric):
-    """`cost/release_seconds_per_image` and `cost/bytes_per_feature`: what a release takes at the edge and on its way."""
+    """`cost/release_seconds_per_image` and `cost/bytes_per_feature`: what a release takes at the edge, and sends."""
 
     kind = "cost"
     matches = None

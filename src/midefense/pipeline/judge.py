@@ -5,8 +5,7 @@ prior under the same labels (prior), the same drawn as the attack draws its star
 (truncated), and blind guessing (chance). Where evidence points at images, a reconstruction is held against the one it
 answers: real images are then those very ones, and another image of the same identity is an anchor too (other).
 
-Images are made, shown to every metric and forgotten
-a batch at a time; metrics keep what the networks say of them.
+Images are made, shown to every metric and forgotten a batch at a time; metrics keep what the networks say of them.
 """
 
 from __future__ import annotations
@@ -112,13 +111,15 @@ def judge(
     shown: Mapping[str, Splits] | None = None,
     truncated: Callable[[int, torch.Generator], Tensor] | None = None,
     released: Released | None = None,
+    tells_classes: bool = True,
 ) -> Judgement:
     """Measure a recovered artefact, the stages that metrics ask for, and the anchors.
 
     `known`: the features that evaluators give the private images, by evaluator; what is missing is added. `shown`: the
     images of `splits` in other sizes, by the evaluator that is shown them: each is shown what is framed for it.
     `truncated(count, rng)`: latents [count, ...] as the attack draws its starts, where it draws them nearer to the mean
-    than the prior does (None: it does not). `released`: what left the edge of a target that is cut.
+    than the prior does (None: it does not). `released`: what left the edge of a target that is cut. `tells_classes`:
+    whether the target's outputs are the private classes; one of attributes is not asked how sure it is of a class.
     """
     known, shown = {} if known is None else known, shown or {}
     sizes = {images.private_train.pixels.shape[-1]: images for images in (splits, *shown.values())}
@@ -142,8 +143,7 @@ def judge(
     draws = {"prior": prior.sample, "truncated": truncated}
     draws = {name: draw for name, draw in draws.items() if draw is not None}
     private = {side: (one.private_test, one.private_train) for side, one in sizes.items()}
-    # a target of attributes says nothing of a class, so that nobody asks it how sure it is of one
-    asked = None if released is not None and released.attributes else target
+    asked = target if tells_classes else None
     with open_stages(recovered, prior, device, world.sides) as stages:
         candidates = stages[HEADLINE]
         pictures = _Pictures(world, len(candidates.labels.unique()))
@@ -312,11 +312,13 @@ class _Pictures:
     def update(self, judged: Judged) -> None:
         """Keep what is shown of a batch."""
         keep = (judged.candidates < self._per_class).nonzero()[:, 0]
+        sure = judged.target_confidence
+        sure = torch.full((len(judged.labels),), math.nan) if sure is None else sure.float().cpu()
         shown = {
             "reconstructions": to_pixels(judged.images[keep]).cpu(),
             "labels": judged.labels[keep],
             "candidates": judged.candidates[keep].cpu(),
-            "confidence": _confidence(judged)[keep].float().cpu(),
+            "confidence": sure[keep.cpu()],
             "features": judged_trace(judged, self._world, self._evaluator, BATCH).features[keep],
         }
         if judged.ids is not None:
@@ -340,10 +342,3 @@ class _Pictures:
             "nearest": references.pixels[nearest.cpu()],
         }
         return {**shown, **found}
-
-
-def _confidence(judged: Judged) -> Tensor:
-    """How sure the target is of each image's class [M]; NaN where it was not asked."""
-    if judged.target_confidence is None:
-        return judged.images.new_full((len(judged.images),), torch.nan)
-    return judged.target_confidence
