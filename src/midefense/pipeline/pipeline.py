@@ -36,7 +36,8 @@ from midefense.pipeline.release import release
 from midefense.pipeline.session import Session
 from midefense.pipeline.telling import numbers_of
 from midefense.plan.bind import Node, bind_recipe
-from midefense.plan.read import Plan, cut_of, name_of, read_setting, setup_of
+from midefense.plan.read import Plan, cut_of, name_of, read_setting, setup_of, without_seeds
+from midefense.plan.whitelist import resolve
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, Draft, content_id
 from midefense.store.lineage import lineage
@@ -264,10 +265,13 @@ class Pipeline:
         self, recovered: Artefact | Draft, target: Artefact | Draft, evaluators: Mapping[str, Artefact | Draft]
     ) -> Draft:
         """The row of numbers of one recovered artefact."""
+        evidence = recovered.recipe["evidence"]
+        seen = resolve(evidence["_target_"], self.plan.allow).of_the_attacker
+        matched = {"ids": recovered.recipe["ids"], "originals": self._originals} if "ids" in recovered.recipe else {}
         protocol = {
-            "evidence": recovered.recipe["evidence"],
+            "evidence": {name: value for name, value in evidence.items() if name not in seen},
             "labels": recovered.recipe["labels"],
-            **{name: recovered.recipe[name] for name in ("ids",) if name in recovered.recipe},
+            **matched,
             "references": self.splits.references_hash,
             "evaluators": {name: artefact.id for name, artefact in evaluators.items()},
             "metrics": {name: node.recipe() for name, node in self.plan.metrics.items()},
@@ -282,6 +286,11 @@ class Pipeline:
             **lineage({"recovered": recovered, "target": target, **judges}),
             command=self.session.command("evaluate", names),
         )
+
+    @property
+    def _originals(self) -> str:
+        """SHA-256 of all private images: which one an id names follows from them."""
+        return digest(self.splits.private_train, self.splits.private_test)
 
     def names_with(self, target: Artefact | Draft) -> dict[str, str]:
         """What people call the parts of the plan and of its target; one that learned from another target says so."""
@@ -399,7 +408,7 @@ class Pipeline:
                 "made_on": self._made_on(recovered, evaluators),
             }
             self._tell(run, judgement.report(), evaluators)
-            run.pictures("recovered", judgement.picture_rows(self.splits.class_names), judge.PICTURE_COLUMNS)
+            run.pictures("recovered", judgement.picture_rows(self.splits.class_names), judgement.picture_columns)
             return self.session.finish(run, work, judgement.tensors, {"row": row, **judgement.report()})
 
     def _judging(self, draft: Draft, evaluators: Mapping[str, Artefact]) -> Run:
@@ -441,7 +450,9 @@ class Pipeline:
             "seeds": {"target": target.plan.seed, "prior": recipe["prior"].get("seed"), "attack": recipe["seed"]},
             "setup": setup_of(target.artefact.recipe, recipe),
             "baseline": setup_of({k: v for k, v in target.artefact.recipe.items() if k != "defense"}, recipe),
+            "deployed": content_id(without_seeds(target.artefact.recipe)),
             "selection": selection_of(target.plan),
+            **self._ladder(recipe),
             "classes": len(set(recipe["labels"])),
             "class_names": {str(label): self.splits.class_names[label] for label in sorted(set(recipe["labels"]))},
             "stopped": recovered.metrics["stopped"],
@@ -452,6 +463,17 @@ class Pipeline:
                 "evaluators": {name: artefact.id for name, artefact in evaluators.items()},
             },
         }
+
+    def _ladder(self, recipe: Mapping) -> dict[str, object]:
+        """What a row says of an attack on private images: how many, at which rung of the ladder it stands, if any, and
+        whether private labels helped it."""
+        if "ids" not in recipe:
+            return {}
+        attack = recipe["attack"]
+        rung = {"rung": attack["rung"]} if attack.get("rung") else {}
+        assisted = getattr(resolve(attack["_target_"], self.plan.allow), "oracle_assisted", False)
+        said = {"matched": "image", "images": len(set(recipe["ids"])), **rung}
+        return {**said, "oracle_assisted": True} if assisted else said
 
     def _learned_from(self, recovered: Artefact) -> dict[str, str]:
         """What a row says of a prior that learned from another target than the one attacked."""
