@@ -125,7 +125,7 @@ class Amortiser(nn.Module):
             inputs, side = width, side // 2
         self.shrink = nn.Sequential(*layers)
         self.output = nn.Sequential(
-            nn.Conv2d(inputs, hidden, side),
+            nn.Conv2d(inputs, hidden, side, bias=False),
             nn.BatchNorm2d(hidden),
             nn.LeakyReLU(0.2),
             nn.Conv2d(hidden, math.prod(latents), 1),

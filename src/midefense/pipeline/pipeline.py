@@ -31,6 +31,7 @@ from midefense.pipeline.classifiers import (
     selection_of,
 )
 from midefense.pipeline.evaluators import refuse_guessers, stored_judge, tested_judge
+from midefense.pipeline.priors import fit_prior, frozen, load_prior
 from midefense.pipeline.recovery import Recovery, StoredPrior
 from midefense.pipeline.release import release
 from midefense.pipeline.session import Session
@@ -159,9 +160,9 @@ class Pipeline:
             return self._named_prior(self.plan.stored_prior)
         (_, prior), draft = self.blank_prior, self.prior_draft(self.target.artefact)
         if not prior.learns:
-            return StoredPrior(_frozen(prior, self.device), None, draft.recipe)
+            return StoredPrior(frozen(prior, self.device), None, draft.recipe)
         artefact = self.store.get_or_make(draft, functools.partial(self._fit, draft, prior), self.plan.missing)
-        return StoredPrior(_load_prior(prior, artefact, self.device), artefact, draft.recipe)
+        return StoredPrior(load_prior(prior, artefact, self.device), artefact, draft.recipe)
 
     @functools.cached_property
     def blank_prior(self) -> tuple[Node, Prior]:
@@ -337,35 +338,8 @@ class Pipeline:
         )
 
     def _fit(self, draft: Draft, prior: Prior, work: Work) -> Artefact:
-        oracle = None if prior.asks is None else Oracle(self.target.model, prior.asks, mode=prior.target_mode)
-        seed, saved = self.plan.seeds["prior"], work.load("state")
-        already = work.notes("state").get("shared_queries", 0) if saved else 0
-        parents = {} if prior.asks is None else {"target": self.target.artefact}
-        with self.session.run(draft, "train_prior", parents) as run:
-            prior.to(self.device)
-            progress = prior.fit(self.public, seed=seed, oracle=oracle, state=saved)
-            total = prior.fit_steps(self.public)
-            previews = {-(-total * quarter // 4) for quarter in (1, 2, 3)}
-
-            def asked() -> int:
-                return already + (oracle.shared_bill if oracle else 0)
-
-            def save(step: int, state: Callable) -> None:
-                work.save("state", state(), {"shared_queries": asked()})
-                if due := [preview for preview in previews if preview <= step < total]:
-                    previews.difference_update(due)
-                    self._show_samples(run, prior, f"samples_at_{step}")
-
-            consume(progress, run, total=total, namespace="prior", save=save)
-            self._show_samples(run, prior.eval(), "samples")
-            return self.session.finish(run, work, prior.state_dict(), {}, bill={"shared_queries": asked()})
-
-    def _show_samples(self, run: Run, prior: Prior, name: str) -> None:
-        """Sixteen samples, of the same latents every time; a prior that is being trained goes on as it was."""
-        latents = prior.sample(16, seeds.generator(self.plan.seeds["prior"], "prior", "pictures"))
-        with evaluating(prior):
-            samples = to_pixels(judge.decode_clipped(prior, latents, self.device)).cpu()
-        run.pictures(name, [{"sample": i, "image": image} for i, image in enumerate(samples)], ["sample", "image"])
+        target = None if prior.asks is None else self.target
+        return fit_prior(self.session, draft, prior, self.public, self.plan.seeds["prior"], work, target)
 
     def _judge(self, draft: Draft, evaluators: dict[str, Artefact], protocol: str, work: Work) -> Artefact:
         recovered, target = self.recovered, self.target
@@ -430,7 +404,7 @@ class Pipeline:
     def _named_prior(self, artefact: Artefact) -> StoredPrior:
         """The prior of the store that the plan names."""
         self._require_own_prior(artefact)
-        return StoredPrior(_load_prior(self.plan.prior.build(), artefact, self.device), artefact, artefact.recipe)
+        return StoredPrior(load_prior(self.plan.prior.build(), artefact, self.device), artefact, artefact.recipe)
 
     def _require_own_prior(self, prior: Artefact) -> None:
         """Refuse a named prior that learned from another target than that of the plan, unless that is asked for."""
@@ -505,7 +479,7 @@ class Pipeline:
         artefact = self.store.open(reference, "prior") if reference else None
         places = (artefact or recovered).places_within("prior")
         prior = bind_recipe(recovered.recipe["prior"]["prior"], places, self.plan.allow).build()
-        return _load_prior(prior, artefact, self.device) if artefact else _frozen(prior, self.device)
+        return load_prior(prior, artefact, self.device) if artefact else frozen(prior, self.device)
 
 
 def learned_elsewhere(prior: Artefact | None, target: Artefact | Draft) -> str:
@@ -523,11 +497,3 @@ def made_on(provenance: Mapping[str, object]) -> str:
     """On which machine an artefact was made; before it was recorded in words, device and threads were."""
     return provenance.get("machine") or f"{provenance['device']}, {provenance['threads']} threads"
 
-
-def _load_prior(prior: Prior, artefact: Artefact, device: torch.device) -> Prior:
-    prior.load_state_dict(artefact.tensors())
-    return _frozen(prior, device)
-
-
-def _frozen(prior: Prior, device: torch.device) -> Prior:
-    return prior.to(device).eval().requires_grad_(False)

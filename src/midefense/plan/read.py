@@ -202,7 +202,7 @@ def _nodes(
     """Every node to bind, by path, and whether it may be told the dataset's shape."""
     nodes: dict[str, tuple[Mapping, bool]] = {name: (config[name], False) for name in ("tracking", "compute")}
     if target is None:
-        nodes |= {name: (config[name], name == "architecture") for name in TARGET_NODES}
+        nodes |= {name: (config[name], name in ("architecture", "defense")) for name in TARGET_NODES}
     if verb != "train_target" and recovered is None:
         own = [name for name in ATTACK_NODES if name != "prior" or prior is None]
         nodes |= {name: (config[name], name in ("prior", "attack")) for name in own}
