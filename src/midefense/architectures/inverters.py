@@ -1,5 +1,6 @@
-"""Networks that read what was observed of a target, such as its features at a cut: decoders, which make the image of it,
-and amortisers, which say where in a prior's latents to begin (Wang et al., Crafter, NDSS 2024; card crafter.md, 4.1).
+"""Networks that read what was observed of a target, such as its features at a cut: decoders, which make the image of
+it, and amortisers, which say where in a prior's latents to begin (Wang et al., Crafter, NDSS 2024; card crafter.md,
+4.1).
 
 All are told the shape of what is `observed` of one target, without its batch: [C, h, w], or [F] for a vector.
 """
@@ -21,8 +22,8 @@ class FlatDecoder(nn.Module):
     """What was observed as one vector, through a linear layer and transposed convolutions, to images
     [B, channels, size, size] in [0, 1] (sigmoid): the decoder of Crafter's black-box attack.
 
-    Its first layer alone has (numbers observed) x 128 `width` weights: 134 million for ResNet-18 at 64 px. At 128 px the
-    last layer enlarges four times, as in the authors' `Baselines/disco.py`.
+    Its first layer alone has (numbers observed) x 128 `width` weights: 134 million for ResNet-18 at 64 px. At 128 px
+    the last layer enlarges four times, as in the authors' `Baselines/disco.py`.
 
     Args:
         width: channels in front of the last layer; each layer before has twice as many, up to 8 times.
@@ -92,14 +93,14 @@ class ConvDecoder(nn.Module):
 
 
 class Amortiser(nn.Module):
-    """Feature maps [B, C, h, h] to latents [B, *latents]: Crafter's amortiser, whose maps are 16 px.
+    """Feature maps [B, C, h, h], or vectors [B, F], to latents [B, *latents]: Crafter's amortiser, of maps of 16 px.
 
     Args:
         latents: the shape of one latent of the prior.
         widths: channels of the convolutions that halve the maps, as many of them as it takes to reach 2 px.
         hidden: channels in front of the last layer.
     Raises:
-        Refused: no maps.
+        Refused: maps that are not square.
     """
 
     revision = 1
@@ -113,7 +114,9 @@ class Amortiser(nn.Module):
         hidden: Width = 512,
     ) -> None:
         super().__init__()
-        inputs, side = require_maps("Amortiser", observed, "a cut in front of the features")
+        maps = [*observed, 1, 1] if len(observed) == 1 else observed
+        inputs, side = require_maps("Amortiser", maps, "another evidence.cut")
+        self.maps = tuple(maps)
         layers: list[nn.Module] = []
         for width in widths:
             if side < 4:
@@ -136,7 +139,7 @@ class Amortiser(nn.Module):
 
     def forward(self, observed: Tensor) -> Tensor:
         """Latents to begin with, of what was observed."""
-        return self.output(self.shrink(observed)).view(-1, *self.latents)
+        return self.output(self.shrink(observed.reshape(-1, *self.maps))).view(-1, *self.latents)
 
 
 def require_maps(who: str, observed: Sequence[int], instead: str) -> tuple[int, int]:

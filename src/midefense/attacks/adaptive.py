@@ -1,4 +1,4 @@
-"""An attacker with a generator who knows the defense (attack A1 of Crafter's ladder, white-box; card crafter.md, 4.8)."""
+"""An attacker with a generator who knows the defense (attack A1 of the ladder, white-box; card crafter.md, 4.8)."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ class Attack:
 class Look:
     """One look at candidates: `latents` [B, ...], the pictures `drawn` from them and their `images` [B, C, H, W]; what
     the target was `shown` (a view of them) and its `answer`; the `labels` [B] wanted; what the objective prepared is
-    `known`; what was `observed` [B, ...] of the targets (None: nothing). The objective turns it into a loss per image."""
+    `known`; what was `observed` [B, ...] of the targets (None: nothing). The objective makes it a loss per image."""
 
     latents: Tensor
     drawn: Tensor

@@ -1,5 +1,5 @@
-"""What an attacker makes of what was observed before anything else (attack A4 of Crafter's ladder): a defense at release
-may leave traces that no picture could have left."""
+"""What an attacker makes of what was observed before anything else (attack A4 of the ladder, `base.RUNGS`): a defense
+at release may leave traces that no picture could have left."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ class OntoManifold(Part):
         rng = problem.draw("purify")
         inner = replace(problem, objective=self.objective, reads=("features",), views=None, rng=rng)
         found = self.init(inner)
-        for found in self.search(inner, found):  # noqa: B020 -- each step replaces what was found
-            pass
+        for step in self.search(inner, found):
+            found = step
         best = best_of_each(found, -found.loss, keep=1)
         with torch.no_grad():
             looks = [inner.look(best.latents[rows], best.evidence[rows]) for rows in inner.chunks(len(best))]

@@ -17,7 +17,7 @@ from midefense.compute import machine_of
 from midefense.datasets.splits import Splits, digest, require_same_pictures
 from midefense.evidence.base import Request
 from midefense.metrics.features import evaluating
-from midefense.oracle import Oracle
+from midefense.oracle import Edge, Oracle
 from midefense.pipeline import judge
 from midefense.pipeline.classifiers import (
     StoredTarget,
@@ -37,7 +37,8 @@ from midefense.pipeline.release import release
 from midefense.pipeline.session import Session
 from midefense.pipeline.telling import numbers_of
 from midefense.plan.bind import Node, bind_recipe
-from midefense.plan.read import Plan, cut_of, name_of, read_setting, setup_of
+from midefense.plan.read import Plan, cut_of, name_of, read_setting, setup_of, without_seeds
+from midefense.plan.whitelist import resolve
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, Draft, content_id
 from midefense.store.lineage import lineage
@@ -103,6 +104,22 @@ class Pipeline:
             return release(self.session, self.target, replace(request, cut=cut_of(self.plan)))
 
         return self.plan.evidence.build().observe(self.collected, self.splits, released)
+
+    @functools.cached_property
+    def edge(self) -> Edge:
+        """The deployed edge for the attacker's own images: as it is asked for the evidence, under the same draws."""
+        asked = self.plan.evidence.build().request(self.splits)
+        if asked is None:
+            raise Refused(
+                f"attack ({self.plan.attack.target.__name__}) asks what leaves the edge, got evidence of which nothing "
+                "is released; try evidence=released_features"
+            )
+
+        def released(images: Images) -> torch.Tensor:
+            request = replace(asked, images=images, cut=cut_of(self.plan))
+            return release(self.session, self.target, request).mean(0)
+
+        return Edge(released)
 
     @property
     def question(self) -> Question:
@@ -190,7 +207,8 @@ class Pipeline:
         )
         made_of = target.artefact, prior.recipe, prior.artefact
         if attack.prepares:
-            recovery.prepare(self.prepared_draft(node, *made_of), self.public)
+            edge = self.edge if attack.asks_edge else None
+            recovery.prepare(self.prepared_draft(node, *made_of), self.public, edge)
         return recovery.recover(self.recovered_draft(node, *made_of, recovery.prepared))
 
     def attack_node(self, classes: int) -> Node:
@@ -206,6 +224,10 @@ class Pipeline:
         recipe = {"preparation": attack.preparation(node.recipe()), "access": attack.access.value}
         recipe |= {"public": digest(self.public)}
         recipe |= {"question": self.question.plain()} if attack.asks_question else {}
+        source = self.plan.evidence.build()
+        recipe |= {"cut": cut_of(self.plan)} if source.releases else {}
+        asked = source.request(self.splits) if attack.asks_edge else None
+        recipe |= {"edge": {"repeats": asked.repeats, "transport": asked.transport}} if asked else {}
         return self._attack_draft("prepared", recipe, target, prior, {"prior": stored_prior})
 
     def recovered_draft(
@@ -221,6 +243,7 @@ class Pipeline:
         # what is observed follows from the target, the evidence and the ids: its own hash would differ by device
         by_image = self.plan.evidence.build().points_at == "image"
         evidence |= {"ids": self.collected.ids.tolist()} if by_image else {}
+        evidence |= {"cut": cut_of(self.plan)} if self.plan.evidence.target.releases else {}
         recipe = {"attack": node.recipe(), **evidence, "prepared": prepared.id if prepared else None}
         return self._attack_draft("recovered", recipe, target, prior, {"prior": stored_prior, "prepared": prepared})
 
@@ -243,10 +266,13 @@ class Pipeline:
         self, recovered: Artefact | Draft, target: Artefact | Draft, evaluators: Mapping[str, Artefact | Draft]
     ) -> Draft:
         """The row of numbers of one recovered artefact."""
+        evidence = recovered.recipe["evidence"]
+        seen = resolve(evidence["_target_"], self.plan.allow).of_the_attacker
+        matched = {"ids": recovered.recipe["ids"], "originals": self._originals} if "ids" in recovered.recipe else {}
         protocol = {
-            "evidence": recovered.recipe["evidence"],
+            "evidence": {name: value for name, value in evidence.items() if name not in seen},
             "labels": recovered.recipe["labels"],
-            **{name: recovered.recipe[name] for name in ("ids",) if name in recovered.recipe},
+            **matched,
             "references": self.splits.references_hash,
             "evaluators": {name: artefact.id for name, artefact in evaluators.items()},
             "metrics": {name: node.recipe() for name, node in self.plan.metrics.items()},
@@ -261,6 +287,11 @@ class Pipeline:
             **lineage({"recovered": recovered, "target": target, **judges}),
             command=self.session.command("evaluate", names),
         )
+
+    @property
+    def _originals(self) -> str:
+        """SHA-256 of all private images: which one an id names follows from them."""
+        return digest(self.splits.private_train, self.splits.private_test)
 
     def names_with(self, target: Artefact | Draft) -> dict[str, str]:
         """What people call the parts of the plan and of its target; one that learned from another target says so."""
@@ -351,7 +382,7 @@ class Pipeline:
                 "made_on": self._made_on(recovered, evaluators),
             }
             self._tell(run, judgement.report(), evaluators)
-            run.pictures("recovered", judgement.picture_rows(self.splits.class_names), judge.PICTURE_COLUMNS)
+            run.pictures("recovered", judgement.picture_rows(self.splits.class_names), judgement.picture_columns)
             return self.session.finish(run, work, judgement.tensors, {"row": row, **judgement.report()})
 
     def _judging(self, draft: Draft, evaluators: Mapping[str, Artefact]) -> Run:
@@ -393,7 +424,9 @@ class Pipeline:
             "seeds": {"target": target.plan.seed, "prior": recipe["prior"].get("seed"), "attack": recipe["seed"]},
             "setup": setup_of(target.artefact.recipe, recipe),
             "baseline": setup_of({k: v for k, v in target.artefact.recipe.items() if k != "defense"}, recipe),
+            "deployed": content_id(without_seeds(target.artefact.recipe)),
             "selection": selection_of(target.plan),
+            **self._ladder(recipe),
             "classes": len(set(recipe["labels"])),
             "class_names": {str(label): self.splits.class_names[label] for label in sorted(set(recipe["labels"]))},
             "stopped": recovered.metrics["stopped"],
@@ -404,6 +437,17 @@ class Pipeline:
                 "evaluators": {name: artefact.id for name, artefact in evaluators.items()},
             },
         }
+
+    def _ladder(self, recipe: Mapping) -> dict[str, object]:
+        """What a row says of an attack on private images: how many, at which rung of the ladder it stands, if any, and
+        whether private labels helped it."""
+        if "ids" not in recipe:
+            return {}
+        attack = recipe["attack"]
+        rung = {"rung": attack["rung"]} if attack.get("rung") else {}
+        assisted = getattr(resolve(attack["_target_"], self.plan.allow), "oracle_assisted", False)
+        said = {"matched": "image", "images": len(set(recipe["ids"])), **rung}
+        return {**said, "oracle_assisted": True} if assisted else said
 
     def _learned_from(self, recovered: Artefact) -> dict[str, str]:
         """What a row says of a prior that learned from another target than the one attacked."""
