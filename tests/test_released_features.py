@@ -78,6 +78,8 @@ class Readback(Attack):
 class MatchedError(Metric):
     """Mean squared error against the private image that a reconstruction answers."""
 
+    matches = "image"
+
     higher_leaks = False
 
     def rows(self, judged, world):

@@ -37,12 +37,15 @@ class EvidenceSource:
 
     Class attribute `points_at`: what the ids of a row name, a `class` (then they are the labels) or one private `image`
     (then they are `Images.ids`, and metrics may match a reconstruction with the image it answers).
+    `of_the_attacker`: constructor arguments that say how much an attacker sees of the same targets. They are no part of
+    the protocol, so that who saw more is ranked beside who saw less.
     `releases`: whether rows are what the edge of the target released; `cut` is then the stage behind which it is cut
     (None: where the architecture says, else the input of the head), and the attacker's oracle answers `features` there.
     """
 
     revision = 1
     points_at = "class"
+    of_the_attacker: tuple[str, ...] = ()
     releases = False
     cut: str | None = None
 

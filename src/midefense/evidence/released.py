@@ -30,6 +30,7 @@ class ReleasedFeatures(EvidenceSource):
     revision = 1
     points_at = "image"
     releases = True
+    of_the_attacker = ("repeats",)
 
     def __init__(
         self,

@@ -172,6 +172,7 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
             for name, node in config["evaluators"].items()
         }
         names = tuple(plan.evaluators)
+        _check_metrics(plan)
         refuse_together(functools.partial(node.build().check, names) for node in plan.metrics.values())
     refuse_together(_network_trials(plan, new_target=target is None))
     refuse_all(_attribute_problems(plan))
@@ -210,7 +211,7 @@ def _nodes(
     """Every node to bind, by path, and whether it may be told the dataset's shape."""
     nodes: dict[str, tuple[Mapping, bool]] = {name: (config[name], False) for name in ("tracking", "compute")}
     if target is None:
-        nodes |= {name: (config[name], name == "architecture") for name in TARGET_NODES}
+        nodes |= {name: (config[name], name in ("architecture", "defense")) for name in TARGET_NODES}
     if verb != "train_target" and recovered is None:
         own = [name for name in ATTACK_NODES if name != "prior" or prior is None]
         nodes |= {name: (config[name], name in ("prior", "attack")) for name in own}
@@ -307,7 +308,7 @@ def read_setting(plan: Plan) -> Setting:
     shape = {"channels": dataset.channels, "size": dataset.size}
     known = {"classes": len(target.attributes)} if target.attributes else {}
     describe = functools.partial(architecture_facts, target.architecture, target.defense, **shape, **known)
-    evidence = EvidenceFacts(type(source).__name__, source.points_at, cut_of(plan))
+    evidence = EvidenceFacts(type(source).__name__, source.points_at, cut_of(plan), source.releases)
     return Setting(plan.prior.target, DatasetFacts(**shape), evidence, describe, bool(target.attributes))
 
 
@@ -382,6 +383,37 @@ def _check_prior(plan: Plan, attack: Attack) -> None:
     prior = try_prior(plan.prior, _shape_of(plan))
     if prior is not None:
         attack.check_prior(prior)
+
+
+def _check_metrics(plan: Plan) -> None:
+    """Refuse metrics that cannot say what the evidence asks: each reconstruction of a private image is to be held
+    against that image, and one of a class against nothing but its class."""
+    if plan.recovered is None:
+        by_image, prior = plan.evidence.target.points_at == "image", plan.prior.target
+    else:
+        by_image = "ids" in plan.recovered.recipe
+        stored = plan.recovered.recipe["prior"]["prior"]
+        prior = bind_recipe(stored, plan.recovered.places_within("prior"), plan.allow).target
+    classes = {name: node.target for name, node in plan.metrics.items()}
+    pairs = [name for name, metric in classes.items() if metric.matches == "image"]
+    problems = []
+    if by_image and not pairs and any(metric.matches for metric in classes.values()):
+        problems.append(
+            "metrics: expected some that hold each reconstruction against the private image it answers, as the "
+            f"evidence points at images, got {', '.join(classes)}, which know classes alone; try metrics=paired"
+        )
+    if pairs and not by_image:
+        problems.append(
+            f"metrics.{pairs[0]}: expected evidence that points at private images, got classes; try "
+            "evidence=released_features, or metrics=all"
+        )
+    generating = [name for name, metric in classes.items() if metric.generates]
+    if generating and "pixels" in prior.offers:
+        problems.append(
+            f"metrics.{generating[0]}: expected a prior that generates images to compare with, got {prior.__name__}; "
+            "try an attack with another prior, or metrics=paired"
+        )
+    refuse_all(problems)
 
 
 def name_of(names: Mapping[str, str], *parts: str) -> str:
