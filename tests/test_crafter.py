@@ -256,6 +256,11 @@ def test_features_of_crafter_z_are_those_of_pictures():
 def test_what_is_not_equipped_or_not_coupled_is_refused():
     with pytest.raises(Refused, match="expected equip"):
         crafter().release(edge, torch.zeros(1, 12, 1, 1, dtype=torch.float64), torch.arange(1), seeds.generator("x"))
+    for wrong in ({"hessian": "none"}, {"solver": "newton"}, {"solver": "cg", "products": None}):
+        with pytest.raises(Refused, match=f"implicit.{list(wrong)[-1]}: "):
+            Implicit(**wrong)
+    with pytest.raises(Refused, match="defense.form: got 'batch'; choices: per_image, coupled"):
+        crafter(form="batch")
     with pytest.raises(Refused, match="defense.chunk: expected null with form=coupled"):
         crafter(form="coupled", chunk=2)
 
