@@ -16,8 +16,7 @@ from midefense import seeds
 from midefense.compute import machine_of
 from midefense.datasets.splits import Splits, digest, require_same_pictures
 from midefense.evidence.base import Request
-from midefense.metrics.features import evaluating
-from midefense.oracle import Edge, Oracle
+from midefense.oracle import Edge
 from midefense.pipeline import judge
 from midefense.pipeline.classifiers import (
     StoredTarget,
@@ -43,10 +42,9 @@ from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, Draft, content_id
 from midefense.store.lineage import lineage
 from midefense.store.store import Work
-from midefense.tracking.progress import consume
 from midefense.tracking.run import Run
 from midefense.tracking.wandb_mirror import under_sweep_agent
-from midefense.types import Evidence, Images, Question, Refused, Setting, to_pixels
+from midefense.types import Evidence, Images, Question, Refused, Setting
 
 ROW_NAMES = ("dataset", "public", "architecture", "defense", "prior", "attack")
 # What evaluators make of the private images, by evaluator and images: the last run's, for the next in this process.
@@ -496,4 +494,3 @@ def _names_of(artefact: Artefact | Draft) -> dict[str, str]:
 def made_on(provenance: Mapping[str, object]) -> str:
     """On which machine an artefact was made; before it was recorded in words, device and threads were."""
     return provenance.get("machine") or f"{provenance['device']}, {provenance['threads']} threads"
-
