@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+import yaml
 from learned_doubles import Inverse, Quarters
 from torch import nn
 
@@ -21,6 +22,7 @@ from midefense.attacks.purify import Chain, Clamp, OntoManifold, Smooth
 from midefense.attacks.search.gradient import Gradient
 from midefense.attacks.select import LowestLoss
 from midefense.oracle import Edge, Oracle, SharedBill
+from midefense.plan.compose import CONF
 from midefense.priors.base import Prior
 from midefense.priors.pixels import Pixels
 from midefense.types import Access, Answer, DatasetFacts, Evidence, EvidenceFacts, Found, Images, Refused, Setting
@@ -149,7 +151,7 @@ def test_the_search_is_the_heavy_ball_of_the_card():
         velocity = 0.9 * velocity + slope
         latents = latents - 0.005 * velocity
     found = stages(search(Given(start), steps=5), prior.requires_grad_(False), evidence_of(observed))["optimised"]
-    assert torch.equal(found.latents, latents)
+    assert (found.latents - latents).abs().max() < 1e-6 < 1e-3 < (latents - start).abs().max()
 
 
 @pytest.mark.parametrize(("coupled", "alike"), [(False, True), (True, False)])
@@ -239,7 +241,7 @@ def test_who_may_not_differentiate_is_refused_and_every_image_is_counted():
 
 def amortised(**changes):
     network = functools.partial(Amortiser, widths=(8,), hidden=32)
-    return Amortised(learning=learning(network, **{"steps": 150, "unit": 40, **changes}))
+    return Amortised(learning=learning(network, **{"steps": 120, "unit": 40, **changes}))
 
 
 def taught(init, state=None, stop=None):
@@ -254,7 +256,7 @@ def taught(init, state=None, stop=None):
 def test_an_amortised_start_is_nearer_than_a_random_one():
     init, prior = amortised(), Plane().requires_grad_(False)
     state, oracle = taught(init)
-    assert oracle.shared_bill == 1 + 150 * 2 * 64 and oracle.bill == {}
+    assert oracle.shared_bill == 1 + 120 * 2 * 64 and oracle.bill == {}
     truth = prior.decode(prior.sample(8, seeds.generator("truth")))
     evidence = evidence_of(features(truth))
     ends = {}
@@ -265,7 +267,7 @@ def test_an_amortised_start_is_nearer_than_a_random_one():
     assert max(ends["amortised"]) < 0.2 * min(ends["random"]), ends
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize("stop", [2])
 def test_an_amortiser_goes_on_to_the_same_bits(stop):
     partly, _ = taught(amortised(), stop=stop)
     (resumed, _), (whole, _) = taught(amortised(), partly), taught(amortised())
@@ -273,14 +275,14 @@ def test_an_amortiser_goes_on_to_the_same_bits(stop):
 
 
 def test_a_hybrid_starts_from_the_decoder_and_goes_on():
-    init = Decoded(learning=inverse(), distance="l2")
+    init = Decoded(learning=inverse(steps=40), distance="l2")
     attack = search(init, steps=150)
     state, oracle = prepared(attack)
     assert oracle.shared_bill == len(PUBLIC)
     truth = private()
     evidence = evidence_of(features(truth))
     found = stages(attack, PIXELS, evidence, state=state)
-    decoder = Decoder(learning=inverse(), distance="l2")
+    decoder = Decoder(learning=inverse(steps=40), distance="l2")
     (decoded,) = decoder.recover(state, PIXELS, Oracle(Quarters(), "features"), evidence, seeds.generator("group"))
     assert (found["initial"].latents.clamp(0, 1) - pixels_of(decoded)).abs().max() <= 0.5 / 255 + 1e-6
     assert error(found["selected"].latents, truth) < 0.1 * error(found["initial"].latents, truth)
@@ -291,10 +293,10 @@ def test_a_hybrid_starts_from_the_decoder_and_goes_on():
 
 def test_a_decoder_explains_all_of_an_invertible_encoder():
     truth = private(40)
-    attack = Decoder(learning=inverse(steps=600))
+    attack = Decoder(learning=inverse())
     state, _ = prepared(attack)
     found = stages(attack, PIXELS, evidence_of(features(truth)), state=state)["selected"]
-    assert 1 - error(pixels_of(found), truth) / error(truth.mean(0), truth) > 0.98
+    assert 1 - error(pixels_of(found), truth) / error(truth.mean(0), truth) > 0.95
 
 
 def turned(observed):
@@ -309,7 +311,10 @@ def edge_of(change):
 def test_a1_the_decoder_learns_what_the_defense_does():
     truth = private(40)
     evidence, floor = evidence_of(turned(features(truth))), error(truth.mean(0), truth)
-    unaware, aware = Decoder(learning=inverse()), AdaptiveDecoder(learning=inverse(), further=600, images=150)
+    unaware, aware = (
+        Decoder(learning=inverse(steps=200)),
+        AdaptiveDecoder(learning=inverse(steps=200), further=400, images=150),
+    )
     before, _ = prepared(unaware)
     edge = edge_of(turned)
     after, oracle = prepared(aware, edge=edge)
@@ -322,7 +327,7 @@ def test_a1_the_decoder_learns_what_the_defense_does():
 
 
 def test_a1_learns_the_mean_where_nothing_is_released():
-    aware = AdaptiveDecoder(learning=inverse(), further=600)
+    aware = AdaptiveDecoder(learning=inverse(steps=100), further=400)
     state, _ = prepared(aware, edge=edge_of(torch.zeros_like))
     truth = private(60)
     found = stages(aware, PIXELS, evidence_of(torch.zeros(60, 16)), state=state)["selected"]
@@ -330,10 +335,10 @@ def test_a1_learns_the_mean_where_nothing_is_released():
     assert error(pixels_of(found), truth) > 0.95 * error(truth.mean(0), truth), "no nearer than the best constant"
 
 
-@pytest.mark.parametrize("stop", [1, 3, 8, 10])
+@pytest.mark.parametrize("stop", [3, 7])
 def test_a1_goes_on_to_the_same_bits(stop):
     def attack():
-        return AdaptiveDecoder(learning=inverse(steps=300), further=200, images=100)
+        return AdaptiveDecoder(learning=inverse(steps=140), further=140, images=100)
 
     partly, _ = prepared(attack(), stop=stop, edge=edge_of(turned))
     edge = edge_of(turned)
@@ -343,13 +348,9 @@ def test_a1_goes_on_to_the_same_bits(stop):
 
 
 def adaptive(**changes):
-    attack = search(Random(candidates=2), steps=40)
-    options = {
-        "images": 64,
-        "epochs": 8,
-        "batch_size": 32,
-        "optimizer": functools.partial(torch.optim.RMSprop, lr=0.01),
-    }
+    attack = search(Random(candidates=1), steps=30)
+    optimizer = functools.partial(torch.optim.RMSprop, lr=0.01)
+    options = {"images": 64, "epochs": 6, "batch_size": 32, "optimizer": optimizer}
     slots = {slot: attack.parts[slot] for slot in ("init", "objective", "search", "select")}
     return AdaptiveGenerator(**slots, **{**options, **changes})
 
@@ -372,19 +373,18 @@ def test_a1_the_generator_moves_to_what_the_defense_releases():
         state = give()
         losses.append(logs["loss"])
     assert torch.equal(prior.matrix, stored) and not torch.equal(state["adapted.prior.matrix"], stored)
-    assert edge.bill == 64 and oracle.bill == {} and oracle.shared_bill == 16 * 40 * 2 * 32
+    assert edge.bill == 64 and oracle.bill == {} and oracle.shared_bill == 6 * 2 * 30 * 32
     assert sum(losses[-2:]) < 0.8 * sum(losses[:2]), losses
     truth = plane.decode(plane.sample(20, seeds.generator("truth"))).detach()
     evidence = evidence_of(turned(features(truth)))
-    plain = stages(search(Random(candidates=2), steps=40), prior, evidence)["selected"]
+    plain = stages(search(Random(candidates=1), steps=30), prior, evidence)["selected"]
     aware = stages(attack, prior, evidence, state=state)
-    assert set(aware) == {"initial", "optimised", "selected"} and all(
-        found.pixels is not None for found in aware.values()
-    )
+    assert set(aware) == {"initial", "optimised", "selected"}
+    assert all(found.pixels is not None for found in aware.values())
     assert error(pixels_of(aware["selected"]), truth) < 0.8 * error(prior.decode(plain.latents).clamp(0, 1), truth)
 
 
-@pytest.mark.parametrize("stop", [1, 3])
+@pytest.mark.parametrize("stop", [3])
 def test_the_generator_goes_on_to_the_same_bits(stop):
     def run(state=None, stop=None):
         attack = adaptive(epochs=2)
@@ -461,11 +461,8 @@ def test_what_is_purified_is_what_is_attacked():
 
 
 def test_every_rung_has_presets():
-    from contract.listing import composed, options
-
-    names = [name for name in options("attack") if name.startswith("feature_")]
-    rungs = {name: composed("attack", f"attack={name}")[0]["attack"].get("rung") for name in names}
-    assert set(rungs.values()) == set(RUNGS), rungs
+    presets = [yaml.safe_load(file.read_text()) for file in (CONF / "attack").glob("feature_*.yaml")]
+    assert {preset["rung"] for preset in presets if "rung" in preset} == set(RUNGS)
 
 
 # Networks
