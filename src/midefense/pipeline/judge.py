@@ -129,7 +129,7 @@ def judge(
         references=splits.private_train,
         evaluators=evaluators,
         classes=splits.classes,
-        utility={"test_accuracy_top1": utility["test_accuracy_top1"]},
+        utility=dict(utility),
         bill={k: v for k, v in recovered.provenance["bill"].items() if isinstance(v, int | float)},
         device=device,
         tests=splits.private_test,
@@ -140,6 +140,7 @@ def judge(
         samples=_generated(prior, device),
         cache={("references", name): features for name, features in known.items()},
     )
+    asked = target if tells_classes else None
     draws = {"prior": prior.sample, "truncated": truncated}
     draws = {name: draw for name, draw in draws.items() if draw is not None}
     private = {side: (one.private_test, one.private_train) for side, one in sizes.items()}

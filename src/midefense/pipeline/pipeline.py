@@ -16,8 +16,7 @@ from midefense import seeds
 from midefense.compute import machine_of
 from midefense.datasets.splits import Splits, digest, require_same_pictures
 from midefense.evidence.base import Request
-from midefense.metrics.features import evaluating
-from midefense.oracle import Edge, Oracle
+from midefense.oracle import Edge
 from midefense.pipeline import judge
 from midefense.pipeline.classifiers import (
     StoredTarget,
@@ -29,6 +28,7 @@ from midefense.pipeline.classifiers import (
     open_target,
     require_start,
     selection_of,
+    utility_in,
 )
 from midefense.pipeline.evaluators import refuse_guessers, stored_judge, tested_judge
 from midefense.pipeline.priors import fit_prior, frozen, load_prior
@@ -43,10 +43,9 @@ from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, Draft, content_id
 from midefense.store.lineage import lineage
 from midefense.store.store import Work
-from midefense.tracking.progress import consume
 from midefense.tracking.run import Run
 from midefense.tracking.wandb_mirror import under_sweep_agent
-from midefense.types import Evidence, Images, Question, Refused, Setting, to_pixels
+from midefense.types import Evidence, Images, Question, Refused, Setting
 
 ROW_NAMES = ("dataset", "public", "architecture", "defense", "prior", "attack")
 # What evaluators make of the private images, by evaluator and images: the last run's, for the next in this process.
@@ -362,7 +361,8 @@ class Pipeline:
                 splits=self.splits,
                 evaluators=networks,
                 metrics={name: node.build() for name, node in self.plan.metrics.items()},
-                utility=target.artefact.metrics,
+                utility=utility_in(target.artefact.metrics),
+                tells_classes=not target.plan.attributes,
                 device=self.device,
                 known=known,
                 shown=self.shown,
@@ -396,7 +396,7 @@ class Pipeline:
         """The numbers of a result, with the target's, the attack's and the evaluators' own."""
         bill = self.recovered.provenance["bill"]
         further = {f"cost/{name}": value for name, value in bill.items() if isinstance(value, int | float)}
-        further["utility/test_accuracy_top1"] = self.target.artefact.metrics["test_accuracy_top1"]
+        further |= {f"utility/{name}": value for name, value in utility_in(self.target.artefact.metrics).items()}
         for name, artefact in evaluators.items():
             further[f"evaluator_test_accuracy_top1/{name}"] = artefact.metrics["test_accuracy_top1"]
         run.result(*numbers_of(report, further))
@@ -496,4 +496,3 @@ def _names_of(artefact: Artefact | Draft) -> dict[str, str]:
 def made_on(provenance: Mapping[str, object]) -> str:
     """On which machine an artefact was made; before it was recorded in words, device and threads were."""
     return provenance.get("machine") or f"{provenance['device']}, {provenance['threads']} threads"
-
