@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from midefense.architectures.inverters import Amortiser
+from midefense.architectures.inverters import Amortiser, FlatDecoder
 from midefense.architectures.resnet import ResNet
 from midefense.architectures.state_names import from_published
 from midefense.defenses.adversarial import norm_per_pixel
@@ -20,6 +20,7 @@ from midefense.defenses.implicit import Implicit
 from midefense.priors.crafter import CrafterGan
 from midefense.priors.gmi import GmiGan
 
+from .crafter_attackers import inverse_losses
 from .recording import Entry, Recording
 from .registry import replays
 
@@ -192,7 +193,9 @@ def penalty(recording: Recording) -> Iterator[Entry]:
     yield recording.compare("value", value.detach())
     grads = torch.autograd.grad(value, list(critic.parameters()), allow_unused=True)
     for (name, parameter), grad in zip(critic.named_parameters(), grads, strict=True):
-        yield recording.compare(f"critic_grad/{name}", torch.zeros_like(parameter) if grad is None else grad, floor=1e-6)
+        yield recording.compare(
+            f"critic_grad/{name}", torch.zeros_like(parameter) if grad is None else grad, floor=1e-6
+        )
 
 
 @replays("crafter/f_loss")
@@ -239,24 +242,36 @@ def networks(recording: Recording) -> Iterator[Entry]:
         "GanGenerator_in20_dim8": GmiGan(**shape).generator,
         "GanDiscriminator_dim8": CrafterGan(**shape).critic,
         "Amortizer_nz20": Amortiser(observed=[64, 16, 16], latents=[20]),
+        "Decoder_in512_dim8": FlatDecoder(observed=[8, 8, 8], channels=3, size=64, width=8),
     }
-    recording.leave_out("Decoder_*", "a network of the attackers")
-    recording.leave_out("Encoder_*", "compared with the attackers' networks")
     for name, module in built.items():
         shapes = json.loads(bytes(recording[f"{name}/state_json"].numpy()).decode())
         module.load_state_dict(from_published(module, recording.draws.state(shapes)))
         answer = module.eval()(recording[f"{name}/in0"].float())
         yield recording.compare(f"{name}/out", nn.functional.avg_pool2d(answer, 4) if answer.dim() == 4 else answer)
+    released = edge(recording)(recording["Encoder_resnet18/in0"].float())
+    yield recording.compare("Encoder_resnet18/out", nn.functional.avg_pool2d(released, 4))
+
+
+def edge(recording: Recording) -> nn.Module:
+    """The original's encoder: a ResNet-18 of images in [0, 1] up to its first block of layers."""
+    shapes = json.loads(bytes(recording["Encoder_resnet18/state_json"].numpy()).decode())
+    whole = {"classes": shapes["model.fc.bias"][0], "channels": 3, "size": 64, "mean": 0.0, "std": 1.0}
+    network = ResNet(variant="resnet18", **whole)
+    state = {name.removeprefix("model."): value for name, value in recording.draws.state(shapes).items()}
+    network.load_state_dict(from_published(network, state))
+    return network.eval().split("layer1")[0]
 
 
 @replays("crafter/other")
 def losses(recording: Recording) -> Iterator[Entry]:
-    """Losses on given pictures: what the amortiser minimises, and adversarial learning's error."""
-    ours = {"x", "xhat", "amor_f_loss_per_row", "adv_ploss"}
-    for key in set(recording.arrays) - ours:
-        recording.leave_out(key, "of the attackers, and of the measures")
+    """Losses on given pictures: what the amortiser minimises, adversarial learning's error, and those of the
+    attackers."""
     images, decoded = recording["x"], recording["xhat"]
     amortised = squared_distance(images, decoded)
     yield recording.compare("amor_f_loss_per_row", amortised)
     of_the_batch = torch.linalg.vector_norm(norm_per_pixel(images, decoded))
     yield recording.compare("adv_ploss", of_the_batch, note="the norm over the batch of ours per image")
+    yield from inverse_losses(recording)
+    for key in ("ssim*", "x_close", "fsim*"):
+        recording.leave_out(key, "of the measures")

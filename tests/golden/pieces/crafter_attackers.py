@@ -1,22 +1,18 @@
-"""Crafter's attackers (`crafter.npz`): both inversions step by step, the losses of decoder and adaptive generator, and
-the networks that decode and amortise."""
+"""Crafter's attackers (`crafter.npz`): both inversions step by step, the losses of decoder and adaptive generator."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.architectures.inverters import Amortiser, FlatDecoder
 from midefense.attacks.adaptive import scaled_distances
-from midefense.attacks.base import Part, Problem
+from midefense.attacks.base import Part
 from midefense.attacks.decoder import Inverse
 from midefense.attacks.init import Amortised
-from midefense.attacks.matching import distances, shares
+from midefense.attacks.matching import shares
 from midefense.oracle import Oracle
 from midefense.plan.bind import bind
 from midefense.plan.compose import compose
@@ -133,30 +129,8 @@ def start(recording: Recording, name: str) -> Part:
 
 
 def inverse_losses(recording: Recording) -> Iterator[Entry]:
-    """Of `other`: the decoder's loss of a batch, the amortiser's per row, and that of the adaptive generator."""
+    """Of `other`: the decoder's loss of a batch, and that of the adaptive generator."""
     truth, made = recording["x"].double(), recording["xhat"].double()
     decoder = Inverse(learning=None, distance="l2", coupled=True)
     yield recording.compare("decoder_loss", decoder.loss(lambda answers: made, truth, truth).sum())
     yield recording.compare("adaptive_G_loss", shares(scaled_distances(made, truth, IMAGENET)).sum())
-    yield recording.compare("amor_f_loss_per_row", distances(made, truth, "squared"))
-
-
-NETWORKS = {
-    "Decoder_in512_dim8": lambda inputs: FlatDecoder(observed=inputs.shape[1:], channels=3, size=64, width=8),
-    "Amortizer_nz20": lambda inputs: Amortiser(observed=inputs.shape[1:], latents=(20,)),
-}
-
-
-def inverse_networks(recording: Recording) -> Iterator[Entry]:
-    """Of `net`: the original's names and shapes, and what the filled networks give."""
-    for name, build in NETWORKS.items():
-        inputs = recording[f"{name}/in0"].float()
-        network = recording.draws.fill(build(inputs))
-        shapes = json.loads(bytes(recording[f"{name}/state_json"].tolist()).decode())
-        count = sum(math.prod(shape) for shape in shapes.values())
-        mine = sum(tensor.numel() for tensor in network.state_dict().values())
-        yield Entry(f"{name}/state_json", abs(mine - count), 0.0, "numbers in the state")
-        with torch.no_grad():
-            given = network.double()(inputs.double())
-        pooled = nn.functional.avg_pool2d(given, 4) if given.ndim == 4 else given
-        yield recording.compare(f"{name}/out", pooled)
