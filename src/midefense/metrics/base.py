@@ -144,7 +144,7 @@ def with_ids(parts: Sequence[Images | None], ids: Tensor) -> Images:
     parts = [part for part in parts if part is not None]
     known = torch.cat([part.ids for part in parts])
     order = known.argsort()
-    wanted = ids.to(known.device)
+    wanted = ids.to(known.device).contiguous()
     rows = order[torch.searchsorted(known[order], wanted).clamp(max=len(known) - 1)]
     if strange := wanted[known[rows] != wanted].tolist():
         raise Refused(f"ids: expected those of private images, got {strange[:3]}; try evidence that names images")
