@@ -10,10 +10,9 @@ from midefense.defenses.base import Defense
 from midefense.evidence.base import Request
 from midefense.evidence.transport import pack, unpack
 from midefense.pipeline.classifiers import StoredTarget, rebuild_defended
+from midefense.pipeline.equipment import equip
 from midefense.pipeline.session import Session
 from midefense.types import Images, Refused
-
-TOGETHER = 128  # images per call of `Defense.release`
 
 
 def release(session: Session, target: StoredTarget, request: Request) -> Tensor:
@@ -23,11 +22,11 @@ def release(session: Session, target: StoredTarget, request: Request) -> Tensor:
     time. Raises `Refused` for an unknown stage, or a network that was sealed so that it cannot be cut.
     """
     edge, defense = edge_of(session, target, request.cut)
-    images, groups = request.images, range(0, len(request.images), TOGETHER)
+    images, groups = request.images, range(0, len(request.images), defense.group)
     repeats = []
     for repeat in range(request.repeats):
         key = (target.plan.seed, "release", request.cut, repeat)
-        parts = [images.take(torch.arange(start, min(start + TOGETHER, len(images)))) for start in groups]
+        parts = [images.take(torch.arange(start, min(start + defense.group, len(images)))) for start in groups]
         sent = [pack(released(edge, defense, part, key, session.device), request.transport) for part in parts]
         repeats.append(torch.cat([unpack(packed) for packed in sent]))
     return torch.stack(repeats)
@@ -41,8 +40,11 @@ def edge_of(session: Session, target: StoredTarget, cut: str | None) -> tuple[nn
             f"evidence: expected a deployed network that can be cut, got {type(model).__name__}, as the defense of "
             f"{target.artefact.reference} sealed it; try another defense"
         )
-    edge = model.eval().requires_grad_(False).split(cut or model.tap_names[-1])[0]
-    return edge.to(session.device), defense.to(session.device).eval()
+    cut = cut or model.tap_names[-1]
+    edge = model.eval().requires_grad_(False).split(cut)[0].to(session.device)
+    defense.to(session.device).eval()
+    equip(session, target, target.plan.defense, defense, edge, cut)
+    return edge, defense
 
 
 def released(

@@ -202,7 +202,7 @@ def _nodes(
     """Every node to bind, by path, and whether it may be told the dataset's shape."""
     nodes: dict[str, tuple[Mapping, bool]] = {name: (config[name], False) for name in ("tracking", "compute")}
     if target is None:
-        nodes |= {name: (config[name], name == "architecture") for name in TARGET_NODES}
+        nodes |= {name: (config[name], name in ("architecture", "defense")) for name in TARGET_NODES}
     if verb != "train_target" and recovered is None:
         own = [name for name in ATTACK_NODES if name != "prior" or prior is None]
         nodes |= {name: (config[name], name in ("prior", "attack")) for name in own}
@@ -290,7 +290,7 @@ def read_setting(plan: Plan) -> Setting:
     dataset, source, target = plan.target.dataset.build(), plan.evidence.build(), plan.target
     shape = {"channels": dataset.channels, "size": dataset.size}
     describe = functools.partial(architecture_facts, target.architecture, target.defense, **shape)
-    evidence = EvidenceFacts(type(source).__name__, source.points_at, cut_of(plan))
+    evidence = EvidenceFacts(type(source).__name__, source.points_at, cut_of(plan), source.releases)
     return Setting(plan.prior.target, DatasetFacts(**shape), evidence, describe)
 
 
