@@ -20,6 +20,7 @@ from midefense.defenses.implicit import Implicit
 from midefense.priors.crafter import CrafterGan
 from midefense.priors.gmi import GmiGan
 
+from .pairs import measures
 from .recording import Entry, Recording
 from .registry import replays
 
@@ -251,10 +252,10 @@ def networks(recording: Recording) -> Iterator[Entry]:
 
 @replays("crafter/other")
 def losses(recording: Recording) -> Iterator[Entry]:
-    """Losses on given pictures: what the amortiser minimises, and adversarial learning's error."""
-    ours = {"x", "xhat", "amor_f_loss_per_row", "adv_ploss"}
-    for key in set(recording.arrays) - ours:
-        recording.leave_out(key, "of the attackers, and of the measures")
+    """Losses on given pictures: what the amortiser minimises, and adversarial learning's error; and the measures."""
+    yield from measures(recording)
+    for key in ("decoder_loss", "adaptive_G_loss"):
+        recording.leave_out(key, "of the attackers")
     images, decoded = recording["x"], recording["xhat"]
     amortised = squared_distance(images, decoded)
     yield recording.compare("amor_f_loss_per_row", amortised)
