@@ -145,7 +145,8 @@ class Images:
 
 @dataclass
 class Batch:
-    """One training batch: images [B, C, H, W] in [0, 1]; labels int64 [B] or soft [B, classes]; ids int64 [B];
+    """One training batch: images [B, C, H, W] in [0, 1]; labels int64 [B], soft [B, classes], or attributes uint8
+    [B, K], 1 where the image shows one; ids int64 [B];
     weight float [B], how much each image counts in the task loss; `rng`, a CPU generator keyed by (seed, step)."""
 
     images: Tensor
@@ -301,14 +302,16 @@ class Setting:
     """All an attack may look at before compute is spent, so that it can refuse what it cannot do. It is shown twice:
     when the configuration is read, and when the images were loaded, before anything is trained.
 
-    `prior` is the class of the prior. The facts of the architecture cost building its network (without memory), so they
-    are looked up, by `describe`, when they are first read.
+    `prior` is the class of the prior; `of_attributes`: whether the target tells attributes, each by an output of its
+    own, and no classes. The facts of the architecture cost building its network (without memory), so they are looked
+    up, by `describe`, when they are first read.
     """
 
     prior: type
     dataset: DatasetFacts
     evidence: EvidenceFacts
     describe: Callable[[], ArchitectureFacts]
+    of_attributes: bool = False
 
     @functools.cached_property
     def architecture(self) -> ArchitectureFacts:

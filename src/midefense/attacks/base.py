@@ -37,6 +37,7 @@ from midefense.types import (
 RUNGS = ("A0", "A1", "A2", "A3", "A4", "A5")
 OF_THE_TARGET = ("select", "surrogate", "purify")  # slots that ask the target even where the others ask a surrogate
 SURROGATE = "surrogate."  # what a prepared state holds of the surrogate has names that begin so
+OF_CLASSES = frozenset({"labels", "probs", "logits"})  # what a target of attributes has none of
 OBJECTIVE = "objective."  # and what it holds of the objective
 
 
@@ -344,7 +345,13 @@ class SearchAttack(Attack):
                 f"attack.{readers[0]} reads batchnorm: expected a target with BatchNorm layers, got one without; "
                 f"try another architecture (cnn and resnet18 have them) or attack/{readers[0]}"
             )
-        for part in self.parts.values():
+        for slot, part in self.parts.items():
+            if setting.of_attributes and slot in of_the_target and (asked := OF_CLASSES & set(part.reads)):
+                raise Refused(
+                    f"attack.{slot} reads {', '.join(sorted(asked))} of classes: expected a target that tells them "
+                    "apart, got one of attributes (dataset.label); try a part that reads features, or "
+                    "dataset.label=identity"
+                )
             part.check(setting)
 
     def check_prior(self, prior: Prior) -> None:

@@ -8,6 +8,9 @@ from midefense.commands.entry import entry
 
 def say(artefact) -> str:
     metrics = artefact.metrics
+    if "attributes" in metrics:
+        auc = metrics["test_attribute_auc_mean"]
+        return f"mean test AUC {auc:.4f} over {len(metrics['attributes'])} attributes"
     return f"test accuracy {metrics['test_accuracy_top1']:.4f} ({metrics['classes']} classes)"
 
 

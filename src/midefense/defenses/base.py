@@ -34,6 +34,14 @@ def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").mean(1)
 
 
+def share_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """How much of each image is answered rightly [B]: 0 or 1 for a class (the likeliest of soft labels), the share of
+    right ones for attributes (labels uint8 [B, K])."""
+    if labels.dtype == torch.uint8:
+        return ((logits > 0) == labels.bool()).float().mean(1)
+    return (logits.argmax(1) == (labels.argmax(1) if labels.is_floating_point() else labels)).float()
+
+
 class Defense(nn.Module):
     """Eight hooks that do nothing; a defense overrides those it needs.
 
@@ -41,12 +49,13 @@ class Defense(nn.Module):
     cross-entropy, `sampler` the recipe's, `step` the update rule, `release` what leaves the edge); `neutral`,
     constructor settings at which the trained weights equal those without a defense bit for bit (None: there are
     none); `coupled`, whether a loss term ties the images of a batch; `stochastic_when_deployed`; `sampler`, what it
-    asks of the recipe's slot of that name (None: nothing); `epoch_share`, the share of an epoch's batches trained on.
+    asks of the recipe's slot of that name (None: nothing); `epoch_share`, the share of an epoch's batches trained on;
+    `needs_classes`, whether it works on labels that are classes alone, and not on attributes.
 
     Of what it does at release: `only_releases`, whether it has no part in training, which is then that of no defense;
     `group`, how many images it wants together; `asks_of_prior`, what it needs of a generator's `offers`. One that needs
-    a generator has a partial of it among its arguments (a `prior` node in its YAML); the generator is learned, or found,
-    and handed over by `equip`. `cut`: the stage behind which it protects features (None: any).
+    a generator has a partial of it among its arguments (a `prior` node in its YAML); the generator is learned, or
+    found, and handed over by `equip`. `cut`: the stage behind which it protects features (None: any).
     """
 
     revision = 1
@@ -57,6 +66,7 @@ class Defense(nn.Module):
     stochastic_when_deployed = False
     sampler: str | dict[str, int] | None = None
     epoch_share: float = 1.0
+    needs_classes = False
     only_releases = False
     group = 128
     asks_of_prior: tuple[str, ...] = ()
@@ -153,6 +163,7 @@ class Stack(Defense):
         self.stochastic_when_deployed = any(member.stochastic_when_deployed for member in members.values())
         self.sampler = members[owners["sampler"]].sampler if "sampler" in owners else None
         self.epoch_share = math.prod(member.epoch_share for member in members.values())
+        self.needs_classes = any(member.needs_classes for member in members.values())
 
     @property
     def taps(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-UNKNOWN = 2  # TEMP
+from midefense.datasets.attributes import UNKNOWN
 from midefense.evidence.base import Request
 from midefense.evidence.transport import bytes_of, pack
 from midefense.metrics.base import Released
@@ -38,7 +38,7 @@ def released_of(session: Session, target: StoredTarget, request: Request) -> Rel
         clean=clean,
         cloud=cloud,
         labels=labels,
-        attributes=getattr(target.plan, "attributes", ()),
+        attributes=target.plan.attributes,
         seconds=seconds,
         bytes=bytes_of(pack(features, request.transport)) / max(1, len(images)),
     )
@@ -46,7 +46,7 @@ def released_of(session: Session, target: StoredTarget, request: Request) -> Rel
 
 def _known(target: StoredTarget, images: Images) -> tuple[Images, torch.Tensor]:
     """The images of which it is known what the target is to say, and that: classes, or which attributes each has."""
-    if not getattr(target.plan, "attributes", ()):
+    if not target.plan.attributes:
         return images, images.labels
     shown = target.plan.dataset.build().attributes(images.ids)
     known = (shown != UNKNOWN).all(1)

@@ -129,7 +129,7 @@ def judge(
         references=splits.private_train,
         evaluators=evaluators,
         classes=splits.classes,
-        utility={"test_accuracy_top1": utility["test_accuracy_top1"]},
+        utility=dict(utility),
         bill={k: v for k, v in recovered.provenance["bill"].items() if isinstance(v, int | float)},
         device=device,
         tests=splits.private_test,

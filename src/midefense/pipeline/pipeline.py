@@ -29,6 +29,7 @@ from midefense.pipeline.classifiers import (
     open_target,
     require_start,
     selection_of,
+    utility_in,
 )
 from midefense.pipeline.cloud import released_of
 from midefense.pipeline.evaluators import refuse_guessers, stored_judge, tested_judge
@@ -369,7 +370,8 @@ class Pipeline:
                 splits=self.splits,
                 evaluators=networks,
                 metrics={name: node.build() for name, node in self.plan.metrics.items()},
-                utility=target.artefact.metrics,
+                utility=utility_in(target.artefact.metrics),
+                tells_classes=not target.plan.attributes,
                 device=self.device,
                 known=known,
                 shown=self.shown,
@@ -412,7 +414,7 @@ class Pipeline:
         """The numbers of a result, with the target's, the attack's and the evaluators' own."""
         bill = self.recovered.provenance["bill"]
         further = {f"cost/{name}": value for name, value in bill.items() if isinstance(value, int | float)}
-        further["utility/test_accuracy_top1"] = self.target.artefact.metrics["test_accuracy_top1"]
+        further |= {f"utility/{name}": value for name, value in utility_in(self.target.artefact.metrics).items()}
         for name, artefact in evaluators.items():
             further[f"evaluator_test_accuracy_top1/{name}"] = artefact.metrics["test_accuracy_top1"]
         run.result(*numbers_of(report, further))

@@ -15,6 +15,7 @@ from midefense.defenses.base import Defense, NoDefense
 from midefense.evidence.base import EvidenceSource
 from midefense.metrics.base import Metric
 from midefense.oracle import Oracle
+from midefense.plan.attributes import attack_problems, training_problems
 from midefense.plan.bind import Node, bind, bind_all, bind_recipe
 from midefense.plan.checks import check_shape, refuse_all, refuse_together
 from midefense.plan.facts import architecture_facts
@@ -63,8 +64,9 @@ HEAVY = ("architecture", "prior")  # built as `trials` does, to see whether thei
 class TargetPlan:
     """A classifier to have: a dataset x an architecture x a defense, trained by a recipe.
 
-    `train_on` is `private` (the private classes) or `all` (the public ones too, numbered after them). `names` are
-    what people call the parts. `images` is the digest of those that a stored one learned from (None: any will do).
+    `train_on` is `private` (the private classes), `all` (the public ones too, numbered after them) or, of attributes,
+    `public` (the public images alone). `names` are what people call the parts.
+    `images` is the digest of those that a stored one learned from (None: any will do).
     """
 
     dataset: Node
@@ -75,6 +77,12 @@ class TargetPlan:
     seed: int
     names: dict[str, str] = field(default_factory=dict)
     images: str | None = None
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The attributes that it tells, each by an output of its own; none where it tells classes apart."""
+        taught = self.dataset.arguments.get("label", "identity") == "attributes"
+        return tuple(self.dataset.target.attribute_names) if taught else ()
 
     @property
     def cut(self) -> str | None:
@@ -167,6 +175,7 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
         _check_metrics(plan)
         refuse_together(functools.partial(node.build().check, names) for node in plan.metrics.values())
     refuse_together(_network_trials(plan, new_target=target is None))
+    refuse_all(_attribute_problems(plan))
     if plan.attack is not None:
         _check_match(plan)
     return plan
@@ -229,7 +238,7 @@ def _evaluator_plan(
     dataset_name = target.names.get("dataset", "dataset")
     chosen = str(choices.get(f"evaluator@evaluators.{name}", name))
     return TargetPlan(
-        dataset=_of_size(target.dataset, node.get("size"), name),
+        dataset=_of_size(by_identity(target.dataset), node.get("size"), name),
         architecture=bound[f"evaluators.{name}.architecture"],
         defense=bind({"_target_": "midefense.defenses.base.NoDefense"}, f"evaluators.{name}.defense"),
         recipe=bound[f"evaluators.{name}.recipe"],
@@ -247,13 +256,21 @@ def _stored_evaluator(name: str, artefact: Artefact, target: TargetPlan, allow: 
             f"evaluators.{name}.artefact: expected a target without a defense, got {artefact.reference}; "
             "try one trained with defense=none"
         )
-    own, dataset = plan.dataset.recipe(), _of_size(target.dataset, plan.dataset.arguments.get("size"), name)
+    size = plan.dataset.arguments.get("size")
+    own, dataset = plan.dataset.recipe(), _of_size(by_identity(target.dataset), size, name)
     if own != dataset.recipe():
         raise Refused(
             f"evaluators.{name}.artefact: expected an evaluator of the target's dataset, got {artefact.reference}, "
             "which knows another (or the same under other options); try one trained on, or imported for, the same"
         )
     return replace(plan, dataset=dataset)
+
+
+def by_identity(dataset: Node) -> Node:
+    """The same pictures for a classifier that is taught whose they are."""
+    if "label" not in dataset.arguments:
+        return dataset
+    return replace(dataset, arguments={**dataset.arguments, "label": "identity"})
 
 
 def _of_size(dataset: Node, size: int | None, name: str) -> Node:
@@ -289,9 +306,10 @@ def read_setting(plan: Plan) -> Setting:
     """What the configuration of an attack tells of the world around it, before any image is read."""
     dataset, source, target = plan.target.dataset.build(), plan.evidence.build(), plan.target
     shape = {"channels": dataset.channels, "size": dataset.size}
-    describe = functools.partial(architecture_facts, target.architecture, target.defense, **shape)
+    known = {"classes": len(target.attributes)} if target.attributes else {}
+    describe = functools.partial(architecture_facts, target.architecture, target.defense, **shape, **known)
     evidence = EvidenceFacts(type(source).__name__, source.points_at, cut_of(plan), source.releases)
-    return Setting(plan.prior.target, DatasetFacts(**shape), evidence, describe)
+    return Setting(plan.prior.target, DatasetFacts(**shape), evidence, describe, bool(target.attributes))
 
 
 def cut_of(plan: Plan) -> str | None:
@@ -300,11 +318,25 @@ def cut_of(plan: Plan) -> str | None:
     return source.cut or (plan.target.cut if source.releases else None)
 
 
+def _attribute_problems(plan: Plan) -> list[str]:
+    """What does not go together with what the target is taught, in sentences."""
+    target = plan.target
+    if target.attributes:
+        of_attack = () if plan.attack is None else attack_problems(plan.evidence, plan.prior, plan.names)
+        return [*training_problems(target.defense, target.recipe, target.names), *of_attack]
+    if target.train_on != "public":
+        return []
+    return [
+        "train_on=public: expected a target that is taught attributes, got one of identities, which would know no "
+        "private class; try dataset.label=attributes, or train_on=private"
+    ]
+
+
 def _network_trials(plan: Plan, new_target: bool) -> Iterator[Callable[[], None]]:
     """A trial of every classifier that may have to be trained, and of those that metrics teach."""
     for classifier in [*([plan.target] if new_target else []), *plan.evaluators.values()]:
         dataset = classifier.dataset.build()
-        images = DatasetFacts(dataset.channels, dataset.size)
+        images = DatasetFacts(dataset.channels, dataset.size, len(classifier.attributes) or None)
         yield functools.partial(try_network, classifier.architecture, classifier.defense, images)
     yield from student_trials(plan.metrics.values(), _shape_of(plan))
 
