@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from midefense import seeds
 from midefense.architectures.inverters import Amortiser, FlatDecoder
 from midefense.attacks.adaptive import scaled_distances
-from midefense.attacks.base import Part
+from midefense.attacks.base import Part, Problem
 from midefense.attacks.decoder import Inverse
 from midefense.attacks.init import Amortised
 from midefense.attacks.matching import distances, shares
