@@ -54,8 +54,8 @@ class Defense(nn.Module):
 
     Of what it does at release: `only_releases`, whether it has no part in training, which is then that of no defense;
     `group`, how many images it wants together; `asks_of_prior`, what it needs of a generator's `offers`. One that needs
-    a generator has a partial of it among its arguments (a `prior` node in its YAML); the generator is learned, or
-    found, and handed over by `equip`. `cut`: the stage behind which it protects features (None: any).
+    a generator has a partial of it among its arguments (a `prior` node in its YAML); the generator is learned, or found,
+    and handed over by `equip`. `cut`: the stage behind which it protects features (None: any).
     """
 
     revision = 1
