@@ -14,6 +14,7 @@ import torch
 
 from midefense import seeds
 from midefense.compute import machine_of
+from midefense.datasets.roles import manifest_of, roles_of
 from midefense.datasets.splits import Splits, digest, require_same_pictures
 from midefense.evidence.base import Request
 from midefense.metrics.base import Released
@@ -37,6 +38,7 @@ from midefense.pipeline.priors import fit_prior, frozen, load_prior
 from midefense.pipeline.recovery import Recovery, StoredPrior
 from midefense.pipeline.release import draft_of, release
 from midefense.pipeline.session import Session
+from midefense.pipeline.split_training import SplitTraining
 from midefense.pipeline.telling import numbers_of
 from midefense.plan.bind import Node, bind_recipe
 from midefense.plan.read import Plan, baseline_of, cut_of, deployed_of, name_of, read_setting, setup_of
@@ -76,6 +78,13 @@ class Pipeline:
             return found
         names = {**found.plan.names, "defense": self.plan.target.names.get("defense", "own")}
         return replace(found, plan=replace(found.plan, defense=self.release_node, names=names))
+
+    @functools.cached_property
+    def cloud(self) -> Artefact:
+        """The cloud's half, trained on what the edge of the plan's target releases: got or made."""
+        cut = replace(self.target.plan.architecture, aside=self.plan.target.architecture.aside)
+        target = replace(self.target, plan=replace(self.target.plan, architecture=cut))
+        return SplitTraining(self.session, target, self.plan.cloud).artefact()
 
     @property
     def _only_releases(self) -> bool:
@@ -170,6 +179,8 @@ class Pipeline:
             return
         self._images_checked = True
         self.plan.attack.build().check(self.setting)
+        if self.plan.evidence.target.points_at == "image":
+            manifest_of(roles_of(self.splits, self.public))
         if self.plan.stored_prior is not None:
             self._require_own_prior(self.plan.stored_prior)
         else:
