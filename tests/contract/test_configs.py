@@ -36,7 +36,7 @@ COUNTS = {
     "defense": 27,
     "evaluator": 6,
     "evidence": 2,
-    "metrics": 6,
+    "metrics": 9,
     "prior": 19,
     "public": 17,
     "recipe": 14,

@@ -85,6 +85,15 @@ class TargetPlan:
         return tuple(self.dataset.target.attribute_names) if taught else ()
 
     @property
+    def as_trained(self) -> TargetPlan:
+        """The same classifier as training sees it: a defense that only releases has no part in that, so that all its
+        strengths share the target of no defense."""
+        if not self.defense.build().only_releases:
+            return self
+        none = bind({"_target_": "midefense.defenses.base.NoDefense"}, "defense")
+        return replace(self, defense=none, names={**self.names, "defense": "none"})
+
+    @property
     def cut(self) -> str | None:
         """The stage behind which the deployed network is cut in two (None: nobody said)."""
         return self.architecture.aside.get("cut")
@@ -148,7 +157,7 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
     refuse_together([*built, *optimizer_trials(bound.values())])
     plan = Plan(
         verb=verb,
-        target=stored_target(target, allow) if target else _target_plan(bound, config, seeds, names),
+        target=_stored_plan(target, recovered, allow) if target else _target_plan(bound, config, seeds, names),
         seeds=seeds,
         store=store,
         missing=config["missing"],
@@ -192,6 +201,16 @@ def stored_target(artefact: Artefact, allow: Sequence[str] = ()) -> TargetPlan:
         names=artefact.provenance["names"],
         images=recipe["images"],
     )
+
+
+def _stored_plan(target: Artefact, recovered: Artefact | None, allow: Sequence[str]) -> TargetPlan:
+    """The plan of a stored target, with the defense that released what something was recovered from, where that is none
+    of the target's own."""
+    plan, release = stored_target(target, allow), {} if recovered is None else recovered.recipe.get("release", {})
+    if not release:
+        return plan
+    defense = bind_recipe(release, recovered.places_within("defense"), allow)
+    return replace(plan, defense=defense, names={**plan.names, "defense": recovered.provenance["names"]["defense"]})
 
 
 def read_names(choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:
@@ -447,3 +466,18 @@ def setup_of(target: Mapping, recovered: Mapping) -> str:
 def without_seeds(recipe: Mapping) -> dict:
     """A recipe without its seed and the ids of artefacts that hold one."""
     return {name: value for name, value in recipe.items() if name not in ("seed", "target", "prepared")}
+
+
+def baseline_of(target: Mapping, recovered: Mapping) -> str:
+    """The id of a setup whatever its defense, be it of the training or of the release."""
+    bare = [
+        {name: value for name, value in one.items() if name not in of}
+        for one, of in ((target, ("defense",)), (recovered, ("release",)))
+    ]
+    return setup_of(*bare)
+
+
+def deployed_of(target: Mapping, recovered: Mapping) -> str:
+    """The id of what is deployed whatever its seed: a network, and how its edge releases features."""
+    release = recovered.get("release")
+    return content_id(without_seeds(target) if release is None else [without_seeds(target), release])

@@ -21,6 +21,7 @@ from midefense.priors.crafter import CrafterGan
 from midefense.priors.gmi import GmiGan
 
 from .crafter_attackers import inverse_losses
+from .pairs import measures
 from .recording import Entry, Recording
 from .registry import replays
 
@@ -267,6 +268,7 @@ def edge(recording: Recording) -> nn.Module:
 def losses(recording: Recording) -> Iterator[Entry]:
     """Losses on given pictures: what the amortiser minimises, adversarial learning's error, and those of the
     attackers."""
+    yield from measures(recording)
     images, decoded = recording["x"], recording["xhat"]
     amortised = squared_distance(images, decoded)
     yield recording.compare("amor_f_loss_per_row", amortised)
