@@ -36,7 +36,7 @@ COUNTS = {
     "defense": 18,
     "evaluator": 6,
     "evidence": 2,
-    "metrics": 6,
+    "metrics": 9,
     "prior": 17,
     "public": 17,
     "recipe": 14,

@@ -13,7 +13,8 @@ import pytest
 import replay
 import torch
 from conftest import ROOT
-from pieces import bido, gmi, ked, lomma, losses, networks, plg, registry, stylegan2, vmi
+from kornia.metrics import ssim as kornia_ssim
+from pieces import bido, gmi, ked, lomma, losses, networks, pairs, plg, registry, stylegan2, vmi
 from pieces.recording import recordings
 from pieces.registry import replay_of, replays
 from pieces.rules import Draws, NotThereYet, relative_error, row_errors, without_gradient
@@ -324,6 +325,7 @@ def test_every_recorded_piece_is_known(file):
         ("attacks/plg_mi.npz", "plg_topn"),
         ("attacks/plg_mi.npz", "plg_losses"),
         ("attacks/plg_mi.npz", "plg_augment"),
+        ("attacks/crafter.npz", "crafter/other"),
     ],
 )
 def test_the_original_is_reproduced(file, piece):
@@ -514,6 +516,10 @@ def earlier_of_equals(monkeypatch):
     monkeypatch.setattr(plg, "most_confident", wrong)
 
 
+def padded_window(monkeypatch):
+    monkeypatch.setattr(pairs, "ssim", lambda a, b: kornia_ssim(a, b, 11, 1.0, padding="same").mean((1, 2, 3)))
+
+
 def no_clamp_of_the_saturation(monkeypatch):
     original = plg.parameters_of
     changed = lambda *arguments: replace(original(*arguments), clamp_first=torch.zeros(6, dtype=torch.bool))  # noqa: E731
@@ -558,6 +564,7 @@ def one_look(monkeypatch):
         (no_cutoff, "stylegan2_cond_32.npz", "stylegan2", "w_psi07_cut4"),
         (no_noise, "stylegan2_cond_32.npz", "stylegan2", "img_const_psi05"),
         (earlier_of_equals, "attacks/plg_mi.npz", "plg_topn", "selected_ascending"),
+        (padded_window, "attacks/crafter.npz", "crafter/other", "ssim_per_image"),
         (no_clamp_of_the_saturation, "attacks/plg_mi.npz", "plg_augment", "jitter_order_2310"),
         pytest.param(
             deviation_for_variance, "attacks/ked_mi.npz", "kedmi_ked_improved1", "mu1", marks=pytest.mark.slow

@@ -144,7 +144,7 @@ def with_ids(parts: Sequence[Images | None], ids: Tensor) -> Images:
     parts = [part for part in parts if part is not None]
     known = torch.cat([part.ids for part in parts])
     order = known.argsort()
-    wanted = ids.to(known.device)
+    wanted = ids.to(known.device).contiguous()
     rows = order[torch.searchsorted(known[order], wanted).clamp(max=len(known) - 1)]
     if strange := wanted[known[rows] != wanted].tolist():
         raise Refused(f"ids: expected those of private images, got {strange[:3]}; try evidence that names images")
@@ -164,13 +164,15 @@ class Metric:
     value that exact copies of private training images get, where that is known. `stages`: patterns of the attack's
     stages that are measured beside its selected candidates. `matches`: what a reconstruction is held against, the
     `class` or the one private `image` that it was recovered for (None: nothing, it looks at no reconstruction).
-    `generates`: it compares with what the prior makes of nothing, so that the prior must be a generator.
+    `judges_release`: it looks at what left the edge (`World.released`). `generates`: it compares with what the prior
+    makes of nothing, so that the prior must be a generator.
     """
 
     revision = 1
     kind = "privacy"
     matches: str | None = "class"
     generates = False
+    judges_release = False
     higher_leaks: bool | None = None
     best: dict[str, float] = {}
     stages: tuple[str, ...] = ()

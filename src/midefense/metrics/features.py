@@ -99,7 +99,7 @@ def original_features(judged: Judged, world: World, name: str, batch_size: int) 
         known = torch.cat([known, new])
         world.cache[key] = known, features
     order = known.argsort()
-    return features[order[torch.searchsorted(known[order], judged.ids)]]
+    return features[order[torch.searchsorted(known[order], judged.ids.contiguous())]]
 
 
 def batch_rows(batch_size: int, size: int, module: nn.Module | None = None) -> int:

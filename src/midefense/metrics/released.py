@@ -34,6 +34,7 @@ class ReleasedUtility(Metric):
 
     kind = "utility"
     matches = None
+    judges_release = True
     unhashed = ("batch_size",)
 
     def __init__(self, *, batch_size: Count = 256) -> None:
@@ -87,6 +88,7 @@ class ReleaseCost(Metric):
 
     kind = "cost"
     matches = None
+    judges_release = True
 
     def update(self, judged: Judged, world: World) -> None:
         """Nothing to see: cost does not depend on recovered images."""

@@ -140,7 +140,6 @@ def judge(
         samples=_generated(prior, device),
         cache={("references", name): features for name, features in known.items()},
     )
-    asked = target if tells_classes else None
     draws = {"prior": prior.sample, "truncated": truncated}
     draws = {name: draw for name, draw in draws.items() if draw is not None}
     private = {side: (one.private_test, one.private_train) for side, one in sizes.items()}

@@ -16,6 +16,7 @@ from midefense import seeds
 from midefense.compute import machine_of
 from midefense.datasets.splits import Splits, digest, require_same_pictures
 from midefense.evidence.base import Request
+from midefense.metrics.base import Released
 from midefense.oracle import Edge
 from midefense.pipeline import judge
 from midefense.pipeline.classifiers import (
@@ -30,6 +31,7 @@ from midefense.pipeline.classifiers import (
     selection_of,
     utility_in,
 )
+from midefense.pipeline.cloud import released_of
 from midefense.pipeline.evaluators import refuse_guessers, stored_judge, tested_judge
 from midefense.pipeline.priors import fit_prior, frozen, load_prior
 from midefense.pipeline.recovery import Recovery, StoredPrior
@@ -268,6 +270,8 @@ class Pipeline:
         evidence = recovered.recipe["evidence"]
         seen = resolve(evidence["_target_"], self.plan.allow).of_the_attacker
         matched = {"ids": recovered.recipe["ids"], "originals": self._originals} if "ids" in recovered.recipe else {}
+        if "cut" in recovered.recipe:  # wherever it was said
+            seen, matched = (*seen, "cut"), {**matched, "cut": recovered.recipe["cut"]}
         protocol = {
             "evidence": {name: value for name, value in evidence.items() if name not in seen},
             "labels": recovered.recipe["labels"],
@@ -286,6 +290,11 @@ class Pipeline:
             **lineage({"recovered": recovered, "target": target, **judges}),
             command=self.session.command("evaluate", names),
         )
+
+    @property
+    def _judges_release(self) -> bool:
+        """Whether a metric asks what was released, which may take long to do again."""
+        return any(node.target.judges_release for node in self.plan.metrics.values())
 
     @property
     def _originals(self) -> str:
@@ -367,6 +376,7 @@ class Pipeline:
                 known=known,
                 shown=self.shown,
                 truncated=self._truncated(recovered, prior),
+                released=self._released(recovered) if self._judges_release else None,
             )
             KNOWN.clear()  # the runs of a sweep share an evaluator; another's features would only take memory
             KNOWN.update({by_content[name]: features for name, features in known.items()})
@@ -384,6 +394,14 @@ class Pipeline:
             self._tell(run, judgement.report(), evaluators)
             run.pictures("recovered", judgement.picture_rows(self.splits.class_names), judgement.picture_columns)
             return self.session.finish(run, work, judgement.tensors, {"row": row, **judgement.report()})
+
+    def _released(self, recovered: Artefact) -> Released | None:
+        """What the edge of the target released of the private images attacked; None where it released nothing."""
+        source = bind_recipe(recovered.recipe["evidence"], {}, self.plan.allow).build()
+        request = source.request(self.splits)
+        if request is None:
+            return None
+        return released_of(self.session, self.target, replace(request, cut=recovered.recipe["cut"]))
 
     def _judging(self, draft: Draft, evaluators: Mapping[str, Artefact]) -> Run:
         """The run that judges, or says again what was judged."""

@@ -57,8 +57,8 @@ def _protocol_text(protocol: str, rows: Sequence[Row]) -> str:
             partly = f" ({seen.seen}/{seen.total})" if 0 < seen.seen < seen.total else ""
             numbers.append(_cell(seen.mean, seen.std, column.unit) + partly)
         attack = f"{setup['attack']} ({setup.note})" if setup.note else setup["attack"]
-        attack += f", {setup.few_classes}" if setup.few_classes else ""
         attack += f", {setup.ladder}" if setup.ladder else ""
+        attack += f", {setup.few_classes}" if setup.few_classes else ""
         attack += ", stopped early" if setup.stopped else ""
         attack += f", target {setup.legacy}" if setup.legacy else ""
         lines.append([*(setup[name] for name in HEADS[:-1]), attack, str(len(setup.rows)), *numbers])

@@ -58,11 +58,10 @@ class WorstCase:
 
 
 def worst_cases(found: Sequence[Setup]) -> list[WorstCase]:
-    """One per deployed defense of a protocol, in the order of the table; none where reconstructions are not held against
-    private images of their own."""
-    column = next(
-        (one for one in columns([row for setup in found for row in setup.rows]) if one.title == IDENTITY), None
-    )
+    """One per deployed defense of a protocol, in the order of the table; none where reconstructions are not held
+    against private images of their own."""
+    shown = columns([row for setup in found for row in setup.rows])
+    column = next((one for one in shown if one.title == IDENTITY), None)
     if column is None:
         return []
     deployed: dict[tuple, list[Setup]] = {}

@@ -21,6 +21,7 @@ from midefense.priors.crafter import CrafterGan
 from midefense.priors.gmi import GmiGan
 
 from .crafter_attackers import inverse_losses
+from .pairs import measures
 from .recording import Entry, Recording
 from .registry import replays
 
@@ -265,13 +266,12 @@ def edge(recording: Recording) -> nn.Module:
 
 @replays("crafter/other")
 def losses(recording: Recording) -> Iterator[Entry]:
-    """Losses on given pictures: what the amortiser minimises, adversarial learning's error, and those of the
-    attackers."""
+    """Losses on given pictures: what the amortiser minimises, adversarial learning's error, those of the attackers; and
+    the measures."""
+    yield from measures(recording)
     images, decoded = recording["x"], recording["xhat"]
     amortised = squared_distance(images, decoded)
     yield recording.compare("amor_f_loss_per_row", amortised)
     of_the_batch = torch.linalg.vector_norm(norm_per_pixel(images, decoded))
     yield recording.compare("adv_ploss", of_the_batch, note="the norm over the batch of ours per image")
     yield from inverse_losses(recording)
-    for key in ("ssim*", "x_close", "fsim*"):
-        recording.leave_out(key, "of the measures")
