@@ -29,7 +29,7 @@ from midefense.plan.references import (
     named_prior,
     with_start,
 )
-from midefense.plan.trials import learner_trials, optimizer_trials, student_trials, try_network, try_prior
+from midefense.plan.trials import learner_trials, optimizer_trials, student_trials, try_generators, try_network, try_prior
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, content_id
 from midefense.store.names import safe_name
@@ -338,6 +338,7 @@ def _network_trials(plan: Plan, new_target: bool) -> Iterator[Callable[[], None]
         dataset = classifier.dataset.build()
         images = DatasetFacts(dataset.channels, dataset.size, len(classifier.attributes) or None)
         yield functools.partial(try_network, classifier.architecture, classifier.defense, images)
+    yield functools.partial(try_generators, plan.target.defense, _shape_of(plan))
     yield from student_trials(plan.metrics.values(), _shape_of(plan))
 
 
@@ -351,6 +352,7 @@ def _check_match(plan: Plan) -> None:
     asked for more than a weak attack may see."""
     attack = plan.attack.build()
     _check_prior(plan, attack)
+    _check_cut(plan)
     with contextlib.suppress(NotYetKnown):
         setting = read_setting(plan)
         attack.check(setting)
@@ -362,6 +364,16 @@ def _check_match(plan: Plan) -> None:
         raise Refused(
             f"prior {plan.names.get('prior', '')} learned with access={asks.value}, more than attack.access="
             f"{attack.access.value} reveals; choose a prior that asks less, or a stronger access"
+        )
+
+
+def _check_cut(plan: Plan) -> None:
+    """Refuse features that are released behind another stage than the one the defense was trained to protect."""
+    protected, cut = plan.target.defense.build().cut, cut_of(plan)
+    if plan.evidence.target.releases and protected not in (None, cut):
+        raise Refused(
+            f"evidence.cut: expected {protected}, where the defense ({plan.target.defense.target.__name__}) protects "
+            f"features, got {cut}; try evidence.cut={protected}, or another defense.cut"
         )
 
 
