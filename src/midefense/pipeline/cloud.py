@@ -37,6 +37,7 @@ def released_of(session: Session, target: StoredTarget, request: Request) -> Rel
         features=features,
         clean=clean,
         cloud=cloud,
+        edge=edge,
         labels=labels,
         attributes=target.plan.attributes,
         seconds=seconds,
