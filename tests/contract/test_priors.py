@@ -51,6 +51,7 @@ QUICK_CLASSES = (
 # The priors that learn.
 SHORT = {
     **dict.fromkeys(("gmi_gan", "gmi_gan_small"), QUICK_GAN),
+    **dict.fromkeys(("crafter_gan", "crafter_gan_small"), (*QUICK_GAN, "prior.latent_size=16")),
     **dict.fromkeys(("ked_gan", "ked_gan_small"), QUICK_SCORES),
     **dict.fromkeys(("plg_gan", "plg_gan_small"), QUICK_CLASSES),
     "stylegan2_small": QUICK_STYLES,

@@ -214,6 +214,10 @@ class Stack(Defense):
         return all(member.only_releases or isinstance(member, NoDefense) for member in self.members.values())
 
     @property
+    def cut(self) -> str | None:
+        return next((member.cut for member in self.members.values() if member.cut is not None), None)
+
+    @property
     def group(self) -> int:
         return self._releaser.group
 

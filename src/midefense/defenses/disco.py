@@ -43,7 +43,7 @@ class Pruner(nn.Module):
 
 class PrunedStage(nn.Module):
     """A stage whose output is pruned. While it trains it keeps what the last forward pruned, and the gate; the task's
-    gradient reaches the gate `task_share` times."""
+    gradient reaches the gate `task_share` times, and none reaches the stage through the gate, which is the pruner's."""
 
     def __init__(self, stage: nn.Module, pruner: Pruner, task_share: float) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class PrunedStage(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         features = self.stage(hidden)
-        gate = self.pruner.gate(features)[1]
+        gate = self.pruner.gate(features.detach())[1]
         if self.training:
             self.last = features.detach(), gate
             gate = gate.detach() + self.task_share * (gate - gate.detach())

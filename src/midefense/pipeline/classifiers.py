@@ -130,6 +130,7 @@ def classes_of(plan: TargetPlan, splits: Splits) -> int:
 
 def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
     """The images of a plan, and the draft of its classifier. Refused if a stored one learned from other images."""
+    asked, plan = plan, plan.as_trained
     images, test = images_of(plan, session.splits(plan.dataset))
     content = digest(images, test)
     _require_same(plan, content)
@@ -152,7 +153,7 @@ def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
         names=plan.names,
         **start_of(plan, session.store),
         places=_places(dataset=plan.dataset, architecture=architecture, defense=defense, recipe=plan.recipe),
-        command=session.command("train_target" if plan is session.plan.target else session.plan.verb, plan.names),
+        command=session.command("train_target" if asked is session.plan.target else session.plan.verb, plan.names),
     )
     return TrainingJob(replace(plan, defense=defense), architecture, images, test, draft)
 

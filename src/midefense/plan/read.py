@@ -29,7 +29,7 @@ from midefense.plan.references import (
     named_prior,
     with_start,
 )
-from midefense.plan.trials import learner_trials, optimizer_trials, student_trials, try_network, try_prior
+from midefense.plan.trials import learner_trials, optimizer_trials, student_trials, try_generators, try_network, try_prior
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, content_id
 from midefense.store.names import safe_name
@@ -83,6 +83,15 @@ class TargetPlan:
         """The attributes that it tells, each by an output of its own; none where it tells classes apart."""
         taught = self.dataset.arguments.get("label", "identity") == "attributes"
         return tuple(self.dataset.target.attribute_names) if taught else ()
+
+    @property
+    def as_trained(self) -> TargetPlan:
+        """The same classifier as training sees it: a defense that only releases has no part in that, so that all its
+        strengths share the target of no defense."""
+        if not self.defense.build().only_releases:
+            return self
+        none = bind({"_target_": "midefense.defenses.base.NoDefense"}, "defense")
+        return replace(self, defense=none, names={**self.names, "defense": "none"})
 
     @property
     def cut(self) -> str | None:
@@ -148,7 +157,7 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
     refuse_together([*built, *optimizer_trials(bound.values())])
     plan = Plan(
         verb=verb,
-        target=stored_target(target, allow) if target else _target_plan(bound, config, seeds, names),
+        target=_stored_plan(target, recovered, allow) if target else _target_plan(bound, config, seeds, names),
         seeds=seeds,
         store=store,
         missing=config["missing"],
@@ -192,6 +201,16 @@ def stored_target(artefact: Artefact, allow: Sequence[str] = ()) -> TargetPlan:
         names=artefact.provenance["names"],
         images=recipe["images"],
     )
+
+
+def _stored_plan(target: Artefact, recovered: Artefact | None, allow: Sequence[str]) -> TargetPlan:
+    """The plan of a stored target, with the defense that released what something was recovered from, where that is none
+    of the target's own."""
+    plan, release = stored_target(target, allow), {} if recovered is None else recovered.recipe.get("release", {})
+    if not release:
+        return plan
+    defense = bind_recipe(release, recovered.places_within("defense"), allow)
+    return replace(plan, defense=defense, names={**plan.names, "defense": recovered.provenance["names"]["defense"]})
 
 
 def read_names(choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:
@@ -338,6 +357,7 @@ def _network_trials(plan: Plan, new_target: bool) -> Iterator[Callable[[], None]
         dataset = classifier.dataset.build()
         images = DatasetFacts(dataset.channels, dataset.size, len(classifier.attributes) or None)
         yield functools.partial(try_network, classifier.architecture, classifier.defense, images)
+    yield functools.partial(try_generators, plan.target.defense, _shape_of(plan))
     yield from student_trials(plan.metrics.values(), _shape_of(plan))
 
 
@@ -351,6 +371,7 @@ def _check_match(plan: Plan) -> None:
     asked for more than a weak attack may see."""
     attack = plan.attack.build()
     _check_prior(plan, attack)
+    _check_cut(plan)
     with contextlib.suppress(NotYetKnown):
         setting = read_setting(plan)
         attack.check(setting)
@@ -362,6 +383,16 @@ def _check_match(plan: Plan) -> None:
         raise Refused(
             f"prior {plan.names.get('prior', '')} learned with access={asks.value}, more than attack.access="
             f"{attack.access.value} reveals; choose a prior that asks less, or a stronger access"
+        )
+
+
+def _check_cut(plan: Plan) -> None:
+    """Refuse features that are released behind another stage than the one the defense was trained to protect."""
+    protected, cut = plan.target.defense.build().cut, cut_of(plan)
+    if plan.evidence.target.releases and protected not in (None, cut):
+        raise Refused(
+            f"evidence.cut: expected {protected}, where the defense ({plan.target.defense.target.__name__}) protects "
+            f"features, got {cut}; try evidence.cut={protected}, or another defense.cut"
         )
 
 
@@ -435,3 +466,18 @@ def setup_of(target: Mapping, recovered: Mapping) -> str:
 def without_seeds(recipe: Mapping) -> dict:
     """A recipe without its seed and the ids of artefacts that hold one."""
     return {name: value for name, value in recipe.items() if name not in ("seed", "target", "prepared")}
+
+
+def baseline_of(target: Mapping, recovered: Mapping) -> str:
+    """The id of a setup whatever its defense, be it of the training or of the release."""
+    bare = [
+        {name: value for name, value in one.items() if name not in of}
+        for one, of in ((target, ("defense",)), (recovered, ("release",)))
+    ]
+    return setup_of(*bare)
+
+
+def deployed_of(target: Mapping, recovered: Mapping) -> str:
+    """The id of what is deployed whatever its seed: a network, and how its edge releases features."""
+    release = recovered.get("release")
+    return content_id(without_seeds(target) if release is None else [without_seeds(target), release])

@@ -18,7 +18,7 @@ from midefense.compute import require_memory
 from midefense.foreign import path_of
 from midefense.oracle import Oracle
 from midefense.plan.bind import Node, NotBuilt
-from midefense.plan.facts import SOME_CLASSES, deployed, without_weights
+from midefense.plan.facts import SOME_CLASSES, deployed, generators_of, without_weights
 from midefense.priors.base import Prior
 from midefense.store.artefacts import content_id
 from midefense.store.plain import plain
@@ -124,6 +124,21 @@ def try_prior(node: Node, images: DatasetFacts) -> Prior | None:
             )
 
     return _try(make, use, expected)
+
+
+def try_generators(defense: Node, images: DatasetFacts) -> None:
+    """Try the generators among the parts of a defense as `try_prior` does.
+
+    Raises `Refused` for one that does not offer what the defense asks, and for one that learns from a target: what it
+    would learn from is what the defense protects.
+    """
+    asked = defense.build().asks_of_prior
+    for node in generators_of(defense):
+        name, lacking = node.target.__name__, set(asked) - node.target.offers
+        if lacking or node.target.asks is not None:
+            why = f"that offers {', '.join(asked)}" if lacking else "that learns from public images alone"
+            raise Refused(f"{node.path}: expected a generator {why}, got {name}; try prior@{node.path}=crafter_gan")
+        try_prior(node, images)
 
 
 def learner_trials(

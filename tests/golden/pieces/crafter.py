@@ -266,8 +266,8 @@ def edge(recording: Recording) -> nn.Module:
 
 @replays("crafter/other")
 def losses(recording: Recording) -> Iterator[Entry]:
-    """Losses on given pictures: what the amortiser minimises, adversarial learning's error, those of the attackers; and
-    the measures."""
+    """Losses on given pictures: what the amortiser minimises, adversarial learning's error, and those of the
+    attackers."""
     yield from measures(recording)
     images, decoded = recording["x"], recording["xhat"]
     amortised = squared_distance(images, decoded)
@@ -275,3 +275,5 @@ def losses(recording: Recording) -> Iterator[Entry]:
     of_the_batch = torch.linalg.vector_norm(norm_per_pixel(images, decoded))
     yield recording.compare("adv_ploss", of_the_batch, note="the norm over the batch of ours per image")
     yield from inverse_losses(recording)
+    for key in ("ssim*", "x_close", "fsim*"):
+        recording.leave_out(key, "of the measures")
