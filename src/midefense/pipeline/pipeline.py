@@ -505,15 +505,11 @@ class Pipeline:
         }
 
     def _ladder(self, recipe: Mapping) -> dict[str, object]:
-        """What a row says of an attack on private images: how many, at which rung of the ladder it stands, if any, and
-        whether private labels helped it."""
+        """What a row says of an attack on private images: how many, and at which rung of the ladder it stands."""
         if "ids" not in recipe:
             return {}
-        attack = recipe["attack"]
-        rung = {"rung": attack["rung"]} if attack.get("rung") else {}
-        assisted = getattr(resolve(attack["_target_"], self.plan.allow), "oracle_assisted", False)
-        said = {"matched": "image", "images": len(set(recipe["ids"])), **rung}
-        return {**said, "oracle_assisted": True} if assisted else said
+        rung = {"rung": recipe["attack"]["rung"]} if recipe["attack"].get("rung") else {}
+        return {"matched": "image", "images": len(set(recipe["ids"])), **rung}
 
     def _learned_from(self, recovered: Artefact) -> dict[str, str]:
         """What a row says of a prior that learned from another target than the one attacked."""
