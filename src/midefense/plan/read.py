@@ -29,7 +29,14 @@ from midefense.plan.references import (
     named_prior,
     with_start,
 )
-from midefense.plan.trials import learner_trials, optimizer_trials, student_trials, try_generators, try_network, try_prior
+from midefense.plan.trials import (
+    learner_trials,
+    optimizer_trials,
+    student_trials,
+    try_generators,
+    try_network,
+    try_prior,
+)
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, content_id
 from midefense.store.names import safe_name
