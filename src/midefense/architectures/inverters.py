@@ -1,6 +1,6 @@
 """Networks that read what was observed of a target, such as its features at a cut: decoders, which make the image of
-it, and amortisers, which say where in a prior's latents to begin (Wang et al., Crafter, NDSS 2024; card crafter.md,
-4.1).
+it, recognisers, which name whom it shows, and amortisers, which say where in a prior's latents to begin (Wang et al.,
+Crafter, NDSS 2024; card crafter.md, 4.1).
 
 All are told the shape of what is `observed` of one target, without its batch: [C, h, w], or [F] for a vector.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from midefense.ranges import Channels, Side, Width, Widths
+from midefense.ranges import Channels, Count, Side, Width, Widths
 from midefense.types import Refused
 
 SMALLEST = 4  # pixels a side from which a decoder grows its images
@@ -140,6 +140,33 @@ class Amortiser(nn.Module):
     def forward(self, observed: Tensor) -> Tensor:
         """Latents to begin with, of what was observed."""
         return self.output(self.shrink(observed.reshape(-1, *self.maps))).view(-1, *self.latents)
+
+
+class Recogniser(nn.Module):
+    """What was observed [B, ...] to logits [B, classes]: of maps, two 3x3 convolutions of stride 2 with batch norm, the
+    mean over places and a linear layer; of vectors, two linear layers.
+
+    Args:
+        width: channels of the first convolution, the second has twice as many; units of the hidden layer.
+    """
+
+    revision = 1
+
+    def __init__(self, *, observed: Sequence[int], classes: Count, width: Width = 64) -> None:
+        super().__init__()
+        if len(observed) == 1:
+            self.layers = nn.Sequential(nn.Linear(observed[0], width), nn.ReLU(), nn.Linear(width, classes))
+            return
+        inputs, _ = require_maps("Recogniser", observed, "another evidence.cut")
+        layers: list[nn.Module] = []
+        for outputs in (width, 2 * width):
+            layers += [nn.Conv2d(inputs, outputs, 3, 2, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+            inputs = outputs
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+
+    def forward(self, observed: Tensor) -> Tensor:
+        """Logits."""
+        return self.layers(observed)
 
 
 def require_maps(who: str, observed: Sequence[int], instead: str) -> tuple[int, int]:

@@ -72,6 +72,7 @@ class Released:
     `ids` int64 [N] of the images; `features` float [N, ...] as they arrived, released once each; `clean` float [N, ...]
     as the edge computed them, before any defense; `cloud` gives logits [B, outputs] of features [B, ...]. `labels`
     int64 [N], what the target is to say of each, or bool [N, K], whether it has each of the `attributes`, by name.
+    `edge` gives clean features of other images [B, C, H, W] (None: nobody asks).
     `seconds` of release and `bytes` that travelled, each per image and release (NaN: not known).
     """
 
@@ -83,6 +84,7 @@ class Released:
     attributes: Sequence[str] = ()
     seconds: float = math.nan
     bytes: float = math.nan
+    edge: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass

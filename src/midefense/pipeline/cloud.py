@@ -30,6 +30,7 @@ def judged_release(session: Session, target: StoredTarget, request: Request) -> 
         features=released_of(artefact, images.ids),
         clean=clean,
         cloud=cloud,
+        edge=edge,
         labels=labels,
         attributes=target.plan.attributes,
         seconds=artefact.provenance["bill"]["seconds_per_image"],

@@ -14,6 +14,7 @@ import torch
 
 from midefense import seeds
 from midefense.compute import machine_of
+from midefense.datasets.roles import manifest_of, roles_of
 from midefense.datasets.splits import Splits, digest, require_same_pictures
 from midefense.evidence.base import Request
 from midefense.metrics.base import Released
@@ -37,6 +38,7 @@ from midefense.pipeline.priors import fit_prior, frozen, load_prior
 from midefense.pipeline.recovery import Recovery, StoredPrior
 from midefense.pipeline.release import draft_of, release
 from midefense.pipeline.session import Session
+from midefense.pipeline.split_training import SplitTraining
 from midefense.pipeline.telling import numbers_of
 from midefense.plan.bind import Node, bind_recipe
 from midefense.plan.read import Plan, baseline_of, cut_of, deployed_of, name_of, read_setting, setup_of
@@ -76,6 +78,13 @@ class Pipeline:
             return found
         names = {**found.plan.names, "defense": self.plan.target.names.get("defense", "own")}
         return replace(found, plan=replace(found.plan, defense=self.release_node, names=names))
+
+    @functools.cached_property
+    def cloud(self) -> Artefact:
+        """The cloud's half, trained on what the edge of the plan's target releases: got or made."""
+        cut = replace(self.target.plan.architecture, aside=self.plan.target.architecture.aside)
+        target = replace(self.target, plan=replace(self.target.plan, architecture=cut))
+        return SplitTraining(self.session, target, self.plan.cloud).artefact()
 
     @property
     def _only_releases(self) -> bool:
@@ -170,6 +179,8 @@ class Pipeline:
             return
         self._images_checked = True
         self.plan.attack.build().check(self.setting)
+        if self.plan.evidence.target.points_at == "image":
+            manifest_of(roles_of(self.splits, self.public))
         if self.plan.stored_prior is not None:
             self._require_own_prior(self.plan.stored_prior)
         else:
@@ -494,15 +505,11 @@ class Pipeline:
         }
 
     def _ladder(self, recipe: Mapping) -> dict[str, object]:
-        """What a row says of an attack on private images: how many, at which rung of the ladder it stands, if any, and
-        whether private labels helped it."""
+        """What a row says of an attack on private images: how many, and at which rung of the ladder it stands."""
         if "ids" not in recipe:
             return {}
-        attack = recipe["attack"]
-        rung = {"rung": attack["rung"]} if attack.get("rung") else {}
-        assisted = getattr(resolve(attack["_target_"], self.plan.allow), "oracle_assisted", False)
-        said = {"matched": "image", "images": len(set(recipe["ids"])), **rung}
-        return {**said, "oracle_assisted": True} if assisted else said
+        rung = {"rung": recipe["attack"]["rung"]} if recipe["attack"].get("rung") else {}
+        return {"matched": "image", "images": len(set(recipe["ids"])), **rung}
 
     def _learned_from(self, recovered: Artefact) -> dict[str, str]:
         """What a row says of a prior that learned from another target than the one attacked."""

@@ -23,12 +23,12 @@ PARTS_OF = {
     "target": ("dataset", "architecture", "defense"),
     "prior": ("dataset", "public", "prior"),
     "released": ("dataset", "architecture", "defense"),
+    "cloud": ("dataset", "architecture", "defense"),
 }
 SEED_OF = {
     "target": "target",
     "prior": "prior",
-    "released": "target",
-}  # whose seed a run's own is; the attack's elsewhere
+    "released": "target", "cloud": "target"}  # whose seed a run's own is; the attack's elsewhere
 TARGET_SETTINGS = ("dataset", "architecture", "defense", "recipe", "train_on")
 ATTACK_SETTINGS = ("attack", "preparation", "evidence")
 EVALUATOR_SETTINGS = ("architecture", "recipe", "train_on", "seed")

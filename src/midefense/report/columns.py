@@ -80,6 +80,10 @@ KNOWN = {
     "fsim": ("number", "feature similarity index (phase congruency and gradients) of the two; 1 for a copy"),
     "psnr": ("number", "peak signal-to-noise ratio in dB; 58.9 for a copy"),
     "lpips": ("number", "learned perceptual distance of reconstruction and private image; 0 for a copy"),
+    "feature_to_id_oracle_assisted": (
+        "percent",
+        "how often a network that learned from private identities names the person behind a feature: no attack",
+    ),
     "emd_gap": (
         "number",
         "earth mover's distance of what was recovered from random images of the prior",

@@ -268,8 +268,8 @@ def edge(recording: Recording) -> nn.Module:
 
 @replays("crafter/other")
 def losses(recording: Recording) -> Iterator[Entry]:
-    """Losses on given pictures: what the amortiser minimises, adversarial learning's error, and those of the
-    attackers."""
+    """Losses on given pictures: what the amortiser minimises, adversarial learning's error, those of the attackers; and
+    the measures."""
     yield from measures(recording)
     images, decoded = recording["x"], recording["xhat"]
     amortised = squared_distance(images, decoded)
