@@ -1,11 +1,13 @@
-"""What Crafter costs per image, and its implicit step against the original's formulation: 121 terms of a Neumann series, a
-double backward each, and a double backward for the mixed derivative.
+"""What Crafter costs per image, and its implicit step against the original's formulation: 121 terms of a Neumann
+series, a double backward each, and a double backward for the mixed derivative.
 
     python benchmarks/crafter.py --write
 
-Ours looks the same series up in a Krylov space. Ways are interleaved, so that a busy machine slows all alike; medians are
+Ours looks the same series up in a Krylov space. Ways are interleaved, so that a busy machine slows all alike; medians
+are
 reported: of CPU seconds of this process on a CPU, of elapsed seconds on a GPU. The networks are by default those of the
-paper at 64 px; the generator learns for a few steps from drawn faces, so that its curvature is that of no blank network.
+paper at 64 px; the generator learns for a few steps from drawn faces, so that its curvature is that of no blank
+network.
 """
 
 from __future__ import annotations
@@ -40,8 +42,11 @@ WAYS = {
 }
 
 
-def original(view: Callable[[Tensor], Tensor], latents: Tensor, features: Tensor, weight: float, slope: Tensor) -> Tensor:
-    """-(d2 L_inv / dF dz)^T p as the original's formulas say it (card crafter.md, 4.5d), each derivative by autograd."""
+def original(
+    view: Callable[[Tensor], Tensor], latents: Tensor, features: Tensor, weight: float, slope: Tensor
+) -> Tensor:
+    """-(d2 L_inv / dF dz)^T p as the original's formulas say it (card crafter.md, 4.5d), each derivative by
+    autograd."""
     latents, features = latents.detach().requires_grad_(), features.detach().requires_grad_()
     loss = weight * (features - view(latents)).square().sum()
     (first,) = torch.autograd.grad(loss, latents, create_graph=True)
@@ -62,7 +67,9 @@ def world_of(device: torch.device, size: int, width: int, latents: int, steps: i
         prior = CrafterGan(latent_size=latents, width=width, **learned, **shape).to(device)
     edge = network.split("layer1")[0].to(device).eval().requires_grad_(False)
     if steps:
-        faces = SyntheticFaces(identities=2, images_per_identity=2, public_identities=8, public_images_per_identity=8, size=size)
+        faces = SyntheticFaces(
+            identities=2, images_per_identity=2, public_identities=8, public_images_per_identity=8, size=size
+        )
         for _ in prior.fit(faces.load().public, seed=0):
             pass
     prior.eval().requires_grad_(False)
@@ -159,7 +166,11 @@ def profile(world: World, network: nn.Module, original_features: Tensor) -> list
     spent = {name: seconds(work, device) / count for name, work in parts.items()}
     total = sum(spent.values())
     rows = [f"| {name} | {one:.3f} | {100 * one / total:.0f} % |" for name, one in spent.items()]
-    return [*rows, f"| **an update** | {total:.3f} | |", f"| **a release, {UPDATES} updates** | {UPDATES * total:.0f} | |"]
+    return [
+        *rows,
+        f"| **an update** | {total:.3f} | |",
+        f"| **a release, {UPDATES} updates** | {UPDATES * total:.0f} | |",
+    ]
 
 
 def main() -> None:
@@ -199,9 +210,9 @@ def main() -> None:
         f"`python benchmarks/crafter.py {words} --prior-steps {options.prior_steps} --write`",
         f"measured {time.strftime('%Y-%m-%d')}, {how}; medians.",
         "",
-        f"The implicit step at {size} px: a ResNet-18 up to layer1, a generator of width {options.width} (the paper's: 64, at",
-        f"64 px) with {options.latents} latents (500). Errors are relative to the largest entry, against the same series summed",
-        "term by term under the same Hessian.",
+        f"The implicit step at {size} px: a ResNet-18 up to layer1, a generator of width {options.width} with",
+        f"{options.latents} latents (the paper's: 64 and 500, at 64 px). Errors are relative to the largest entry, against the same",
+        "series summed term by term under the same Hessian.",
         "",
         "| way | s per image | times as fast | error | error where it is steep |",
         "|---|---|---|---|---|",

@@ -139,8 +139,8 @@ def test_an_option_stands_alone(file):
 
 
 def unwritten(node: object, path: str) -> list[str]:
-    """Arguments of our classes that a configuration leaves to the code's defaults, at every depth. What a partial has no
-    default for is given by who calls it."""
+    """Arguments of our classes that a configuration leaves to the code's defaults, at every depth. What a partial has
+    no default for is given by who calls it."""
     if isinstance(node, list):
         return [name for i, item in enumerate(node) for name in unwritten(item, f"{path}[{i}]")]
     if not isinstance(node, dict):
