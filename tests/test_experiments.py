@@ -167,6 +167,25 @@ def test_the_command_line_wins_over_a_row_and_a_row_over_its_base():
     assert (example["evidence"]["classes"], example["attack"]["search"]["steps"]) == ([0], [50, 10, 10, 10])
 
 
+@pytest.mark.parametrize("file", [file for file in FILES if file.parts[1] == "crafter"], ids=identity)
+def test_a_row_of_crafter_cuts_a_target_of_public_attributes(file):
+    """They are planned where every header is (`contract.test_configs`); what they would take is beyond a dry run."""
+    for number, _ in enumerate(commands(file)):
+        config, choices, _ = as_written(file, number)
+        assert (config["dataset"]["label"], config["train_on"], config["architecture"]["cut"]) == (
+            "attributes",
+            "public",
+            "layer1",
+        )
+        assert (choices["evidence"], choices["metrics"]) == ("released_features", "paired")
+        assert config["evaluators"]["main"]["train_on"] == "private", "the judge knows the people"
+        assert config["defense"].get("cut", "layer1") == "layer1"
+        assert config["architecture"]["mean"] == 0 and config["architecture"]["std"] == 1, (
+            "images in [0, 1] as they are"
+        )
+        assert file.stem.startswith(choices["defense"]) or file.stem == "none_celeba"
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory) -> Path:
     """One store for all dry runs, so that equal targets, priors and evaluators are made once."""
@@ -251,7 +270,7 @@ def small(config: dict, generator_file: Path, attack: str) -> dict:
     }
 
 
-DEMONSTRATIONS = [(file, 0) for file in FILES if file.parts[1] not in (*PAPERS, "base")]
+DEMONSTRATIONS = [(file, 0) for file in FILES if file.parts[1] not in (*PAPERS, "base", "crafter")]
 
 
 def rerun_of(file: Path, number: int) -> object:
