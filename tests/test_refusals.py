@@ -116,7 +116,12 @@ WRONG = {
     "defense/feature_noise": {"scale": (*NUMBER, [0.1]), "distribution": ("poisson", 3)},
     "defense/feature_pruning": {"share": SHARE, "by": ("gradient", 3)},
     "defense/feature_quantisation": {"bits": (-1, 17, 2.5, "many")},
-    "defense/adversarial_learning": {"weight": SHARE, "cut": (3, "moon"), "decoder": (3, None), "decoder.width": (0, "x")},
+    "defense/adversarial_learning": {
+        "weight": SHARE,
+        "cut": (3, "moon"),
+        "decoder": (3, None),
+        "decoder.width": (0, "x"),
+    },
     "defense/disco": {
         "share": SHARE,
         "alpha": SHARE,
@@ -280,7 +285,14 @@ RANGED = {
     "datasets.toy.Toy": {"public_classes": 0, "test_images_per_class": 0, "jitter": -1, "noise": -1},
     "defenses.bido.BiDO": {"sigma": 0, "eps": 0},
     "defenses.amortising.Amortisation": {"steps": -1, "batch_size": 1, "rate": 0, "pool": 0, "passes": 0, "unit": 0},
-    "defenses.crafter.Crafter": {"beta": -1, "steps": -1, "saved_every": 0, "rate": -0.1, "inversion_weight": 0, "d": 0},
+    "defenses.crafter.Crafter": {
+        "beta": -1,
+        "steps": -1,
+        "saved_every": 0,
+        "rate": -0.1,
+        "inversion_weight": 0,
+        "d": 0,
+    },
     "defenses.crafter.CrafterZ": {"beta": -1, "steps": -1, "rate": -0.1, "d": 0, "group": 0, "chunk": 0},
     "defenses.crafting.Critic": {"steps": -1, "rows": 0, "rate": 0, "penalty": -1},
     "defenses.crafting.FictitiousAttacker": {

@@ -6,6 +6,7 @@ an identity network's features (which its code calls FSIM) and SSIM; Wang et al.
 IEEE TIP 2011 (FSIM itself); Zhang et al., CVPR 2018 (LPIPS).
 
 Intervals are over identities: images of one person are not independent. Where each has one image, that is over images.
+Those of similarities are Student's t: they seldom lie at the ends of their range, of which a bound would have to think.
 """
 
 from __future__ import annotations
@@ -32,11 +33,10 @@ from midefense.metrics.features import (
     require_names,
 )
 from midefense.metrics.fsim import fsim
-from midefense.metrics.intervals import POSITIVE, REAL, SHARE, Span
+from midefense.metrics.intervals import POSITIVE, REAL, SHARE
 from midefense.ranges import Count, Some
 from midefense.types import Refused
 
-COSINE: Span = (-1.0, 1.0)
 WINDOW = 11  # pixels of SSIM's Gaussian, whose deviation is 1.5
 ROUNDING = 1 / (12 * 255**2)  # mean squared error of rounding to 8 bits, below which nothing is told apart
 SMALLEST = 32  # pixels a side that AlexNet can take
@@ -153,7 +153,7 @@ class FeatureCosine(PairedMetric):
 
     def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:
         return {
-            f"id_feature_cosine/{name}": over_classes(rows[f"cosine/{name}"], rows["identity"], True, COSINE)
+            f"id_feature_cosine/{name}": over_classes(rows[f"cosine/{name}"], rows["identity"], True, REAL)
             for name in evaluator_names(world)
         }
 
@@ -168,7 +168,7 @@ class PictureSimilarity(PairedMetric):
 
     higher_leaks = True
     best = {"ssim": 1.0, "fsim": 1.0, "psnr": 10 * torch.tensor(ROUNDING, dtype=torch.float64).log10().neg().item()}
-    spans = {"ssim": COSINE, "fsim": SHARE, "psnr": REAL}
+    names = ("ssim", "fsim", "psnr")
 
     def pairs(self, judged: Judged, world: World) -> dict[str, Tensor]:
         images, originals = judged.images.float(), world.private(judged.ids)
@@ -176,8 +176,8 @@ class PictureSimilarity(PairedMetric):
 
     def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:
         measured = {
-            name: over_classes(rows[name], rows["identity"], True, span)
-            for name, span in self.spans.items()
+            name: over_classes(rows[name], rows["identity"], True, REAL)
+            for name in self.names
             if not rows[name].isnan().any()
         }
         if "ssim" not in measured:

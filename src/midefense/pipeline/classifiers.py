@@ -111,12 +111,14 @@ def images_of(plan: TargetPlan, splits: Splits) -> tuple[Images, Images]:
         parts = splits.everything()
     else:
         parts = splits.public if plan.train_on == "public" else splits.private_train, splits.private_test
-    if not plan.attributes:
-        return parts
     if not all(map(len, parts)):
         raise Refused("train_on=public: expected a dataset with public images, got one without; try train_on=private")
-    dataset = plan.dataset.build()
-    return by_attributes(parts[0], dataset), by_attributes(parts[1], dataset)
+    return taught(plan, parts[0]), taught(plan, parts[1])
+
+
+def taught(plan: TargetPlan, images: Images) -> Images:
+    """Images under the labels that a classifier is taught: classes as they are, or attributes uint8 [N, K]."""
+    return by_attributes(images, plan.dataset.build()) if plan.attributes else images
 
 
 def classes_of(plan: TargetPlan, splits: Splits) -> int:
@@ -130,6 +132,7 @@ def classes_of(plan: TargetPlan, splits: Splits) -> int:
 
 def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
     """The images of a plan, and the draft of its classifier. Refused if a stored one learned from other images."""
+    asked, plan = plan, plan.as_trained
     images, test = images_of(plan, session.splits(plan.dataset))
     content = digest(images, test)
     _require_same(plan, content)
@@ -152,7 +155,7 @@ def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
         names=plan.names,
         **start_of(plan, session.store),
         places=_places(dataset=plan.dataset, architecture=architecture, defense=defense, recipe=plan.recipe),
-        command=session.command("train_target" if plan is session.plan.target else session.plan.verb, plan.names),
+        command=session.command("train_target" if asked is session.plan.target else session.plan.verb, plan.names),
     )
     return TrainingJob(replace(plan, defense=defense), architecture, images, test, draft)
 

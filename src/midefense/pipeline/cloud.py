@@ -3,30 +3,23 @@ for. The attacker sees the same features; only the judge sees the images and the
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
-
 import torch
 
 from midefense.datasets.attributes import UNKNOWN
 from midefense.evidence.base import Request
-from midefense.evidence.transport import bytes_of, pack
 from midefense.metrics.base import Released
 from midefense.pipeline.classifiers import StoredTarget, rebuild_classifier
-from midefense.pipeline.release import release
+from midefense.pipeline.release import released_artefact, released_of
 from midefense.pipeline.session import Session
 from midefense.types import Images
 
 BATCH = 128
 
 
-def released_of(session: Session, target: StoredTarget, request: Request) -> Released:
-    """What leaves the edge for the images of a request, once each, beside what the edge computed of them."""
+def judged_release(session: Session, target: StoredTarget, request: Request) -> Released:
+    """What left the edge for the images of a request, its first release of each, beside what the edge computed."""
     images, labels = _known(target, request.images)
-    request = replace(request, images=images, repeats=1)
-    started = time.monotonic()
-    (features,) = release(session, target, request)
-    seconds = (time.monotonic() - started) / max(1, len(images))
+    artefact = released_artefact(session, target, request)
     model = rebuild_classifier(target.artefact, session.plan.allow).eval().requires_grad_(False)
     edge, cloud = (half.to(session.device) for half in model.split(request.cut or model.tap_names[-1]))
     with torch.no_grad():
@@ -34,14 +27,14 @@ def released_of(session: Session, target: StoredTarget, request: Request) -> Rel
         clean = torch.cat([edge(images.floats(rows, session.device)).float().cpu() for rows in parts])
     return Released(
         ids=images.ids,
-        features=features,
+        features=released_of(artefact, images.ids),
         clean=clean,
         cloud=cloud,
         edge=edge,
         labels=labels,
         attributes=target.plan.attributes,
-        seconds=seconds,
-        bytes=bytes_of(pack(features, request.transport)) / max(1, len(images)),
+        seconds=artefact.provenance["bill"]["seconds_per_image"],
+        bytes=artefact.metrics["bytes_per_image"],
     )
 
 

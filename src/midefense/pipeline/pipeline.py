@@ -14,6 +14,7 @@ import torch
 
 from midefense import seeds
 from midefense.compute import machine_of
+from midefense.datasets.roles import manifest_of, roles_of
 from midefense.datasets.splits import Splits, digest, require_same_pictures
 from midefense.evidence.base import Request
 from midefense.metrics.base import Released
@@ -31,15 +32,16 @@ from midefense.pipeline.classifiers import (
     selection_of,
     utility_in,
 )
-from midefense.pipeline.cloud import released_of
+from midefense.pipeline.cloud import judged_release
 from midefense.pipeline.evaluators import refuse_guessers, stored_judge, tested_judge
 from midefense.pipeline.priors import fit_prior, frozen, load_prior
 from midefense.pipeline.recovery import Recovery, StoredPrior
-from midefense.pipeline.release import release
+from midefense.pipeline.release import draft_of, release
 from midefense.pipeline.session import Session
+from midefense.pipeline.split_training import SplitTraining
 from midefense.pipeline.telling import numbers_of
 from midefense.plan.bind import Node, bind_recipe
-from midefense.plan.read import Plan, cut_of, name_of, read_setting, setup_of, without_seeds
+from midefense.plan.read import Plan, baseline_of, cut_of, deployed_of, name_of, read_setting, setup_of
 from midefense.plan.whitelist import resolve
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, Draft, content_id
@@ -71,7 +73,30 @@ class Pipeline:
             job_of(self.session, self.plan.target)  # refuses other images than it learned from
         else:
             artefact = get_classifier(self.session, self.plan.target)
-        return open_target(self.session, artefact)
+        found = open_target(self.session, artefact)
+        if not self._only_releases:
+            return found
+        names = {**found.plan.names, "defense": self.plan.target.names.get("defense", "own")}
+        return replace(found, plan=replace(found.plan, defense=self.release_node, names=names))
+
+    @functools.cached_property
+    def cloud(self) -> Artefact:
+        """The cloud's half, trained on what the edge of the plan's target releases: got or made."""
+        cut = replace(self.target.plan.architecture, aside=self.plan.target.architecture.aside)
+        target = replace(self.target, plan=replace(self.target.plan, architecture=cut))
+        return SplitTraining(self.session, target, self.plan.cloud).artefact()
+
+    @property
+    def _only_releases(self) -> bool:
+        """Whether the defense of the plan has no part in the training of its target."""
+        return self.plan.target.defense.build().only_releases
+
+    @functools.cached_property
+    def release_node(self) -> Node:
+        """The defense of the plan, told what the dataset is like."""
+        dataset = self.plan.target.dataset.build()
+        classes = classes_of(self.plan.target, self.splits)
+        return self.plan.target.defense.given(classes=classes, channels=dataset.channels, size=dataset.size)
 
     @functools.cached_property
     def splits(self) -> Splits:
@@ -105,6 +130,15 @@ class Pipeline:
             return release(self.session, self.target, replace(request, cut=cut_of(self.plan)))
 
         return self.plan.evidence.build().observe(self.collected, self.splits, released)
+
+    def released_draft(self, target: Artefact | Draft) -> Draft | None:
+        """What the edge releases of the private images attacked; None where the evidence is no such thing."""
+        request = self.plan.evidence.build().request(self.splits)
+        if request is None:
+            return None
+        names, release_only = self.names_with(target), self.release_node if self._only_releases else None
+        request = replace(request, cut=cut_of(self.plan))
+        return draft_of(self.session, target, self.plan.target, request, names, release_only)
 
     @functools.cached_property
     def edge(self) -> Edge:
@@ -145,6 +179,8 @@ class Pipeline:
             return
         self._images_checked = True
         self.plan.attack.build().check(self.setting)
+        if self.plan.evidence.target.points_at == "image":
+            manifest_of(roles_of(self.splits, self.public))
         if self.plan.stored_prior is not None:
             self._require_own_prior(self.plan.stored_prior)
         else:
@@ -207,10 +243,12 @@ class Pipeline:
             self.session, attack, target, prior, self.evidence, plan.seeds["attack"], question, cut_of(plan)
         )
         made_of = target.artefact, prior.recipe, prior.artefact
+        released = self.released_draft(target.artefact)
+        released = released and self.store.find(released)
         if attack.prepares:
             edge = self.edge if attack.asks_edge else None
             recovery.prepare(self.prepared_draft(node, *made_of), self.public, edge)
-        return recovery.recover(self.recovered_draft(node, *made_of, recovery.prepared))
+        return recovery.recover(self.recovered_draft(node, *made_of, recovery.prepared, released))
 
     def attack_node(self, classes: int) -> Node:
         """The attack of the plan; networks of its own are told the classes the target knows, and its images' shape."""
@@ -229,6 +267,7 @@ class Pipeline:
         recipe |= {"cut": cut_of(self.plan)} if source.releases else {}
         asked = source.request(self.splits) if attack.asks_edge else None
         recipe |= {"edge": {"repeats": asked.repeats, "transport": asked.transport}} if asked else {}
+        recipe |= self._release_recipe() if asked else {}
         return self._attack_draft("prepared", recipe, target, prior, {"prior": stored_prior})
 
     def recovered_draft(
@@ -238,15 +277,24 @@ class Pipeline:
         prior: Mapping[str, object],
         stored_prior: Artefact | Draft | None,
         prepared: Artefact | Draft | None,
+        released: Artefact | Draft | None = None,
     ) -> Draft:
-        """What an attack (`node`) recovers. `prior` is the prior's recipe."""
+        """What an attack (`node`) recovers, of what was `released` if that is its evidence. `prior` is the prior's
+        recipe."""
         evidence = {"evidence": self.plan.evidence.recipe(), "labels": self.collected.labels.tolist()}
         # what is observed follows from the target, the evidence and the ids: its own hash would differ by device
         by_image = self.plan.evidence.build().points_at == "image"
         evidence |= {"ids": self.collected.ids.tolist()} if by_image else {}
         evidence |= {"cut": cut_of(self.plan)} if self.plan.evidence.target.releases else {}
+        evidence |= self._release_recipe()
         recipe = {"attack": node.recipe(), **evidence, "prepared": prepared.id if prepared else None}
-        return self._attack_draft("recovered", recipe, target, prior, {"prior": stored_prior, "prepared": prepared})
+        parents = {"prior": stored_prior, "prepared": prepared, "released": released}
+        return self._attack_draft("recovered", recipe, target, prior, parents)
+
+    def _release_recipe(self) -> dict[str, object]:
+        """The defense, where evidence is released by one that the target's own recipe does not name."""
+        released = self.plan.evidence.target.releases and self._only_releases
+        return {"release": self.release_node.recipe()} if released else {}
 
     @functools.cached_property
     def result(self) -> Artefact:
@@ -401,7 +449,7 @@ class Pipeline:
         request = source.request(self.splits)
         if request is None:
             return None
-        return released_of(self.session, self.target, replace(request, cut=recovered.recipe["cut"]))
+        return judged_release(self.session, self.target, replace(request, cut=recovered.recipe["cut"]))
 
     def _judging(self, draft: Draft, evaluators: Mapping[str, Artefact]) -> Run:
         """The run that judges, or says again what was judged."""
@@ -441,8 +489,8 @@ class Pipeline:
             **self._learned_from(recovered),
             "seeds": {"target": target.plan.seed, "prior": recipe["prior"].get("seed"), "attack": recipe["seed"]},
             "setup": setup_of(target.artefact.recipe, recipe),
-            "baseline": setup_of({k: v for k, v in target.artefact.recipe.items() if k != "defense"}, recipe),
-            "deployed": content_id(without_seeds(target.artefact.recipe)),
+            "baseline": baseline_of(target.artefact.recipe, recipe),
+            "deployed": deployed_of(target.artefact.recipe, recipe),
             "selection": selection_of(target.plan),
             **self._ladder(recipe),
             "classes": len(set(recipe["labels"])),
@@ -457,15 +505,11 @@ class Pipeline:
         }
 
     def _ladder(self, recipe: Mapping) -> dict[str, object]:
-        """What a row says of an attack on private images: how many, at which rung of the ladder it stands, if any, and
-        whether private labels helped it."""
+        """What a row says of an attack on private images: how many, and at which rung of the ladder it stands."""
         if "ids" not in recipe:
             return {}
-        attack = recipe["attack"]
-        rung = {"rung": attack["rung"]} if attack.get("rung") else {}
-        assisted = getattr(resolve(attack["_target_"], self.plan.allow), "oracle_assisted", False)
-        said = {"matched": "image", "images": len(set(recipe["ids"])), **rung}
-        return {**said, "oracle_assisted": True} if assisted else said
+        rung = {"rung": recipe["attack"]["rung"]} if recipe["attack"].get("rung") else {}
+        return {"matched": "image", "images": len(set(recipe["ids"])), **rung}
 
     def _learned_from(self, recovered: Artefact) -> dict[str, str]:
         """What a row says of a prior that learned from another target than the one attacked."""

@@ -29,19 +29,27 @@ from midefense.plan.references import (
     named_prior,
     with_start,
 )
-from midefense.plan.trials import learner_trials, optimizer_trials, student_trials, try_generators, try_network, try_prior
+from midefense.plan.trials import (
+    learner_trials,
+    optimizer_trials,
+    student_trials,
+    try_generators,
+    try_network,
+    try_prior,
+)
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, content_id
 from midefense.store.names import safe_name
 from midefense.store.store import Store
 from midefense.tracking.settings import Settings
+from midefense.training.cloud import require_recipe_of_features
 from midefense.training.recipe import Recipe
-from midefense.types import DatasetFacts, EvidenceFacts, NotYetKnown, Refused, Setting
+from midefense.types import DatasetFacts, EvidenceFacts, NotYetKnown, Refused, Setting, refuse_unknown
 
 JUDGED = ("recovered", "evaluators", "judge_at_chance", "metrics")
 SHARED = ("compute", "tracking", "store", "missing", "allow", "seed", "seeds")
 KEYS = {
-    "train_target": (*TARGET_NODES, "train_on", *SHARED),
+    "train_target": (*TARGET_NODES, "train_on", "cloud", *SHARED),
     "attack": (*TARGET_NODES, *ATTACK_NODES, *NAMED, *SHARED),
     "evaluate": (*TARGET_NODES, *ATTACK_NODES, *NAMED, *JUDGED, *SHARED),
 }
@@ -50,6 +58,7 @@ KINDS = {
     "architecture": Classifier,
     "defense": Defense,
     "recipe": Recipe,
+    "cloud": Recipe,
     "evidence": EvidenceSource,
     "prior": Prior,
     "attack": Attack,
@@ -85,6 +94,15 @@ class TargetPlan:
         return tuple(self.dataset.target.attribute_names) if taught else ()
 
     @property
+    def as_trained(self) -> TargetPlan:
+        """The same classifier as training sees it: a defense that only releases has no part in that, so that all its
+        strengths share the target of no defense."""
+        if not self.defense.build().only_releases:
+            return self
+        none = bind({"_target_": "midefense.defenses.base.NoDefense"}, "defense")
+        return replace(self, defense=none, names={**self.names, "defense": "none"})
+
+    @property
     def cut(self) -> str | None:
         """The stage behind which the deployed network is cut in two (None: nobody said)."""
         return self.architecture.aside.get("cut")
@@ -105,6 +123,7 @@ class Plan:
     prior: Node | None = None
     evidence: Node | None = None
     attack: Node | None = None
+    cloud: Node | None = None
     stored_prior: Artefact | None = None
     foreign_prior: bool = False
     evaluators: dict[str, TargetPlan] = field(default_factory=dict)
@@ -125,6 +144,7 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
     Raises:
         Refused: every mistake found, in sentences.
     """
+    config = {"cloud": None, **config} if verb == "train_target" else config
     check_shape(verb, config, KEYS[verb])
     allow, seeds = tuple(config["allow"]), config["seeds"]
     store = Store(config["store"])
@@ -148,12 +168,13 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
     refuse_together([*built, *optimizer_trials(bound.values())])
     plan = Plan(
         verb=verb,
-        target=stored_target(target, allow) if target else _target_plan(bound, config, seeds, names),
+        target=_stored_plan(target, recovered, allow) if target else _target_plan(bound, config, seeds, names),
         seeds=seeds,
         store=store,
         missing=config["missing"],
         tracking=bound["tracking"].build(),
         compute=bound["compute"].build(),
+        cloud=bound.get("cloud"),
         recovered=recovered,
         stored_prior=prior,
         foreign_prior=bool(config.get("foreign_prior", False)),
@@ -176,6 +197,7 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
         refuse_together(functools.partial(node.build().check, names) for node in plan.metrics.values())
     refuse_together(_network_trials(plan, new_target=target is None))
     refuse_all(_attribute_problems(plan))
+    _check_halves(plan)
     if plan.attack is not None:
         _check_match(plan)
     return plan
@@ -194,6 +216,16 @@ def stored_target(artefact: Artefact, allow: Sequence[str] = ()) -> TargetPlan:
     )
 
 
+def _stored_plan(target: Artefact, recovered: Artefact | None, allow: Sequence[str]) -> TargetPlan:
+    """The plan of a stored target, with the defense that released what something was recovered from, where that is none
+    of the target's own."""
+    plan, release = stored_target(target, allow), {} if recovered is None else recovered.recipe.get("release", {})
+    if not release:
+        return plan
+    defense = bind_recipe(release, recovered.places_within("defense"), allow)
+    return replace(plan, defense=defense, names={**plan.names, "defense": recovered.provenance["names"]["defense"]})
+
+
 def read_names(choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:
     """What people call the parts: the option chosen per group, with the values changed on the command line."""
     names = {}
@@ -210,6 +242,8 @@ def _nodes(
 ) -> dict[str, tuple[Mapping, bool]]:
     """Every node to bind, by path, and whether it may be told the dataset's shape."""
     nodes: dict[str, tuple[Mapping, bool]] = {name: (config[name], False) for name in ("tracking", "compute")}
+    if config.get("cloud") is not None:
+        nodes["cloud"] = (config["cloud"], False)
     if target is None:
         nodes |= {name: (config[name], name in ("architecture", "defense")) for name in TARGET_NODES}
     if verb != "train_target" and recovered is None:
@@ -310,6 +344,25 @@ def read_setting(plan: Plan) -> Setting:
     describe = functools.partial(architecture_facts, target.architecture, target.defense, **shape, **known)
     evidence = EvidenceFacts(type(source).__name__, source.points_at, cut_of(plan), source.releases)
     return Setting(plan.prior.target, DatasetFacts(**shape), evidence, describe, bool(target.attributes))
+
+
+def _check_halves(plan: Plan) -> None:
+    """Refuse an `architecture.cut` that is no stage of the network, and a cloud that cannot learn from features, or of
+    a network that is not cut."""
+    target = plan.target
+    if plan.cloud is not None:
+        require_recipe_of_features(plan.cloud.build())
+    if target.cut is None:
+        if plan.cloud is not None:
+            raise Refused("cloud: expected a target that is cut, got none; try architecture.cut=STAGE")
+        return
+    dataset = target.dataset.build()
+    known = {"classes": len(target.attributes)} if target.attributes else {}
+    shape = {"channels": dataset.channels, "size": dataset.size}
+    with contextlib.suppress(NotYetKnown):
+        taps = architecture_facts(target.architecture, target.defense, **shape, **known).taps
+        if target.cut not in taps:
+            raise refuse_unknown("architecture.cut", target.cut, taps, "It is a stage of the architecture.")
 
 
 def cut_of(plan: Plan) -> str | None:
@@ -447,3 +500,18 @@ def setup_of(target: Mapping, recovered: Mapping) -> str:
 def without_seeds(recipe: Mapping) -> dict:
     """A recipe without its seed and the ids of artefacts that hold one."""
     return {name: value for name, value in recipe.items() if name not in ("seed", "target", "prepared")}
+
+
+def baseline_of(target: Mapping, recovered: Mapping) -> str:
+    """The id of a setup whatever its defense, be it of the training or of the release."""
+    bare = [
+        {name: value for name, value in one.items() if name not in of}
+        for one, of in ((target, ("defense",)), (recovered, ("release",)))
+    ]
+    return setup_of(*bare)
+
+
+def deployed_of(target: Mapping, recovered: Mapping) -> str:
+    """The id of what is deployed whatever its seed: a network, and how its edge releases features."""
+    release = recovered.get("release")
+    return content_id(without_seeds(target) if release is None else [without_seeds(target), release])

@@ -28,7 +28,8 @@ LONG_NAME = 10  # characters
 FEW_CLASSES = "so few classes tell little of others: mind the intervals"
 WORST = (
     "A release is as private as the strongest attack leaves it: how many identities this one finds, with its interval, "
-    "and of how many images at least one of the attacks does. Attacks that learned from private labels are told apart."
+    "and of how many images at least one of the attacks does. What a network that learned from "
+    "private labels makes of features, oracle-assisted, is no attack and told apart."
 )
 EMPTY = "No results yet. python evaluate.py dataset=digits architecture=cnn attack=pool_small makes one."
 APART = "The results below follow different protocols (evidence, references, evaluators, metrics). "

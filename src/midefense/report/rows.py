@@ -157,11 +157,6 @@ class Row:
         return self["matched"] == "image"
 
     @property
-    def assisted(self) -> bool:
-        """Whether the attack learned from private labels: a diagnosis, and no attack that anybody could do."""
-        return self.about.get("oracle_assisted") is True
-
-    @property
     def machines(self) -> str:
         """On what its parts were computed, each machine once: a GPU by its kind, a CPU with its threads."""
         return ", ".join(dict.fromkeys(self.about.get("made_on", {}).values())) or self["device"]
@@ -268,11 +263,8 @@ class Setup:
 
     @property
     def ladder(self) -> str:
-        """At which rung of the ladder of attacks on released features it stands, and whether private labels helped it;
-        "" for attacks on no ladder."""
-        assisted = "oracle-assisted: learned from private labels" if self.rows[0].assisted else ""
-        rung = self["rung"] and f"rung {self['rung']}"
-        return ", ".join(filter(None, (rung, assisted)))
+        """At which rung of the ladder of attacks on released features it stands; "" for attacks on none."""
+        return self["rung"] and f"rung {self['rung']}"
 
     @property
     def legacy(self) -> str:

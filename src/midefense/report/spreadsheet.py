@@ -20,7 +20,6 @@ SETUP = (
     "stopped",
     "few_classes",
     "rung",
-    "oracle_assisted",
     *(f"seed_{name}" for name in SEEDS),
     "result",
 )
@@ -68,8 +67,7 @@ def quoted(cell: object) -> object:
 
 def _about(row: Row) -> list[object]:
     seeds = [row.seeds.get(name, "") for name in SEEDS]
-    said = [row.evaluators, row.machines, row.selection, row.stopped, row.few_classes]
-    said += [row["rung"], row["oracle_assisted"]]
+    said = [row.evaluators, row.machines, row.selection, row.stopped, row.few_classes, row["rung"]]
     return [*(row[name] for name in ABOUT), *said, *seeds, row.folder.name if row.folder else ""]
 
 

@@ -20,14 +20,16 @@ from midefense.report.rows import Row, Setup, Summary, summarise
 
 RUNGS = ("A0", "A1", "A2", "A3", "A4", "A5")
 UNPROTECTED = "none"
+ASSISTED = "feature_to_id_oracle_assisted/released"
 
 
 @dataclass(frozen=True)
 class WorstCase:
     """All attacks on one deployed defense. `worst` is the setup whose attack finds most, `leak` what it finds; `union`
     the share of images that any of the `attacks` recognises (NaN where rows did not keep it) with its bounds;
-    `rungs` those of the ladder that were tried; `assisted` what attacks find that learned from private labels;
-    `unprotected` the worst case without a defense (NaN: not in this table)."""
+    `rungs` those of the ladder that were tried; `assisted` what a network that learned from private labels tells of
+    features, which is no attack (NaN: not measured); `unprotected` the worst case without a defense (NaN: not in this
+    table)."""
 
     defense: str
     worst: Setup
@@ -36,7 +38,7 @@ class WorstCase:
     union: float
     bounds: Interval
     rungs: Sequence[str]
-    assisted: Sequence[tuple[str, float]]
+    assisted: float
     unprotected: float = math.nan
 
     @property
@@ -53,7 +55,8 @@ class WorstCase:
             said.append(f"{_show(self.unprotected)} without a defense")
         if self.rungs and (left := [rung for rung in RUNGS if rung not in self.rungs]):
             said.append(f"not tried: {', '.join(left)}")
-        said += [f"{attack}, oracle-assisted: {_show(found)}" for attack, found in self.assisted]
+        if math.isfinite(self.assisted):
+            said.append(f"oracle-assisted, from the features themselves: {_show(self.assisted)}")
         return "; ".join(said)
 
 
@@ -77,16 +80,15 @@ def worst_cases(found: Sequence[Setup]) -> list[WorstCase]:
 
 
 def _worst(setups: Sequence[Setup], metric: str) -> WorstCase | None:
-    """None where no attack of the attacker's own was measured."""
+    """None where the identities that attacks find were not measured."""
     leaks = {id(setup): summarise(setup.rows, metric) for setup in setups}
-    measured = [setup for setup in setups if math.isfinite(leaks[id(setup)].mean)]
-    own = [setup for setup in measured if not setup.rows[0].assisted]
+    own = [setup for setup in setups if math.isfinite(leaks[id(setup)].mean)]
     if not own:
         return None
     worst = max(own, key=lambda setup: leaks[id(setup)].mean)
     union, bounds = _union([row for setup in own for row in setup.rows], metric.partition("/")[2])
     rungs = sorted({setup["rung"] for setup in own} & set(RUNGS))
-    assisted = [(setup["attack"], leaks[id(setup)].mean) for setup in measured if setup.rows[0].assisted]
+    assisted = summarise([row for setup in own for row in setup.rows], ASSISTED).mean
     return WorstCase(worst["defense"], worst, leaks[id(worst)], len(own), union, bounds, rungs, assisted)
 
 
