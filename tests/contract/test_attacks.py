@@ -384,7 +384,7 @@ def test_groups_in_any_order_and_resumed_are_equal(scene, name, shared_store, tm
         return Pipeline(plan_for("attack", *overrides(name), store=store))
 
     plain = pipeline(shared_store).recovered
-    for kind in ("target", "prepared"):
+    for kind in ("target", "prepared", "released"):
         if (shared_store / kind).exists():
             shutil.copytree(shared_store / kind, tmp_path / kind)
     with monkeypatch.context() as patch:
