@@ -13,7 +13,6 @@ from midefense.defenses.crafter import Crafter, CrafterZ
 from midefense.defenses.crafting import Critic, FictitiousAttacker, World
 from midefense.defenses.implicit import HESSIANS, Implicit, Linearised, krylov, neumann, pseudo_inverse
 from midefense.pipeline.pipeline import Pipeline
-from midefense.priors.crafter import CrafterGan
 from midefense.types import Refused
 
 
@@ -202,10 +201,19 @@ def test_strengths_are_in_order():
     lengths, changes = [], []
     for beta in (0.0, 1.0, 30.0):
         defense = crafter(
-            attacker=Exact(), implicit=implicit, critic=critic, steps=80, saved_every=1, beta=beta, rate=0.1, form="coupled"
+            attacker=Exact(),
+            implicit=implicit,
+            critic=critic,
+            steps=80,
+            saved_every=1,
+            beta=beta,
+            rate=0.1,
+            form="coupled",
         )
         with seeds.isolated("critic"):
-            network = nn.Sequential(nn.Flatten(), nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 1), nn.Flatten(0)).double()
+            network = nn.Sequential(
+                nn.Flatten(), nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 1), nn.Flatten(0)
+            ).double()
         nobody = prior.sample(48, seeds.generator("nobody"))
         *_, last = defense.craft(world(prior, "coupled"), network, original, nobody, seeds.generator("rows"))
         lengths.append(float(exactly(prior, last.features).mean(0).norm()))
@@ -367,7 +375,10 @@ def test_generator_and_amortiser_are_artefacts_that_strengths_share(full):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("prior@defense.prior=pixels",), "defense.prior: expected a generator that offers realism, critic, got Pixels"),
+        (
+            ("prior@defense.prior=pixels",),
+            "defense.prior: expected a generator that offers realism, critic, got Pixels",
+        ),
         (("prior@defense.prior=ked_gan_small",), "defense.prior: expected a generator that"),
         (("dataset.size=16", "architecture.size=16"), "crafter_gan makes images of 32, 64 or 128 px, got 16"),
     ],

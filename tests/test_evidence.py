@@ -1,8 +1,12 @@
 """The victim's side: which classes or pictures an attacker is told to attack, and how what he sees gets to him."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from midefense.datasets import roles
+from midefense.datasets.roles import manifest_of, roles_of
 from midefense.datasets.toy import Toy
 from midefense.evidence.class_labels import ClassLabels
 from midefense.evidence.released import ReleasedFeatures, spread_over
@@ -121,3 +125,42 @@ def test_what_no_transport_can_carry_is_refused():
         pack(torch.tensor([[1e6]]), "float16")
     with pytest.raises(Refused, match="values up to inf or none"):
         pack(torch.tensor([[float("inf")]]), "uint8")
+
+
+def test_roles_are_held_against_each_other(splits):
+    manifest = manifest_of(roles_of(splits, splits.public))
+    assert {name: (role["images"], role["identities"]) for name, role in manifest.items()} == {
+        "public": (6, 3),
+        "private_train": (6, 3),
+        "private_test": (6, 3),
+    }
+    private, public = splits.private_train, splits.public
+    copied = replace(public, names=[private.names[1], *public.names[1:]])  # other pictures, one person
+    with pytest.raises(Refused, match="private and public images share 1 of their identities: 'private 1'"):
+        manifest_of(roles_of(splits, copied))
+    pixels = public.pixels.clone()
+    pixels[4] = private.pixels[2]
+    with pytest.raises(Refused, match=r"the same picture is private \(class 'private 1', id \d+\) and public"):
+        manifest_of(roles_of(splits, replace(public, pixels=pixels)))
+
+
+def test_a_shadow_part_is_nobodys_else(splits):
+    half = splits.public.take(splits.public.labels == 0)
+    own = replace(half, names=["shadow 0"], pixels=255 - half.pixels)
+    assert manifest_of(roles_of(splits, splits.public, own))["shadow"]["identities"] == 1
+    with pytest.raises(Refused, match="share 1 of their identities: 'public 0'"):
+        manifest_of(roles_of(splits, splits.public, replace(own, names=["public 0"])))
+
+
+def test_private_parts_show_the_same_people_in_different_pictures(splits, monkeypatch):
+    train, test = splits.private_train, splits.private_test
+    pixels = test.pixels.clone()
+    pixels[3] = train.pixels[3]
+    copied = replace(splits, private_test=replace(test, pixels=pixels))
+    with pytest.raises(Refused, match=r"1 of 6 pictures of private_test are in private_train too \(first: id \d+\)"):
+        manifest_of(roles_of(copied, splits.public))
+    monkeypatch.setattr(roles, "MOST_COPIES", 0.2)
+    assert manifest_of(roles_of(copied, splits.public))["private_test"]["copies"] == 1, "few are said"
+    fewer = replace(splits, private_train=train.take(train.labels != 2))
+    with pytest.raises(Refused, match="private_test shows 1 people that private_train does not: 'private 2'"):
+        manifest_of(roles_of(fewer, splits.public))

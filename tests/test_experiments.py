@@ -22,8 +22,9 @@ from midefense.store.store import Store
 FILES = [file for file in files() if file.parts[0] == "experiment"]
 COUNTS = {
     ".": 4,
-    "base": 4,
+    "base": 6,
     "bido": 4,
+    "crafter": 4,
     "if_gmi": 10,
     "ked_mi": 6,
     "lomma": 9,

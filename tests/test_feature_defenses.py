@@ -1,4 +1,5 @@
-"""Noise, pruned channels and few bits against closed forms; DISCO and adversarial learning: what each gradient reaches."""
+"""Noise, pruned channels and few bits against closed forms; DISCO and adversarial learning: what each gradient
+reaches."""
 
 import functools
 
@@ -202,5 +203,7 @@ def test_a_stack_says_of_release_what_its_member_says():
     stack = Stack(members={"none": NoDefense(), "noise": FeatureNoise(scale=1.0)})
     assert stack.only_releases and stack.group == 128 and stack.asks_of_prior == () and not stack.prepares
     assert torch.equal(released(stack), released(FeatureNoise(scale=1.0)))
-    trained = Stack(members={"noise": FeatureNoise(scale=1.0), "against": AdversarialLearning(cut="stage1", decoder=decoder())})
+    trained = Stack(
+        members={"noise": FeatureNoise(scale=1.0), "against": AdversarialLearning(cut="stage1", decoder=decoder())}
+    )
     assert not trained.only_releases and trained.cut == "stage1"

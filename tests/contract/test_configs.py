@@ -41,7 +41,7 @@ COUNTS = {
     "metrics": 10,
     "prior": 19,
     "public": 17,
-    "recipe": 14,
+    "recipe": 15,
     "tracking": 4,
 }
 FREE = ("experiment", "debug")  # groups of deltas, not members: any number of them
@@ -141,7 +141,8 @@ def test_an_option_stands_alone(file):
 
 
 def unwritten(node: object, path: str) -> list[str]:
-    """Arguments of our classes that a configuration leaves to the code's defaults, at every depth."""
+    """Arguments of our classes that a configuration leaves to the code's defaults, at every depth. What a partial has
+    no default for is given by who calls it."""
     if isinstance(node, list):
         return [name for i, item in enumerate(node) for name in unwritten(item, f"{path}[{i}]")]
     if not isinstance(node, dict):
@@ -149,7 +150,8 @@ def unwritten(node: object, path: str) -> list[str]:
     missing = [name for key, value in node.items() for name in unwritten(value, f"{path}.{key}")]
     if str(node.get("_target_", "")).startswith("midefense."):
         parameters = inspect.signature(resolve(node["_target_"])).parameters
-        asked = [name for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        asked = [name for name, p in named.items() if not (node.get("_partial_") and p.default is p.empty)]
         missing += [f"{path}.{name}" for name in asked if name not in {*node, "classes", "channels", "size"}]
     return missing
 

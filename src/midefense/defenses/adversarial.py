@@ -1,5 +1,5 @@
-"""Training against a decoder that learns, in turn with the network, to see the picture in what leaves the edge: adversarial
-learning, and what it shares with DISCO (card crafter.md, 4.11)."""
+"""Training against a decoder that learns, in turn with the network, to see the picture in what leaves the edge:
+adversarial learning, and what it shares with DISCO (card crafter.md, 4.11)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ class AgainstDecoder(Defense):
         """Two errors per image [B]: one that teaches the decoder alone, and one that moves what was `released` [B, ...]
         alone, in which the decoder stands still."""
         if self.decoder is None:
-            raise Refused(f"{type(self).__name__}: expected rebuild(model) before training, got none; try loop.assemble")
+            raise Refused(
+                f"{type(self).__name__}: expected rebuild(model) before training, got none; try loop.assemble"
+            )
         frozen = {name: tensor.detach().clone() for name, tensor in self.decoder.state_dict().items()}
         learned = self.error(images, self.decoder(released.detach().float()))
         moved = self.error(images, torch.func.functional_call(self.decoder, frozen, (released.float(),)))
@@ -77,8 +79,8 @@ class AgainstDecoder(Defense):
 
 
 class AdversarialLearning(AgainstDecoder):
-    """The network minimises (1 - weight) task - weight ||x - Dec(F)|| / (W H), Dec a decoder that learns to minimise the
-    same error; ours takes a step with every step of the network, on its pictures, where the original alternates by
+    """The network minimises (1 - weight) task - weight ||x - Dec(F)|| / (W H), Dec a decoder that learns to minimise
+    the same error; ours takes a step with every step of the network, on its pictures, where the original alternates by
     epochs and teaches the decoder on public ones.
 
     The original's norm is that of a whole batch of 32. Per image it is taken sqrt(32) times, which gives the same for

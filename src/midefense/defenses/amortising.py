@@ -1,5 +1,5 @@
-"""A network that guesses the latents of a feature, so that a search begins near its end (Wang et al., Crafter, NDSS 2024,
-appendix M; card crafter.md, 4.3)."""
+"""A network that guesses the latents of a feature, so that a search begins near its end (Wang et al., Crafter, NDSS
+2024, appendix M; card crafter.md, 4.3)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Edge = Callable[[Tensor], Tensor]
 
 
 class Amortisation:
-    """A network A learns to minimise mean ||E(G(A(f))) - f||^2 over f = E(G(z)), z drawn: what it guesses looks the same
-    from behind the edge. Draws are a pool of batches that is gone through `passes` times before it is drawn anew.
+    """A network A learns to minimise mean ||E(G(A(f))) - f||^2 over f = E(G(z)), z drawn: what it guesses looks the
+    same from behind the edge. Draws are a pool of batches that is gone through `passes` times before it is drawn anew.
 
     Args:
         network: a partial of the network, told the shapes `observed` and `latents`; called with features [B, ...].

@@ -54,8 +54,8 @@ class Defense(nn.Module):
 
     Of what it does at release: `only_releases`, whether it has no part in training, which is then that of no defense;
     `group`, how many images it wants together; `asks_of_prior`, what it needs of a generator's `offers`. One that needs
-    a generator has a partial of it among its arguments (a `prior` node in its YAML); the generator is learned, or found,
-    and handed over by `equip`. `cut`: the stage behind which it protects features (None: any).
+    a generator has a partial of it among its arguments (a `prior` node in its YAML); the generator is learned, or
+    found, and handed over by `equip`. `cut`: the stage behind which it protects features (None: any).
     """
 
     revision = 1
@@ -127,13 +127,13 @@ class Defense(nn.Module):
     def prepare(
         self, edge: nn.Module, prior: Any, rng: torch.Generator, state: dict[str, Tensor] | None
     ) -> Iterator[Progress]:
-        """Learn what `release` needs of this edge and this generator; yields progress, and goes on from a saved `state`.
-        The last state is stored, and handed back by `equip`."""
+        """Learn what `release` needs of this edge and this generator; yields progress, and goes on from a saved
+        `state`. The last state is stored, and handed back by `equip`."""
         return iter(())
 
     def equip(self, edge: nn.Module, prior: Any, state: dict[str, Tensor]) -> None:
-        """Take the generator (`midefense.priors.base.Prior`, frozen, in eval mode) and what `prepare` learned, both on the
-        edge's device; called before `release`, where there is a generator."""
+        """Take the generator (`midefense.priors.base.Prior`, frozen, in eval mode) and what `prepare` learned, both on
+        the edge's device; called before `release`, where there is a generator."""
 
 
 class NoDefense(Defense):

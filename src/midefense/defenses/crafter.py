@@ -1,9 +1,9 @@
-"""Crafter and Crafter-z: what leaves the edge is searched for anew for every picture, so that an attacker who inverts it
-finds a face of nobody (Wang et al., "Crafter: Facial Feature Crafting against Inversion-based Identity Theft on Deep
+"""Crafter and Crafter-z: what leaves the edge is searched for anew for every picture, so that an attacker who inverts
+it finds a face of nobody (Wang et al., "Crafter: Facial Feature Crafting against Inversion-based Identity Theft on Deep
 Models", NDSS 2024; card crafter.md). No network is retrained, and neither labels nor the cloud's half are needed.
 
-The two forms give the same numbers for 128 images of equal residuals: the original ties the images of a batch together by
-norms and means over it. The critic ties a group together in either form.
+The two forms give the same numbers for 128 images of equal residuals: the original ties the images of a batch together
+by norms and means over it. The critic ties a group together in either form.
 """
 
 from __future__ import annotations
@@ -123,13 +123,15 @@ class Crafting(Defense):
     def search(self, world: World, features: Tensor) -> Tensor:
         """What the fictitious attacker finds [N, *latent] for features [N, ...], by chunks."""
         chunk, starts = self.chunk or len(features), world.start(features)
-        return torch.cat([self.attacker(world, *part) for part in zip(features.split(chunk), starts.split(chunk))])
+        return torch.cat(
+            [self.attacker(world, *part) for part in zip(features.split(chunk), starts.split(chunk), strict=True)]
+        )
 
 
 class Crafter(Crafting):
-    """Features F that minimise 100 L_p + 100 beta L_u: L_p = -mean D(G(z*(F))), how far from faces of nobody the critic D
-    sees what the attacker finds, and L_u = mean ||F - F0||^2 / d. D is learned in turn with F, and z* is differentiated
-    implicitly (`Implicit`).
+    """Features F that minimise 100 L_p + 100 beta L_u: L_p = -mean D(G(z*(F))), how far from faces of nobody the critic
+    D sees what the attacker finds, and L_u = mean ||F - F0||^2 / d. D is learned in turn with F, and z* is
+    differentiated implicitly (`Implicit`).
 
     Args:
         beta: weight of utility: more of it, less privacy.

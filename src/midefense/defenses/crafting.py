@@ -1,8 +1,8 @@
-"""What Crafter plays against at the edge: an attacker who inverts features with a generator, and a critic that learns how
-its answers differ from faces of nobody (Wang et al., NDSS 2024; card crafter.md, 4.4 and 4.5).
+"""What Crafter plays against at the edge: an attacker who inverts features with a generator, and a critic that learns
+how its answers differ from faces of nobody (Wang et al., NDSS 2024; card crafter.md, 4.4 and 4.5).
 
-Sums over images are divided by `Shares.of`, the original's batch of 128, or by how many images there are (the original's
-form, in which an image's path depends on how many stand beside it).
+Sums over images are divided by the original's batch of 128, or by how many images there are (the original's form, in
+which an image's path depends on how many stand beside it).
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ class Critic:
         fake: Tensor,
         draws: Iterator[tuple[Tensor, Tensor, Tensor]],
     ) -> list[Tensor]:
-        """Take the steps that `draws` names, on pictures of nobody (`real`) and of what the attacker found (`fake`), both
-        [N, C, H, W]. Gives the loss of each."""
+        """Take the steps that `draws` names, on pictures of nobody (`real`) and of what the attacker found (`fake`),
+        both [N, C, H, W]. Gives the loss of each."""
         losses = []
         network.requires_grad_(True)
         for first, second, mix in draws:

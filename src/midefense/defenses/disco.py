@@ -1,5 +1,5 @@
-"""DISCO: a network at the edge that learns which channels of a feature to keep, against a decoder (Singh et al., CVPR 2021;
-as Crafter's authors compare with it, card crafter.md, 4.11 and gotcha 12)."""
+"""DISCO: a network at the edge that learns which channels of a feature to keep, against a decoder (Singh et al., CVPR
+2021; as Crafter's authors compare with it, card crafter.md, 4.11 and gotcha 12)."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ class PrunedStage(nn.Module):
 
 
 class Disco(AgainstDecoder):
-    """The pruner minimises (1 - alpha) task - alpha error, the decoder the error, and the network the task; the error is
-    the mean squared one of the pixels. The pruner is a part of the deployed network: what is released is pruned, and the
-    cloud was trained on it.
+    """The pruner minimises (1 - alpha) task - alpha error, the decoder the error, and the network the task; the error
+    is the mean squared one of the pixels. The pruner is a part of the deployed network: what is released is pruned, and
+    the cloud was trained on it.
 
     Args:
         cut: the stage behind which features are released and pruned. The pruner has the layers behind it.

@@ -1,5 +1,5 @@
-"""The cheap defenses of released features, which every other has to beat at equal utility: noise, pruned channels, fewer
-bits. They train nothing; what they draw comes from the image's own generator."""
+"""The cheap defenses of released features, which every other has to beat at equal utility: noise, pruned channels,
+fewer bits. They train nothing; what they draw comes from the image's own generator."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class FeatureNoise(FeatureDefense):
 
 
 class FeaturePruning(FeatureDefense):
-    """A share of an image's channels set to zero (of a vector's units): `random` ones, drawn for each image, or those of
-    the least mean `magnitude`."""
+    """A share of an image's channels set to zero (of a vector's units): `random` ones, drawn for each image, or those
+    of the least mean `magnitude`."""
 
     revision = 1
     neutral: ClassVar[dict[str, float]] = {"share": 0.0}

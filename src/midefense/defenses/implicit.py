@@ -1,8 +1,8 @@
-"""How Crafter differentiates through an attacker: the answer z*(F) of a search that minimised w ||F - E(z)||^2 moves with
-F by the implicit function theorem (Wang et al., NDSS 2024; card crafter.md, 4.5d).
+"""How Crafter differentiates through an attacker: the answer z*(F) of a search that minimised w ||F - E(z)||^2 moves
+with F by the implicit function theorem (Wang et al., NDSS 2024; card crafter.md, 4.5d).
 
-With H the second derivative in z, J = dE/dz and k = 2w, a loss L(z*) has dL/dF = k J p where p solves H p = dL/dz. H has
-a block per image, so everything here is per image, whatever stands beside it in a batch.
+With H the second derivative in z, J = dE/dz and k = 2w, a loss L(z*) has dL/dF = k J p where p solves H p = dL/dz. H
+has a block per image, so everything here is per image, whatever stands beside it in a batch.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class Implicit:
 
 
 class Linearised:
-    """One forward of E at the latents, kept: products with its Jacobian and with the Hessian of w ||F - E(z)||^2 cost no
-    further one. `slope` [N, *latent] is the gradient of that in the latents."""
+    """One forward of E at the latents, kept: products with its Jacobian and with the Hessian of w ||F - E(z)||^2 cost
+    no further one. `slope` [N, *latent] is the gradient of that in the latents."""
 
     def __init__(self, view: Product, latents: Tensor, features: Tensor, weight: float) -> None:
         self.latents = latents.detach().requires_grad_()
@@ -138,9 +138,9 @@ def neumann(curvature: Product, vector: Tensor, terms: int, alpha: float) -> Ten
 def krylov(curvature: Product, vector: Tensor, size: int, of: Callable[[Tensor], Tensor]) -> Tensor:
     """f(H) `vector` [N, ...] per image, in the Krylov space of `size` dimensions that Lanczos' recurrence spans.
 
-    `of` is f, applied to the eigenvalues of H in that space, float64 [N, size]. Polynomials of a degree below `size` are
-    exact, f = 1 / lambda gives conjugate gradients, and a space that is exhausted early is exact too. Vectors are kept
-    orthogonal in full, as rounding would bring back the largest eigenvalues again and again.
+    `of` is f, applied to the eigenvalues of H in that space, float64 [N, size]. Polynomials of a degree below `size`
+    are exact, f = 1 / lambda gives conjugate gradients, and a space that is exhausted early is exact too. Vectors are
+    kept orthogonal in full, as rounding would bring back the largest eigenvalues again and again.
     """
     shape, length = vector.shape, vector.flatten(1).norm(dim=1)
     newest = vector.flatten(1) / _above_zero(length)[:, None]

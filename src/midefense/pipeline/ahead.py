@@ -41,7 +41,7 @@ class _Looking:
             target, classes = self._classifier("training the target", plan.target)
             yield target
             if plan.verb == "train_target":
-                return
+                return  # what the cloud learns from is known when the target is there
             judges = self._judges() if plan.verb == "evaluate" else {}
             yield from judges.values()
             *before, recovered = self._attack(target, classes)

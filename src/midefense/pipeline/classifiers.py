@@ -111,12 +111,14 @@ def images_of(plan: TargetPlan, splits: Splits) -> tuple[Images, Images]:
         parts = splits.everything()
     else:
         parts = splits.public if plan.train_on == "public" else splits.private_train, splits.private_test
-    if not plan.attributes:
-        return parts
     if not all(map(len, parts)):
         raise Refused("train_on=public: expected a dataset with public images, got one without; try train_on=private")
-    dataset = plan.dataset.build()
-    return by_attributes(parts[0], dataset), by_attributes(parts[1], dataset)
+    return taught(plan, parts[0]), taught(plan, parts[1])
+
+
+def taught(plan: TargetPlan, images: Images) -> Images:
+    """Images under the labels that a classifier is taught: classes as they are, or attributes uint8 [N, K]."""
+    return by_attributes(images, plan.dataset.build()) if plan.attributes else images
 
 
 def classes_of(plan: TargetPlan, splits: Splits) -> int:

@@ -109,7 +109,9 @@ def _prepared(
         with session.run(draft, "prepare", {"target": target.artefact}) as run:
             rng = seeds.generator(target.plan.seed, "release", "prepare", cut)
             progress = defense.prepare(edge, prior, rng, saved)
-            last = consume(progress, run, total=None, namespace="prepare", save=lambda _, state: work.save("state", state()))
+            last = consume(
+                progress, run, total=None, namespace="prepare", save=lambda _, state: work.save("state", state())
+            )
             return session.finish(run, work, last() if last else saved, {})
 
     return session.store.get_or_make(draft, make, session.plan.missing)

@@ -14,6 +14,7 @@ import torch
 
 from midefense import seeds
 from midefense.compute import machine_of
+from midefense.datasets.roles import manifest_of, roles_of
 from midefense.datasets.splits import Splits, digest, require_same_pictures
 from midefense.evidence.base import Request
 from midefense.metrics.base import Released
@@ -37,6 +38,7 @@ from midefense.pipeline.priors import fit_prior, frozen, load_prior
 from midefense.pipeline.recovery import Recovery, StoredPrior
 from midefense.pipeline.release import draft_of, release
 from midefense.pipeline.session import Session
+from midefense.pipeline.split_training import SplitTraining
 from midefense.pipeline.telling import numbers_of
 from midefense.plan.bind import Node, bind_recipe
 from midefense.plan.read import Plan, baseline_of, cut_of, deployed_of, name_of, read_setting, setup_of
@@ -77,6 +79,13 @@ class Pipeline:
         names = {**found.plan.names, "defense": self.plan.target.names.get("defense", "own")}
         return replace(found, plan=replace(found.plan, defense=self.release_node, names=names))
 
+    @functools.cached_property
+    def cloud(self) -> Artefact:
+        """The cloud's half, trained on what the edge of the plan's target releases: got or made."""
+        cut = replace(self.target.plan.architecture, aside=self.plan.target.architecture.aside)
+        target = replace(self.target, plan=replace(self.target.plan, architecture=cut))
+        return SplitTraining(self.session, target, self.plan.cloud).artefact()
+
     @property
     def _only_releases(self) -> bool:
         """Whether the defense of the plan has no part in the training of its target."""
@@ -107,6 +116,11 @@ class Pipeline:
         """The attacker's public images, in the shape of the private ones."""
         dataset = self.plan.target.dataset.build()
         return self.plan.public.build().public(self.splits, dataset.channels, dataset.size, self.session.cache)
+
+    @functools.cached_property
+    def roles(self) -> dict[str, dict[str, object]]:
+        """Who may look at which images, checked (`datasets.roles`)."""
+        return manifest_of(roles_of(self.splits, self.public))
 
     @functools.cached_property
     def collected(self) -> Evidence:
@@ -170,6 +184,8 @@ class Pipeline:
             return
         self._images_checked = True
         self.plan.attack.build().check(self.setting)
+        if self.plan.evidence.target.points_at == "image":
+            _ = self.roles
         if self.plan.stored_prior is not None:
             self._require_own_prior(self.plan.stored_prior)
         else:
@@ -430,7 +446,9 @@ class Pipeline:
             }
             self._tell(run, judgement.report(), evaluators)
             run.pictures("recovered", judgement.picture_rows(self.splits.class_names), judgement.picture_columns)
-            return self.session.finish(run, work, judgement.tensors, {"row": row, **judgement.report()})
+            told = {"row": row, **judgement.report()}
+            told |= {"roles": self.roles} if "ids" in recovered.recipe else {}
+            return self.session.finish(run, work, judgement.tensors, told)
 
     def _released(self, recovered: Artefact) -> Released | None:
         """What the edge of the target released of the private images attacked; None where it released nothing."""

@@ -19,7 +19,7 @@ from midefense.pipeline.classifiers import StoredTarget, rebuild_defended
 from midefense.pipeline.equipment import equip
 from midefense.pipeline.session import Session
 from midefense.plan.bind import Node
-from midefense.plan.facts import assembled
+from midefense.plan.facts import assembled, generators_of
 from midefense.plan.read import TargetPlan, name_of
 from midefense.store.artefacts import Artefact, Draft
 from midefense.store.lineage import lineage
@@ -96,6 +96,8 @@ def draft_of(
         "seed": plan.seed,
     }
     recipe |= {} if only_releases is None else {"release": only_releases.recipe()}
+    if generators_of(plan.defense):  # what it learned from decides what is released
+        recipe |= {"public": digest(session.splits(plan.dataset).public)}
     parts = ("dataset", "architecture", "defense")
     return Draft(
         kind="released",

@@ -23,11 +23,13 @@ PARTS_OF = {
     "target": ("dataset", "architecture", "defense"),
     "prior": ("dataset", "public", "prior"),
     "released": ("dataset", "architecture", "defense"),
+    "cloud": ("dataset", "architecture", "defense"),
 }
 SEED_OF = {
     "target": "target",
     "prior": "prior",
     "released": "target",
+    "cloud": "target",
 }  # whose seed a run's own is; the attack's elsewhere
 TARGET_SETTINGS = ("dataset", "architecture", "defense", "recipe", "train_on")
 ATTACK_SETTINGS = ("attack", "preparation", "evidence")

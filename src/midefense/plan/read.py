@@ -29,19 +29,27 @@ from midefense.plan.references import (
     named_prior,
     with_start,
 )
-from midefense.plan.trials import learner_trials, optimizer_trials, student_trials, try_generators, try_network, try_prior
+from midefense.plan.trials import (
+    learner_trials,
+    optimizer_trials,
+    student_trials,
+    try_generators,
+    try_network,
+    try_prior,
+)
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, content_id
 from midefense.store.names import safe_name
 from midefense.store.store import Store
 from midefense.tracking.settings import Settings
+from midefense.training.cloud import require_recipe_of_features
 from midefense.training.recipe import Recipe
-from midefense.types import DatasetFacts, EvidenceFacts, NotYetKnown, Refused, Setting
+from midefense.types import DatasetFacts, EvidenceFacts, NotYetKnown, Refused, Setting, refuse_unknown
 
 JUDGED = ("recovered", "evaluators", "judge_at_chance", "metrics")
 SHARED = ("compute", "tracking", "store", "missing", "allow", "seed", "seeds")
 KEYS = {
-    "train_target": (*TARGET_NODES, "train_on", *SHARED),
+    "train_target": (*TARGET_NODES, "train_on", "cloud", *SHARED),
     "attack": (*TARGET_NODES, *ATTACK_NODES, *NAMED, *SHARED),
     "evaluate": (*TARGET_NODES, *ATTACK_NODES, *NAMED, *JUDGED, *SHARED),
 }
@@ -50,6 +58,7 @@ KINDS = {
     "architecture": Classifier,
     "defense": Defense,
     "recipe": Recipe,
+    "cloud": Recipe,
     "evidence": EvidenceSource,
     "prior": Prior,
     "attack": Attack,
@@ -114,6 +123,7 @@ class Plan:
     prior: Node | None = None
     evidence: Node | None = None
     attack: Node | None = None
+    cloud: Node | None = None
     stored_prior: Artefact | None = None
     foreign_prior: bool = False
     evaluators: dict[str, TargetPlan] = field(default_factory=dict)
@@ -134,6 +144,7 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
     Raises:
         Refused: every mistake found, in sentences.
     """
+    config = {"cloud": None, **config} if verb == "train_target" else config
     check_shape(verb, config, KEYS[verb])
     allow, seeds = tuple(config["allow"]), config["seeds"]
     store = Store(config["store"])
@@ -163,6 +174,7 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
         missing=config["missing"],
         tracking=bound["tracking"].build(),
         compute=bound["compute"].build(),
+        cloud=bound.get("cloud"),
         recovered=recovered,
         stored_prior=prior,
         foreign_prior=bool(config.get("foreign_prior", False)),
@@ -185,6 +197,7 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
         refuse_together(functools.partial(node.build().check, names) for node in plan.metrics.values())
     refuse_together(_network_trials(plan, new_target=target is None))
     refuse_all(_attribute_problems(plan))
+    _check_halves(plan)
     if plan.attack is not None:
         _check_match(plan)
     return plan
@@ -229,6 +242,8 @@ def _nodes(
 ) -> dict[str, tuple[Mapping, bool]]:
     """Every node to bind, by path, and whether it may be told the dataset's shape."""
     nodes: dict[str, tuple[Mapping, bool]] = {name: (config[name], False) for name in ("tracking", "compute")}
+    if config.get("cloud") is not None:
+        nodes["cloud"] = (config["cloud"], False)
     if target is None:
         nodes |= {name: (config[name], name in ("architecture", "defense")) for name in TARGET_NODES}
     if verb != "train_target" and recovered is None:
@@ -329,6 +344,25 @@ def read_setting(plan: Plan) -> Setting:
     describe = functools.partial(architecture_facts, target.architecture, target.defense, **shape, **known)
     evidence = EvidenceFacts(type(source).__name__, source.points_at, cut_of(plan), source.releases)
     return Setting(plan.prior.target, DatasetFacts(**shape), evidence, describe, bool(target.attributes))
+
+
+def _check_halves(plan: Plan) -> None:
+    """Refuse an `architecture.cut` that is no stage of the network, and a cloud that cannot learn from features, or of
+    a network that is not cut."""
+    target = plan.target
+    if plan.cloud is not None:
+        require_recipe_of_features(plan.cloud.build())
+    if target.cut is None:
+        if plan.cloud is not None:
+            raise Refused("cloud: expected a target that is cut, got none; try architecture.cut=STAGE")
+        return
+    dataset = target.dataset.build()
+    known = {"classes": len(target.attributes)} if target.attributes else {}
+    shape = {"channels": dataset.channels, "size": dataset.size}
+    with contextlib.suppress(NotYetKnown):
+        taps = architecture_facts(target.architecture, target.defense, **shape, **known).taps
+        if target.cut not in taps:
+            raise refuse_unknown("architecture.cut", target.cut, taps, "It is a stage of the architecture.")
 
 
 def cut_of(plan: Plan) -> str | None:

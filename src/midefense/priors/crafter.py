@@ -8,8 +8,8 @@ from midefense.ranges import Batch, Betas, Count, NotNegative, Positive, Width
 
 
 class CrafterGan(GmiGan):
-    """Latents [B, latent_size], normal when sampled; images of 32, 64 or 128 px through a sigmoid, so in [0, 1]. The critic
-    judges an image of 128 px in 25 places and gives their mean.
+    """Latents [B, latent_size], normal when sampled; images of 32, 64 or 128 px through a sigmoid, so in [0, 1]. The
+    critic judges an image of 128 px in 25 places and gives their mean.
 
     Args:
         latent_size: 500 for CelebA at 64 px, 3,000 for LFW at 128 px, 700 where features are released to train on.

@@ -34,7 +34,7 @@ from midefense.store.plain import plain
 from midefense.store.provenance import require_sound
 from midefense.types import Refused
 
-KINDS = ("target", "prior", "prepared", "released", "recovered", "result")
+KINDS = ("target", "prior", "prepared", "released", "cloud", "recovered", "result")
 
 
 def canonical(value: object) -> str:

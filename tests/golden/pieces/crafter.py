@@ -119,7 +119,9 @@ def outer(recording: Recording) -> Iterator[Entry]:
     yield recording.compare("critic_loss", together(moments, "critic_loss"))
     yield recording.compare("hypergradient", together(moments, "slope"), note="of its own largest value")
     world, weight = world_of(recording), defense.inversion_weight / (len(befores[0]) * D)
-    residuals = [weight * (world.view(m.latents) - before).square().sum() for m, before in zip(moments, befores)]
+    residuals = [
+        weight * (world.view(m.latents) - before).square().sum() for m, before in zip(moments, befores, strict=True)
+    ]
     totals = torch.stack([together(moments, "loss"), torch.stack(residuals)], 1)
     yield recording.compare("total_and_inv_loss", totals)
     for name, tensor in moments[-1].told["critic"].state_dict().items():
@@ -160,8 +162,8 @@ def latents(recording: Recording) -> Iterator[Entry]:
 
 @replays("crafter/hyper")
 def hypergradient(recording: Recording) -> Iterator[Entry]:
-    """The gradient in F of 100 L_p + 100 beta L_u for given latents, whose L_p has the gradient `v`: summed term by term,
-    and in a Krylov space; the generator is linear, so that both Hessians are the same."""
+    """The gradient in F of 100 L_p + 100 beta L_u for given latents, whose L_p has the gradient `v`: summed term by
+    term, and in a Krylov space; the generator is linear, so that both Hessians are the same."""
     for name in sorted({key.split("/")[0] for key in recording.arrays}):
         here = {key.split("/")[1]: recording[key] for key in recording.keys(f"{name}/*")}
         recording.leave_out(f"{name}/l_p", "a critic's loss, whose gradient v is given")
@@ -266,8 +268,8 @@ def edge(recording: Recording) -> nn.Module:
 
 @replays("crafter/other")
 def losses(recording: Recording) -> Iterator[Entry]:
-    """Losses on given pictures: what the amortiser minimises, adversarial learning's error, and those of the
-    attackers."""
+    """Losses on given pictures: what the amortiser minimises, adversarial learning's error, those of the attackers; and
+    the measures."""
     yield from measures(recording)
     images, decoded = recording["x"], recording["xhat"]
     amortised = squared_distance(images, decoded)

@@ -23,8 +23,8 @@ def _down(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Generator(nn.Module):
-    """Latents [B, latent_size] to images [B, channels, size, size] in [0, 1] (sigmoid). `start`: the side in pixels of the
-    maps that the linear layer makes, which are doubled until they have the images' size."""
+    """Latents [B, latent_size] to images [B, channels, size, size] in [0, 1] (sigmoid). `start`: the side in pixels of
+    the maps that the linear layer makes, which are doubled until they have the images' size."""
 
     def __init__(self, *, latent_size: int, channels: int, size: int, width: int, start: int = 4):
         super().__init__()
@@ -49,7 +49,8 @@ class Generator(nn.Module):
 
 class Critic(nn.Module):
     """Images [B, channels, size, size] to one unbounded score each [B]. Instance norm keeps no statistics, so an
-    image's score never depends on its batch mates. Images of 128 px are judged in 25 places; the score is their mean."""
+    image's score never depends on its batch mates. Images of 128 px are judged in 25 places; the score is their
+    mean."""
 
     def __init__(self, *, channels: int, size: int, width: int):
         super().__init__()
