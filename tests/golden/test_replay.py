@@ -170,15 +170,15 @@ def test_a_piece_without_its_inputs_or_outputs_is_a_failure(tmp_path, capsys):
 
 
 def test_short_names_belong_to_their_own_file(tmp_path, capsys):
-    crafter = {"toy/Mg": np.zeros(2), "craftz/x": np.zeros(2), "attack/z": np.zeros(2)}
-    np.savez(tmp_path / "renamed.npz", **crafter)
+    agent = {name: np.zeros(2) for name in ("main/z", "hot/z", "G/z", "T/z")}  # of a method that waits
+    np.savez(tmp_path / "renamed.npz", **agent)
     code, printed = run(capsys, tmp_path / "renamed.npz")
-    assert code == 0 and "Crafter: crafter/toy, crafter/craftz, crafter/attack" in printed
+    assert code == 0 and "RLB-MI: rlb_mi/main, rlb_mi/hot, rlb_mi/G, rlb_mi/T" in printed
     np.savez(tmp_path / "secret_gen_b.npz", **{"attack/z": np.zeros(2)})
     assert run(capsys, tmp_path / "secret_gen_b.npz")[0] == 0
     np.savez(tmp_path / "renamed.npz", **{"attack/z": np.zeros(2)})
     assert run(capsys, tmp_path / "renamed.npz")[0] == 1
-    np.savez(tmp_path / "renamed.npz", **crafter, **{"mystery": np.zeros(2)})
+    np.savez(tmp_path / "renamed.npz", **agent, **{"mystery": np.zeros(2)})
     assert run(capsys, tmp_path / "renamed.npz")[0] == 1
 
 
