@@ -222,6 +222,16 @@ def test_what_cannot_be_matched_is_refused():
         search(Random(), coupled=True, chunk=2)
 
 
+def test_a_generator_that_is_told_classes_is_refused():
+    """Its latents hold the class, which evidence of an image has for the judge alone."""
+    told = Plane()
+    told.held = 1
+    attack = search(Random())
+    attack.check_prior(Plane())
+    with pytest.raises(Refused, match="expected a prior that is told no classes.*got Plane"):
+        attack.check_prior(told)
+
+
 def test_who_may_not_differentiate_is_refused_and_every_image_is_counted():
     with pytest.raises(Refused, match="reads gradient, which access=features hides"):
         search(Random(), access="features")

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 
 from contract.listing import CONF, composed, files, within
+from midefense.metrics import pairwise
 from midefense.plan import bind as binding
 from midefense.plan.read import read_plan
 from midefense.plan.whitelist import resolve
@@ -96,7 +97,8 @@ def identity(file: Path) -> str:
 
 
 @pytest.mark.parametrize("file", FILES, ids=identity)
-def test_commands_of_the_header_use_the_file_all_of_which_binds_and_is_written_out(file, store):
+def test_commands_of_the_header_use_the_file_all_of_which_binds_and_is_written_out(file, store, monkeypatch):
+    monkeypatch.setattr(pairwise, "require_perceptual", lambda: None)  # as if the weights of LPIPS were at hand
     for number, (verb, overrides) in enumerate(commands(file)):
         assert verb in VERBS
         config, choices = composed(verb, *overrides)

@@ -14,7 +14,21 @@ import replay
 import torch
 from conftest import ROOT
 from kornia.metrics import ssim as kornia_ssim
-from pieces import bido, crafter, gmi, ked, lomma, losses, networks, pairs, plg, registry, stylegan2, vmi
+from pieces import (
+    bido,
+    crafter,
+    crafter_attackers,
+    gmi,
+    ked,
+    lomma,
+    losses,
+    networks,
+    pairs,
+    plg,
+    registry,
+    stylegan2,
+    vmi,
+)
 from pieces.recording import recordings
 from pieces.registry import replay_of, replays
 from pieces.rules import Draws, NotThereYet, relative_error, row_errors, without_gradient
@@ -23,7 +37,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from midefense.architectures.state_names import to_published
-from midefense.attacks import objectives, surrogate
+from midefense.attacks import matching, objectives, surrogate
 from midefense.attacks.objectives import Poincare
 from midefense.attacks.search.distribution import Distribution
 from midefense.defenses import crafting, disco
@@ -156,15 +170,15 @@ def test_a_piece_without_its_inputs_or_outputs_is_a_failure(tmp_path, capsys):
 
 
 def test_short_names_belong_to_their_own_file(tmp_path, capsys):
-    crafter = {"toy/Mg": np.zeros(2), "craftz/x": np.zeros(2), "attack/z": np.zeros(2)}
-    np.savez(tmp_path / "renamed.npz", **crafter)
+    agent = {name: np.zeros(2) for name in ("main/z", "hot/z", "G/z", "T/z")}  # of a method that waits
+    np.savez(tmp_path / "renamed.npz", **agent)
     code, printed = run(capsys, tmp_path / "renamed.npz")
-    assert code == 0 and "Crafter: crafter/toy, crafter/craftz, crafter/attack" in printed
+    assert code == 0 and "RLB-MI: rlb_mi/main, rlb_mi/hot, rlb_mi/G, rlb_mi/T" in printed
     np.savez(tmp_path / "secret_gen_b.npz", **{"attack/z": np.zeros(2)})
     assert run(capsys, tmp_path / "secret_gen_b.npz")[0] == 0
     np.savez(tmp_path / "renamed.npz", **{"attack/z": np.zeros(2)})
     assert run(capsys, tmp_path / "renamed.npz")[0] == 1
-    np.savez(tmp_path / "renamed.npz", **crafter, **{"mystery": np.zeros(2)})
+    np.savez(tmp_path / "renamed.npz", **agent, **{"mystery": np.zeros(2)})
     assert run(capsys, tmp_path / "renamed.npz")[0] == 1
 
 
@@ -327,6 +341,7 @@ def test_every_recorded_piece_is_known(file):
         ("attacks/plg_mi.npz", "plg_topn"),
         ("attacks/plg_mi.npz", "plg_losses"),
         ("attacks/plg_mi.npz", "plg_augment"),
+        ("attacks/crafter.npz", "crafter/attack"),
         ("attacks/crafter.npz", "crafter/other"),
     ],
 )
@@ -562,10 +577,26 @@ def one_look(monkeypatch):
     monkeypatch.setattr(plg, "attack_of", attack_of)
 
 
+def a_norm_for_each_image(monkeypatch):
+    monkeypatch.setattr(matching, "shares", lambda norms: norms)
+
+
+def squares_of_features(monkeypatch):
+    original = matching.distances
+    monkeypatch.setattr(matching, "distances", lambda left, right, kind: original(left, right, "squared"))
+
+
+def colours_as_they_are(monkeypatch):
+    monkeypatch.setattr(crafter_attackers, "IMAGENET", (1.0,))
+
+
 @needs_recordings
 @pytest.mark.parametrize(
     ("wrong", "file", "piece", "where"),
     [
+        (a_norm_for_each_image, "attacks/crafter.npz", "crafter/attack", "inversion/z_final"),
+        (squares_of_features, "attacks/crafter.npz", "crafter/attack", "amor_inversion/z_each_step"),
+        (colours_as_they_are, "attacks/crafter.npz", "crafter/other", "adaptive_G_loss"),
         (no_look_ahead, "attacks/gmi.npz", "gmi_dmi_mnist", "z1"),
         (sum_for_mean, "attacks/gmi.npz", "gmi_dmi_mnist", "z1"),
         pytest.param(no_box, "attacks/gmi.npz", "gmi_dmi_mnist", "z1", marks=pytest.mark.slow),

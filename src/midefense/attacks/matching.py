@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midefense.attacks.base import Look, Part
+from midefense.priors.base import Prior
 from midefense.types import Refused, Setting, refuse_unknown
 
 DISTANCES = ("l2", "squared", "cosine")
@@ -39,6 +40,14 @@ class FeatureMatch(Part):
     def check(self, setting: Setting) -> None:
         """Refuses evidence of which nothing is observed."""
         require_observed(type(self).__name__, setting)
+
+    def check_prior(self, prior: Prior) -> None:
+        """Refuses a generator that is told classes: the class of a private image is what an attacker is after."""
+        if prior.held:
+            raise Refused(
+                f"{type(self).__name__}: expected a prior that is told no classes, as nobody tells an attacker whom "
+                f"a released feature shows, got {type(prior).__name__}; try prior=gmi_gan_small"
+            )
 
     def __call__(self, look: Look) -> Tensor:
         """Loss per image [B], from 0."""
