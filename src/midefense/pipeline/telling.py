@@ -28,7 +28,9 @@ PARTS_OF = {
 SEED_OF = {
     "target": "target",
     "prior": "prior",
-    "released": "target", "cloud": "target"}  # whose seed a run's own is; the attack's elsewhere
+    "released": "target",
+    "cloud": "target",
+}  # whose seed a run's own is; the attack's elsewhere
 TARGET_SETTINGS = ("dataset", "architecture", "defense", "recipe", "train_on")
 ATTACK_SETTINGS = ("attack", "preparation", "evidence")
 EVALUATOR_SETTINGS = ("architecture", "recipe", "train_on", "seed")
