@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from midefense.datasets import roles
 from midefense.datasets.roles import manifest_of, roles_of
 from midefense.datasets.toy import Toy
 from midefense.evidence.class_labels import ClassLabels
@@ -151,13 +152,15 @@ def test_a_shadow_part_is_nobodys_else(splits):
         manifest_of(roles_of(splits, splits.public, replace(own, names=["public 0"])))
 
 
-def test_private_parts_show_the_same_people_in_different_pictures(splits):
+def test_private_parts_show_the_same_people_in_different_pictures(splits, monkeypatch):
     train, test = splits.private_train, splits.private_test
     pixels = test.pixels.clone()
     pixels[3] = train.pixels[3]
     copied = replace(splits, private_test=replace(test, pixels=pixels))
-    with pytest.raises(Refused, match=r"1 pictures of private_test are in private_train too \(first: id \d+\)"):
+    with pytest.raises(Refused, match=r"1 of 6 pictures of private_test are in private_train too \(first: id \d+\)"):
         manifest_of(roles_of(copied, splits.public))
+    monkeypatch.setattr(roles, "MOST_COPIES", 0.2)
+    assert manifest_of(roles_of(copied, splits.public))["private_test"]["copies"] == 1, "few are said"
     fewer = replace(splits, private_train=train.take(train.labels != 2))
     with pytest.raises(Refused, match="private_test shows 1 people that private_train does not: 'private 2'"):
         manifest_of(roles_of(fewer, splits.public))

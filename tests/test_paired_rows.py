@@ -138,13 +138,8 @@ def test_its_protocol_is_its_own_and_that_of_all_who_attack_the_same_images(fold
     plain = protocol()
     same = ("attack.noise=0.3",), ("evidence.repeats=3",), ("evidence.cut=hidden1",), ("defense=hidden",)
     assert {protocol(*words) for words in same} == {plain}
-    apart = (
-        ("evidence.part=train",),
-        ("evidence.images=8",),
-        ("evidence.transport=float16",),
-        ("evidence.cut=features",),
-    )
-    others = {protocol(*words) for words in apart}
+    apart = ("part=train", "images=8", "transport=float16", "cut=features")
+    others = {protocol(f"evidence.{word}") for word in apart}
     assert len(others - {plain}) == 4
     classes = ("evidence=class_labels", "attack=gmi", "attack.search.steps=1", "attack.init.candidates=1")
     assert protocol(*classes, metrics="privacy") not in {plain, *others}
