@@ -388,3 +388,29 @@ def test_a_generator_that_will_not_do_is_refused_before_anything_is_trained(tmp_
     kept = [word for word in kept if word.split("=")[0] not in {other.split("=")[0] for other in words}]
     with pytest.raises(Refused, match=said):
         plan_for("attack", *kept, *words, store=tmp_path)
+
+
+def test_work_that_was_killed_goes_on_to_the_same_bits(full, tmp_path, monkeypatch):
+    """Killed while the amortiser learns, and again between two groups that are released."""
+    words = ("defense.amortiser.unit=2",)
+
+    class Killed(BaseException):
+        pass
+
+    def dies_after(kind, method, calls):
+        original, left = getattr(kind, method), [calls]
+
+        def dying(*arguments):
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            return original(*arguments)
+
+        monkeypatch.setattr(kind, method, dying)
+
+    for kind, method, calls in ((Amortisation, "loss", 3), (Crafter, "release", 1)):
+        with monkeypatch.context() as monkeypatch:
+            dies_after(kind, method, calls)
+            with pytest.raises(Killed):
+                _ = pipeline(tmp_path, *words).evidence
+    assert torch.equal(pipeline(tmp_path, *words).evidence.observed, full[1])
