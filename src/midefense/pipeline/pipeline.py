@@ -118,11 +118,6 @@ class Pipeline:
         return self.plan.public.build().public(self.splits, dataset.channels, dataset.size, self.session.cache)
 
     @functools.cached_property
-    def roles(self) -> dict[str, dict[str, object]]:
-        """Who may look at which images, checked (`datasets.roles`)."""
-        return manifest_of(roles_of(self.splits, self.public))
-
-    @functools.cached_property
     def collected(self) -> Evidence:
         """Whom the attack is to attack, one row each, before anything is observed of them or trained."""
         return self.plan.evidence.build().collect(self.splits)
@@ -185,7 +180,7 @@ class Pipeline:
         self._images_checked = True
         self.plan.attack.build().check(self.setting)
         if self.plan.evidence.target.points_at == "image":
-            _ = self.roles
+            manifest_of(roles_of(self.splits, self.public))
         if self.plan.stored_prior is not None:
             self._require_own_prior(self.plan.stored_prior)
         else:
@@ -446,9 +441,7 @@ class Pipeline:
             }
             self._tell(run, judgement.report(), evaluators)
             run.pictures("recovered", judgement.picture_rows(self.splits.class_names), judgement.picture_columns)
-            told = {"row": row, **judgement.report()}
-            told |= {"roles": self.roles} if "ids" in recovered.recipe else {}
-            return self.session.finish(run, work, judgement.tensors, told)
+            return self.session.finish(run, work, judgement.tensors, {"row": row, **judgement.report()})
 
     def _released(self, recovered: Artefact) -> Released | None:
         """What the edge of the target released of the private images attacked; None where it released nothing."""
