@@ -395,6 +395,8 @@ def test_groups_in_any_order_and_resumed_are_equal(scene, name, shared_store, tm
     assert saved == ["group-00001.safetensors"]
     resumed = pipeline(tmp_path).recovered
     assert resumed.id == plain.id
+    attack = scene.attack()
+    assert plain.provenance["bill"].get("shared_releases") == (attack.images if attack.asks_edge else None)
     left, right = plain.tensors(), resumed.tensors()
     torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
     assert left["evidence.ids"].tolist() == scene.evidence.ids.tolist() != [0, 1, 2]
