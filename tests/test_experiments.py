@@ -23,8 +23,9 @@ from midefense.store.store import Store
 FILES = [file for file in files() if file.parts[0] == "experiment"]
 COUNTS = {
     ".": 4,
-    "base": 4,
+    "base": 6,
     "bido": 13,
+    "crafter": 4,
     "gmi": 10,
     "if_gmi": 10,
     "ked_mi": 7,
@@ -184,6 +185,25 @@ def test_the_command_line_wins_over_a_row_and_a_row_over_its_base():
     assert (example["evidence"]["classes"], example["attack"]["search"]["steps"]) == ([0], [50, 10, 10, 10])
 
 
+@pytest.mark.parametrize("file", [file for file in FILES if file.parts[1] == "crafter"], ids=identity)
+def test_a_row_of_crafter_cuts_a_target_of_public_attributes(file):
+    """They are planned where every header is (`contract.test_configs`); what they would take is beyond a dry run."""
+    for number, _ in enumerate(commands(file)):
+        config, choices, _ = as_written(file, number)
+        assert (config["dataset"]["label"], config["train_on"], config["architecture"]["cut"]) == (
+            "attributes",
+            "public",
+            "layer1",
+        )
+        assert (choices["evidence"], choices["metrics"]) == ("released_features", "paired")
+        assert config["evaluators"]["main"]["train_on"] == "private", "the judge knows the people"
+        assert config["defense"].get("cut", "layer1") == "layer1"
+        assert config["architecture"]["mean"] == 0 and config["architecture"]["std"] == 1, (
+            "images in [0, 1] as they are"
+        )
+        assert file.stem.startswith(choices["defense"]) or file.stem == "none_celeba"
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory) -> Path:
     """One store for all dry runs, so that equal targets, priors and evaluators are made once."""
@@ -268,7 +288,7 @@ def small(config: dict, generator_file: Path, attack: str) -> dict:
     }
 
 
-OTHERS = [file for file in FILES if file not in ROWS and file.parts[1] != "base"]
+OTHERS = [file for file in FILES if file not in ROWS and file.parts[1] not in ("base", "crafter")]
 DRY_RUNS = [*SETUPS, *((file, number) for file in OTHERS for number in range(len(commands(file))))]
 
 

@@ -27,6 +27,7 @@ from field_trees import (
 from PIL import Image
 
 from midefense.datasets import celeba_files
+from midefense.datasets.attributes import UNKNOWN
 from midefense.datasets.base import PublicFrom
 from midefense.datasets.celeba import Celeba, CelebaPpa
 from midefense.datasets.celeba_files import ATTRIBUTES
@@ -589,3 +590,30 @@ def test_what_changes_no_number_changes_no_recipe():
         return binding.bind(config, "dataset").recipe()
 
     assert recipe("dataset.download=true", "dataset.root=elsewhere") == recipe() != recipe("dataset.size=28")
+
+
+def test_lfw_attributes(people):
+    """The file of the set's site: tabs, a header behind #, scores whose sign says whether an attribute is there."""
+    others = [f"other {number}" for number in range(63)]
+    names = [*others[:40], *Lfw.attribute_names, *others[40:]]
+    file = people / "lfw_attributes.txt"
+
+    def line(person, number, present):
+        scores = [2.5 if name in present else -0.1 for name in names]
+        return "\t".join([person, str(number), *map(str, scores)])
+
+    header = ["# lfw_attributes.txt", "#\tperson\timagenum\t" + "\t".join(names)]
+    lines = [line("Ann Lee", 2, ["Smiling", "other 1"]), line("Bob", 1, ["Male", "Curly Hair"])]
+    file.write_text("\n".join([*header, *lines]) + "\n")
+    dataset = Lfw(root=str(people), min_images=5, crop=None, size=8, label="attributes")
+    found = dataset.attributes(torch.tensor([1, 5, 0]))  # Ann_Lee_0002, Bob_0001, Ann_Lee_0001
+    shown = [[name for name, value in zip(dataset.attribute_names, row, strict=True) if value] for row in found[:2]]
+    assert shown == [["Smiling"], ["Male", "Curly Hair"]]
+    assert found[2].unique().tolist() == [UNKNOWN], "nobody noted it"
+    refused(lambda: dataset.attributes(torch.tensor([99])), "expected ids of this dataset, got 99")
+    file.write_text("\n".join([header[0], header[1].replace("Chubby", "Thin"), *lines]))
+    refused(lambda: dataset.attributes(torch.tensor([1])), "got none with 'Chubby'")
+    file.write_text("\n".join([*header, "Bob\t1\t0.5"]))
+    refused(lambda: dataset.attributes(torch.tensor([1])), "expected 75 values with tabs, got 'Bob")
+    file.unlink()
+    refused(lambda: dataset.attributes(torch.tensor([1])), "expected lfw_attributes.txt")

@@ -145,7 +145,8 @@ class Images:
 
 @dataclass
 class Batch:
-    """One training batch: images [B, C, H, W] in [0, 1]; labels int64 [B] or soft [B, classes]; ids int64 [B];
+    """One training batch: images [B, C, H, W] in [0, 1]; labels int64 [B], soft [B, classes], or attributes uint8
+    [B, K], 1 where the image shows one; ids int64 [B];
     weight float [B], how much each image counts in the task loss; `rng`, a CPU generator keyed by (seed, step)."""
 
     images: Tensor
@@ -286,11 +287,12 @@ class EvidenceFacts:
     """What an attack will be handed: the `kind`, which is the name of the class that collects it, what a row
     `points_at` (`class` or `image`) and the stage behind which the network is `cut` (None: nowhere); once images were
     loaded, the `labels` of all targets and the shape of what is `observed` of one (None: nothing, or nothing before the
-    target is there to release it)."""
+    target is there to release it, where it `releases` something)."""
 
     kind: str
     points_at: str = "class"
     cut: str | None = None
+    releases: bool = False
     labels: tuple[int, ...] | None = None
     observed: tuple[int, ...] | None = None
 
@@ -300,14 +302,16 @@ class Setting:
     """All an attack may look at before compute is spent, so that it can refuse what it cannot do. It is shown twice:
     when the configuration is read, and when the images were loaded, before anything is trained.
 
-    `prior` is the class of the prior. The facts of the architecture cost building its network (without memory), so they
-    are looked up, by `describe`, when they are first read.
+    `prior` is the class of the prior; `of_attributes`: whether the target tells attributes, each by an output of its
+    own, and no classes. The facts of the architecture cost building its network (without memory), so they are looked
+    up, by `describe`, when they are first read.
     """
 
     prior: type
     dataset: DatasetFacts
     evidence: EvidenceFacts
     describe: Callable[[], ArchitectureFacts]
+    of_attributes: bool = False
 
     @functools.cached_property
     def architecture(self) -> ArchitectureFacts:

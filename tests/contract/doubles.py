@@ -1,8 +1,10 @@
 """Stand-ins for methods that come: what the attack contract must bear beyond descent on a loss per image."""
 
 import torch
+from torch import nn
 
 from midefense.attacks.base import Part
+from midefense.priors.toy import ToyFamily
 from midefense.types import Found, clip_images
 
 
@@ -72,3 +74,14 @@ class Norms(Part):
     def __call__(self, look):
         gaps = [(told.mean - told.running_mean).norm() for told in look.answer.batchnorm.values()]
         return (sum(gaps) / len(look.labels)).expand(len(look.labels))
+
+
+class ScaledToy(ToyFamily):
+    """The toy's bells times a weight, which is 1 unless it learns."""
+
+    def __init__(self, *, channels: int, size: int):
+        super().__init__(channels=channels, size=size)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def decode(self, latents):
+        return self.scale * super().decode(latents)

@@ -20,7 +20,7 @@ from midefense import seeds
 from midefense.attacks.base import run_group
 from midefense.oracle import Oracle
 from midefense.pipeline.pipeline import Pipeline
-from midefense.plan.read import read_plan
+from midefense.plan.read import cut_of, read_plan
 from midefense.store.store import Work
 from midefense.types import Access, Refused, clip_images
 
@@ -34,6 +34,7 @@ class Fit:
 
     prior: str
     network: list[str]
+    evidence: list[str]
     bar: float
     skips: dict[str, str]
     options: dict[str, object]
@@ -41,7 +42,8 @@ class Fit:
     def overrides(self, name):
         had = {path: value for path, value in self.options.items() if has(name, path)}
         values = [f"{path}={json.dumps(value)}" for path, value in had.items()]
-        return (*TABLE["world"], *self.network, *composition(name), f"prior={self.prior}", *values)
+        chosen = (*self.network, *self.evidence, *composition(name))
+        return (*TABLE["world"], *chosen, f"prior={self.prior}", *values)
 
 
 def composition(name):
@@ -115,13 +117,27 @@ class Scene:
     def toy(self):
         return self.pipeline.target.plan.dataset.build()
 
-    @functools.cached_property
+    @property
     def evidence(self):
-        return self.pipeline.plan.evidence.build().collect(self.pipeline.splits)
+        return self.pipeline.evidence
+
+    @functools.cached_property
+    def answers(self):
+        """What is looked for, per row of the evidence [N, 1, 16, 16]: the image it points at, or that of its class."""
+        if self.pipeline.plan.evidence.target.points_at == "class":
+            return self.toy.answer(self.evidence.labels)
+        private = self.pipeline.splits.private_test
+        return private.floats(torch.cat([(private.ids == number).nonzero()[0] for number in self.evidence.ids]))
+
+    def oracle(self, attack=None, model=None, budget=None):
+        """What an attack asks of the target, or of `model` in its place."""
+        attack, model = attack or self.attack(), self.model if model is None else model
+        return Oracle(model, attack.access, budget, cut_of(self.pipeline.plan))
 
     def prepare(self, attack, oracle, seed=0):
         """What the attack makes once for all targets, told the question if it asks."""
         asked = {"question": self.pipeline.question} if attack.asks_question else {}
+        asked |= {"edge": self.pipeline.edge} if attack.asks_edge else {}
         rng, public, state = seeds.generator("prepare", seed), self.pipeline.public, {}
         for _, _, give in attack.prepare(self.prior, oracle, public, rng, None, **asked):
             state = give()
@@ -137,7 +153,7 @@ class Scene:
     def steps(self, attack=None, oracle=None, evidence=None, seed=0, state=None):
         """What the attack yields, each with why it stopped there."""
         attack = attack or self.attack()
-        oracle = oracle or Oracle(self.model, attack.access)
+        oracle = oracle or self.oracle(attack)
         evidence, rng = self.evidence if evidence is None else evidence, seeds.generator("recover", seed)
         return run_group(attack, state or self.start, self.prior, oracle, evidence, rng)
 
@@ -148,9 +164,9 @@ class Scene:
         with torch.no_grad():
             return clip_images(self.prior.decode(found.latents))
 
-    def errors(self, images, labels):
-        """Mean squared distance of images to the known answers [M]."""
-        return (images - self.toy.answer(labels)).square().mean((1, 2, 3))
+    def errors(self, images, owners):
+        """Mean squared distance of images [M, ...] to what their rows of the evidence look for [M]."""
+        return (images - self.answers[owners]).square().mean((1, 2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +182,7 @@ def scenes(shared_store):
     def scene(name):
         made = Scene(Pipeline(plan_for("attack", *overrides(name), store=shared_store)), {})
         attack = made.attack()
-        made.start = made.prepare(attack, Oracle(made.model, attack.access))
+        made.start = made.prepare(attack, made.oracle(attack))
         return made
 
     return scene
@@ -214,7 +230,7 @@ def test_a_seed_decides(scene):
             assert not torch.equal(first["initial"].latents, other["initial"].latents)
         assert not torch.equal(first["selected"].latents, other["selected"].latents)
     else:  # what is prepared is drawn once, for all groups
-        left, right = (scene.prepare(attack, Oracle(scene.model, attack.access), seed) for seed in (1, 2))
+        left, right = (scene.prepare(attack, scene.oracle(attack), seed) for seed in (1, 2))
         assert left and any(not torch.equal(value, right[key]) for key, value in left.items())
 
 
@@ -229,7 +245,7 @@ def test_the_target_is_left_untouched(scene):
     modes = [module.training for module in model.modules()]
     before = {key: value.clone() for key, value in model.state_dict().items()}
     attack = scene.attack()
-    oracle = Oracle(model, attack.access)
+    oracle = scene.oracle(attack, model)
     inside = oracle.weights() if attack.access is Access.WHITEBOX else {}
     scene.recover(attack, oracle, state=scene.prepare(attack, oracle))
     after = model.state_dict()
@@ -272,7 +288,7 @@ class Tally(list):
 def test_every_image_is_counted(scene):
     counting = Counting(scene.model)
     attack = scene.attack()
-    oracle = Oracle(counting, attack.access)
+    oracle = scene.oracle(attack, counting)
     state = scene.prepare(attack, oracle)
     assert oracle.bill == {} and sum(counting.seen) == oracle.shared_bill
     scene.recover(attack, oracle, state=state)
@@ -281,11 +297,11 @@ def test_every_image_is_counted(scene):
 
 
 def test_the_budget_is_kept_and_what_was_found_stands(scene):
-    free = Oracle(scene.model, scene.attack().access)
+    free = scene.oracle()
     whole, _ = scene.recover(oracle=free)
     budget = max(free.bill.values()) // 2
     counting = Counting(scene.model)
-    oracle = Oracle(counting, scene.attack().access, budget)
+    oracle = scene.oracle(model=counting, budget=budget)
     stages, why = scene.recover(oracle=oracle)
     assert f"the budget is {budget}" in why
     assert max(oracle.bill.values()) <= budget and sum(counting.seen) <= budget * len(scene.evidence)
@@ -296,7 +312,7 @@ def test_the_budget_is_kept_and_what_was_found_stands(scene):
 def test_an_answer_too_few_is_refused(scene):
     """A budget that does not reach the first step gives the starts or a refusal, never more images than allowed."""
     counting = Counting(scene.model)
-    stages, why = scene.recover(oracle=Oracle(counting, scene.attack().access, 1))
+    stages, why = scene.recover(oracle=scene.oracle(model=counting, budget=1))
     assert why or max(map(len, stages.values())) == len(scene.evidence)
     assert sum(counting.seen) <= len(scene.evidence)
 
@@ -304,7 +320,7 @@ def test_an_answer_too_few_is_refused(scene):
 def test_a_weaker_access_is_refused_before_compute(scene, name, store):
     declared = scene.attack().access
     weaker = [level.value for level in Access if level.reveals < declared.reveals]
-    assert weaker or declared is Access.LABELS
+    assert weaker or declared in (Access.LABELS, Access.FEATURES)
     config, choices = composed("attack", *overrides(name))
     config = within(store, config)
     for level in weaker:
@@ -314,13 +330,14 @@ def test_a_weaker_access_is_refused_before_compute(scene, name, store):
 
 def test_closer_to_the_answer_than_random_draws(scene, name):
     stages, _ = scene.recover()
-    labels = scene.evidence.labels
-    owners = labels[stages["selected"].evidence]
+    owners, rows = stages["selected"].evidence, torch.arange(len(scene.evidence))
     ends = scene.errors(scene.images(stages["selected"]), owners)
-    drawn_for = labels.repeat(200)
-    draws = scene.errors(scene.prior.decode(scene.prior.sample(len(drawn_for), seeds.generator("draws"))), drawn_for)
-    shares = [float(ends[owners == label].mean() / draws[drawn_for == label].mean()) for label in labels]
-    assert max(shares) < 1, f"no class may end farther than chance: {shares}"
+    drawn_for = rows.repeat(200)
+    with torch.no_grad():
+        drawn = scene.prior.decode(scene.prior.sample(len(drawn_for), seeds.generator("draws")))
+    draws = scene.errors(drawn, drawn_for)
+    shares = [float(ends[owners == row].mean() / draws[drawn_for == row].mean()) for row in rows]
+    assert max(shares) < 1, f"none may end farther than chance: {shares}"
     assert sum(shares) / len(shares) < fit(name).bar, shares
 
 
@@ -367,7 +384,7 @@ def test_groups_in_any_order_and_resumed_are_equal(scene, name, shared_store, tm
         return Pipeline(plan_for("attack", *overrides(name), store=store))
 
     plain = pipeline(shared_store).recovered
-    for kind in ("target", "prepared"):
+    for kind in ("target", "prepared", "released"):
         if (shared_store / kind).exists():
             shutil.copytree(shared_store / kind, tmp_path / kind)
     with monkeypatch.context() as patch:
@@ -378,18 +395,21 @@ def test_groups_in_any_order_and_resumed_are_equal(scene, name, shared_store, tm
     assert saved == ["group-00001.safetensors"]
     resumed = pipeline(tmp_path).recovered
     assert resumed.id == plain.id
+    attack = scene.attack()
+    assert plain.provenance["bill"].get("shared_releases") == (attack.images if attack.asks_edge else None)
     left, right = plain.tensors(), resumed.tensors()
     torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
-    assert left["evidence.ids"].tolist() == scene.evidence.ids.tolist() and left[
-        "selected.evidence"
-    ].unique().tolist() == [0, 1, 2]
-    assert resumed.metrics["stopped"] == [] and (left["queries"] > 0).all()
+    assert left["evidence.ids"].tolist() == scene.evidence.ids.tolist() != [0, 1, 2]
+    assert left["selected.evidence"].unique().tolist() == [0, 1, 2]
+    oracle = scene.oracle()
+    scene.recover(oracle=oracle)
+    assert resumed.metrics["stopped"] == [] and (left["queries"] > 0).tolist() == [bool(oracle.bill)] * 3
 
 
 def test_a_spent_budget_is_marked_in_the_store(scene, name, shared_store):
     """The budget is what two fifths of the attack cost; where all steps cost the same, every image of it is spent, and
     else no more is left than a step takes."""
-    oracle = Oracle(scene.model, scene.attack().access)
+    oracle = scene.oracle()
     ids = scene.evidence.ids.tolist()
     asked = torch.tensor([[oracle.bill.get(i, 0) for i in ids] for _ in scene.steps(oracle=oracle)])[:-1]
     steps, middle = asked.diff(dim=0), 2 * len(asked) // 5

@@ -12,6 +12,7 @@ from midefense import seeds
 from midefense.defenses.base import NoDefense, Stack
 from midefense.pipeline.classifiers import load_classifier
 from midefense.pipeline.pipeline import Pipeline
+from midefense.priors.crafter import CrafterGan
 from midefense.training import inference, loop
 from midefense.types import Batch, Refused
 
@@ -33,7 +34,30 @@ WORLD = (
 FITTED = {
     "bido_coco": ("defense.lambda_y=5.0",),  # the published weight is for 2,000 updates
     "entire_erasing": ("recipe.epochs=8",),  # half of the updates of each are left out
+    # their generator makes images of 32 px and more; the network still sees 16
+    **dict.fromkeys(("crafter", "crafter_small", "crafter_z"), ("dataset.size=32",)),
 }
+# What releases the same however often it is asked.
+NOTHING_DRAWN = {"feature_quantisation"}
+# A critic ties images together on purpose: it is left out where they are released apart.
+CRAFTED = (
+    "defense.prior.width=4",
+    "defense.prior.latent_size=6",
+    "defense.amortiser=null",
+    "defense.critic.steps=0",
+    "defense.attacker.steps=3",
+    "defense.steps=4",
+)
+SHORT = dict.fromkeys(("crafter", "crafter_small", "crafter_z"), CRAFTED)
+
+
+def equipped(defense, edge):
+    """A defense with the generator that it asks for, untrained; the edge resizes what that makes."""
+    if defense.asks_of_prior:
+        with seeds.isolated("prior"):
+            prior = CrafterGan(channels=1, size=32, latent_size=6, width=4, steps=1).eval().requires_grad_(False)
+        defense.equip(edge, prior, {})
+    return defense
 
 
 def test_the_listing():
@@ -41,7 +65,13 @@ def test_the_listing():
 
 
 def build(name, *overrides):
-    return node("train_target", "defense", f"defense={name}", *overrides).build()
+    return node("train_target", "defense", f"defense={name}", *overrides).given(classes=4, channels=1, size=16).build()
+
+
+def neutral_of(defense):
+    """The overrides that switch a defense off."""
+    written = {key: "null" if value is None else value for key, value in defense.neutral.items()}
+    return [f"defense.{key}={value}" for key, value in written.items()]
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +141,7 @@ def test_losses_are_named_and_finite(name, learn, images):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NO_NEUTRAL])
 def test_the_neutral_setting_is_bit_equal_to_none(name, learn, images):
-    settings = [f"defense.{key}={value}" for key, value in build(name).neutral.items()]
-    neutral, _ = trained(learn, images, build(name, *settings), epochs=2)
+    neutral, _ = trained(learn, images, build(name, *neutral_of(build(name))), epochs=2)
     plain, _ = trained(learn, images, NoDefense(), epochs=2)
     left, right = neutral.state_dict(), plain.state_dict()
     assert left.keys() == right.keys() and [key for key in left if not torch.equal(left[key], right[key])] == []
@@ -120,12 +149,35 @@ def test_the_neutral_setting_is_bit_equal_to_none(name, learn, images):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
 def test_it_does_something(name, learn, images):
-    """The counterpart of the neutral setting: as configured, the weights are others."""
-    defended, _ = trained(learn, images, build(name), epochs=4)
+    """The counterpart of the neutral setting: as configured, the weights are others; of what acts at release alone they
+    are the same, and what is released is another."""
+    defense = build(name)
+    defended, _ = trained(learn, images, defense, epochs=4)
     plain, _ = trained(learn, images, NoDefense(), epochs=4)
     weight = "classifier.weight"
     same = torch.equal(defended.state_dict()[weight], plain.state_dict()[weight])
-    assert not same
+    assert same == defense.only_releases
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "release" in build(name).owns])
+def test_what_is_released_depends_on_the_image_and_the_repeat_alone(name, learn, images):
+    """Images together or apart, in any order; a second repeat differs unless nothing is drawn; switched off, it is the
+    output of the edge bit for bit; no image is handed on as it was."""
+    edge = network(learn).eval().requires_grad_(False).split("stage1")[0]
+    shown, ids = images.floats(torch.arange(6)), images.ids[:6] + 100
+
+    def released(rows, repeat=0, *settings):
+        defense = equipped(build(name, *SHORT.get(name, ()), *settings), edge)
+        return defense.release(edge, shown[rows], ids[rows], seeds.generator("release", repeat)).detach()
+
+    whole, order = released(torch.arange(6)), torch.tensor([4, 0, 5, 1, 3, 2])
+    parts = torch.cat([released(rows) for rows in order.split([4, 2])])
+    torch.testing.assert_close(parts, whole[order], rtol=0, atol=1e-5)
+    plain = edge(shown)
+    assert whole.shape == plain.shape and whole.isfinite().all()
+    assert all(not torch.equal(one, other) for one, other in zip(whole, plain, strict=True))
+    assert torch.equal(whole, released(torch.arange(6), 1)) == (name in NOTHING_DRAWN)
+    assert torch.equal(released(torch.arange(6), 0, *neutral_of(build(name))), plain)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -53,6 +53,7 @@ QUICK_COMPLETIONS = (*QUICK_GAN[:4], "prior.learning_rate=3e-3", "prior.latent_s
 # The priors that learn.
 SHORT = {
     **dict.fromkeys(("gmi_gan", "gmi_gan_small"), QUICK_GAN),
+    **dict.fromkeys(("crafter_gan", "crafter_gan_small"), (*QUICK_GAN, "prior.latent_size=16")),
     **dict.fromkeys(("ked_gan", "ked_gan_small"), QUICK_SCORES),
     **dict.fromkeys(("plg_gan", "plg_gan_small"), QUICK_CLASSES),
     **dict.fromkeys(("inpainting_gan", "inpainting_gan_small"), QUICK_COMPLETIONS),

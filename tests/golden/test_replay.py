@@ -13,7 +13,22 @@ import pytest
 import replay
 import torch
 from conftest import ROOT
-from pieces import bido, gmi, ked, lomma, losses, networks, plg, registry, stylegan2, vmi
+from kornia.metrics import ssim as kornia_ssim
+from pieces import (
+    bido,
+    crafter,
+    crafter_attackers,
+    gmi,
+    ked,
+    lomma,
+    losses,
+    networks,
+    pairs,
+    plg,
+    registry,
+    stylegan2,
+    vmi,
+)
 from pieces.recording import Entry, Recording, recordings
 from pieces.registry import replay_of, replays
 from pieces.rules import Draws, NotThereYet, relative_error, row_errors, to_rounding, without_gradient
@@ -22,10 +37,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from midefense.architectures.state_names import to_published
-from midefense.attacks import objectives, surrogate
+from midefense.attacks import matching, objectives, surrogate
 from midefense.attacks.objectives import Poincare
 from midefense.attacks.search.distribution import Distribution
+from midefense.defenses import crafting, disco
 from midefense.defenses.bido import BiDO
+from midefense.defenses.implicit import Linearised
 from midefense.defenses.label_smoothing import LabelSmoothing
 from midefense.priors.nets.gmi import Critic, Generator
 from midefense.priors.nets.ked import MinibatchDiscrimination
@@ -153,15 +170,15 @@ def test_a_piece_without_its_inputs_or_outputs_is_a_failure(tmp_path, capsys):
 
 
 def test_short_names_belong_to_their_own_file(tmp_path, capsys):
-    crafter = {"toy/Mg": np.zeros(2), "craftz/x": np.zeros(2), "attack/z": np.zeros(2)}
-    np.savez(tmp_path / "renamed.npz", **crafter)
+    agent = {name: np.zeros(2) for name in ("main/z", "hot/z", "G/z", "T/z")}  # of a method that waits
+    np.savez(tmp_path / "renamed.npz", **agent)
     code, printed = run(capsys, tmp_path / "renamed.npz")
-    assert code == 0 and "Crafter: crafter/toy, crafter/craftz, crafter/attack" in printed
+    assert code == 0 and "RLB-MI: rlb_mi/main, rlb_mi/hot, rlb_mi/G, rlb_mi/T" in printed
     np.savez(tmp_path / "secret_gen_b.npz", **{"attack/z": np.zeros(2)})
     assert run(capsys, tmp_path / "secret_gen_b.npz")[0] == 0
     np.savez(tmp_path / "renamed.npz", **{"attack/z": np.zeros(2)})
     assert run(capsys, tmp_path / "renamed.npz")[0] == 1
-    np.savez(tmp_path / "renamed.npz", **crafter, **{"mystery": np.zeros(2)})
+    np.savez(tmp_path / "renamed.npz", **agent, **{"mystery": np.zeros(2)})
     assert run(capsys, tmp_path / "renamed.npz")[0] == 1
 
 
@@ -352,6 +369,8 @@ def test_every_recorded_piece_is_known(file):
         ("attacks/plg_mi.npz", "plg_topn"),
         ("attacks/plg_mi.npz", "plg_losses"),
         ("attacks/plg_mi.npz", "plg_augment"),
+        ("attacks/crafter.npz", "crafter/attack"),
+        ("attacks/crafter.npz", "crafter/other"),
     ],
 )
 def test_the_original_is_reproduced(file, piece):
@@ -534,12 +553,39 @@ def one_batch_for_all(monkeypatch):
     )
 
 
+def mixed_term_added(monkeypatch):
+    original = Linearised.push
+    monkeypatch.setattr(Linearised, "push", lambda self, vector: -original(self, vector))
+
+
+def penalty_of_one_weight(monkeypatch):
+    monkeypatch.setattr(crafting.torch, "where", lambda high, doubled, single: torch.tensor(single))
+
+
+def norm_per_image(monkeypatch):
+    original = crafter.world_of
+    monkeypatch.setattr(crafter, "world_of", lambda *args, **more: replace(original(*args, **more), form="per_image"))
+
+
+def threshold_of_the_lowest(monkeypatch):
+    original = disco.Pruner.__init__
+
+    def wrong(self, *arguments, share, **options):
+        original(self, *arguments, share=1 - share, **options)
+
+    monkeypatch.setattr(disco.Pruner, "__init__", wrong)
+
+
 def earlier_of_equals(monkeypatch):
     def wrong(probs, rows, top):
         order = probs.flip(0).argsort(dim=0, stable=True)[-top:]
         return probs.flip(0).gather(0, order), rows.flip(0).gather(0, order)
 
     monkeypatch.setattr(plg, "most_confident", wrong)
+
+
+def padded_window(monkeypatch):
+    monkeypatch.setattr(pairs, "ssim", lambda a, b: kornia_ssim(a, b, 11, 1.0, padding="same").mean((1, 2, 3)))
 
 
 def no_clamp_of_the_saturation(monkeypatch):
@@ -559,10 +605,26 @@ def one_look(monkeypatch):
     monkeypatch.setattr(plg, "attack_of", attack_of)
 
 
+def a_norm_for_each_image(monkeypatch):
+    monkeypatch.setattr(matching, "shares", lambda norms: norms)
+
+
+def squares_of_features(monkeypatch):
+    original = matching.distances
+    monkeypatch.setattr(matching, "distances", lambda left, right, kind: original(left, right, "squared"))
+
+
+def colours_as_they_are(monkeypatch):
+    monkeypatch.setattr(crafter_attackers, "IMAGENET", (1.0,))
+
+
 @needs_recordings
 @pytest.mark.parametrize(
     ("wrong", "file", "piece", "where"),
     [
+        (a_norm_for_each_image, "attacks/crafter.npz", "crafter/attack", "inversion/z_final"),
+        (squares_of_features, "attacks/crafter.npz", "crafter/attack", "amor_inversion/z_each_step"),
+        (colours_as_they_are, "attacks/crafter.npz", "crafter/other", "adaptive_G_loss"),
         (no_look_ahead, "attacks/gmi.npz", "gmi_dmi_mnist", "z1"),
         (sum_for_mean, "attacks/gmi.npz", "gmi_dmi_mnist", "z1"),
         pytest.param(no_box, "attacks/gmi.npz", "gmi_dmi_mnist", "z1", marks=pytest.mark.slow),
@@ -585,7 +647,13 @@ def one_look(monkeypatch):
         (flat_leak, "networks.npz", "gan32.DGWGAN32", "out0"),
         (no_cutoff, "stylegan2_cond_32.npz", "stylegan2", "w_psi07_cut4"),
         (no_noise, "stylegan2_cond_32.npz", "stylegan2", "img_const_psi05"),
+        (mixed_term_added, "attacks/crafter.npz", "crafter/hyper", "i120_a0.001/hypergradient"),
+        (mixed_term_added, "attacks/crafter.npz", "crafter/outer", "hypergradient"),
+        (penalty_of_one_weight, "attacks/crafter.npz", "crafter/craftz", "critic_then_z_loss"),
+        (norm_per_image, "attacks/crafter.npz", "crafter/outer", "inner_attack_loss"),
+        (threshold_of_the_lowest, "attacks/crafter.npz", "crafter/disco", "gate"),
         (earlier_of_equals, "attacks/plg_mi.npz", "plg_topn", "selected_ascending"),
+        (padded_window, "attacks/crafter.npz", "crafter/other", "ssim_per_image"),
         (no_clamp_of_the_saturation, "attacks/plg_mi.npz", "plg_augment", "jitter_order_2310"),
         pytest.param(
             deviation_for_variance, "attacks/ked_mi.npz", "kedmi_ked_improved1", "mu1", marks=pytest.mark.slow

@@ -218,6 +218,11 @@ class WeightedSum(Part):
         for term in self.terms:
             term.loss.check(setting)
 
+    def check_prior(self, prior: Prior) -> None:
+        """Whatever a term refuses."""
+        for term in self.terms:
+            term.loss.check_prior(prior)
+
     def __call__(self, look: Look) -> Tensor:
         """Loss per image [B]."""
         pairs = zip(self.names, self.terms, strict=True)

@@ -34,13 +34,24 @@ DATASET_OPTION = re.compile(r"(?<![\w.])dataset\.(?=[a-z_]+)")
 class Dataset(ABC):
     """A source of images. Constructing is cheap (arguments are checked); `load` does the work.
 
-    A subclass sets `channels` (1 or 3) and `size` (images are size x size) and writes `read`.
+    A subclass sets `channels` (1 or 3) and `size` (images are size x size) and writes `read`. One whose pictures have
+    binary attributes names them in `attribute_names` and writes `attributes`; its option `label` says what a target is
+    taught, `identity` or `attributes`. Labels of the parts are identities either way.
     """
 
     revision = 1
     places: tuple[str, ...] = ()
+    attribute_names: tuple[str, ...] = ()
+    label = "identity"
     channels: int
     size: int
+
+    def attributes(self, ids: Tensor) -> Tensor:
+        """Which of `attribute_names` the pictures `ids` int64 [N] of this dataset show: uint8 [N, K] of 0 and 1, or
+        `attributes.UNKNOWN` where nobody noted it."""
+        raise Refused(
+            f"{type(self).__name__}: expected a dataset with attributes, got one without; try synthetic_faces"
+        )
 
     def tree(self) -> str:
         """The files it expects, one line per kind, as refusals and `midefense datasets check` show them."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from midefense.datasets.attributes import require_label
 from midefense.datasets.celeba_base import CelebaSet
 from midefense.datasets.celeba_files import IDENTITIES, Pictures, read_list
 from midefense.datasets.decoding import Decoding
@@ -47,7 +48,9 @@ class Celeba(CelebaSet):
         split_seed: Seed = 42,
         crop: Sequence[float] | None = (35, 55, 143, 163, 178, 218),
         size: Side = 64,
+        label: str = "identity",
     ) -> None:
+        require_label(label)
         if partial and lists:
             raise Refused("dataset.lists name pictures of the whole set: expected dataset.partial=false, got true")
         self.decoding = Decoding(channels=3, size=size, framing="squash", crop=crop)
@@ -62,6 +65,7 @@ class Celeba(CelebaSet):
         self.public_above = public_above
         self.public_images = public_images
         self.split_seed = split_seed
+        self.label = label
 
     def private(self, pictures: Pictures) -> np.ndarray:
         """Ascending numbers."""
@@ -141,7 +145,9 @@ class CelebaPpa(CelebaSet):
         crop: Sequence[float] | None = None,
         framing: str = "centre_crop",
         size: Side = 224,
+        label: str = "identity",
     ) -> None:
+        require_label(label)
         self.decoding = Decoding(channels=3, size=size, framing=framing, crop=crop)
         self.root = root
         self.public_root = public_root
@@ -151,6 +157,7 @@ class CelebaPpa(CelebaSet):
         self.train_share = train_share
         self.public_images = public_images
         self.split_seed = split_seed
+        self.label = label
 
     def private(self, pictures: Pictures) -> np.ndarray:
         """The most photographed first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -28,10 +29,13 @@ class CelebaSet(FileDataset):
     count. `public_root`: another root of that layout for the public pictures, null: the same. `public_images` of the
     public pictures are drawn (null: all of them).
 
+    `label`: what a target is taught, `identity` or `attributes` (of `root/list_attr_celeba.txt`).
+
     A subclass says which identities are private, how they are split, and which pictures are public.
     """
 
     places = ("root", "public_root")
+    later: ClassVar[dict[str, object]] = {"label": "identity"}
     attribute_names = ATTRIBUTES
     root: str | None
     public_root: str | None

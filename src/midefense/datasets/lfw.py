@@ -6,14 +6,16 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from midefense.datasets.attributes import UNKNOWN, require_label
 from midefense.datasets.base import FileDataset
 from midefense.datasets.decoding import Decoding
-from midefense.datasets.files import Files, entries, first_difference, require_folder
+from midefense.datasets.files import Files, entries, first_difference, require_folder, require_inside
 from midefense.datasets.splits import split_classes
 from midefense.foreign import path_of
 from midefense.ranges import Count, InnerShare, Seed, Side
@@ -25,6 +27,20 @@ FOLDERS = ("lfw-deepfunneled", "lfw_funneled", "lfw")
 SIDE_BY_EYES = 108 / 39.3
 SIDE_BY_MOUTH = 108 / 41.0
 RAISED = 0.22
+ATTRIBUTE_FILE = "lfw_attributes.txt"  # of Kumar, Berg, Belhumeur and Nayar (ICCV 2009), as the set's site has it
+# The ten of its 73 that Crafter uses, whose code names them by their columns: 0, 1, 2, 7, 9, 14, 16, 17, 19, 25.
+ATTRIBUTES = (
+    "Male",
+    "Asian",
+    "White",
+    "Middle Aged",
+    "Black Hair",
+    "Eyeglasses",
+    "Mustache",
+    "Smiling",
+    "Chubby",
+    "Curly Hair",
+)
 
 
 class Lfw(FileDataset):
@@ -34,11 +50,14 @@ class Lfw(FileDataset):
 
     `crop` (as in `Decoding`) is by default where the faces of aligned CelebA's usual crop are. `landmarks` names an
     .npz file with `files` (texts <Name>/<Name>_0001.jpg) and `lm` [N, 5, 2] (x and y of left eye, right eye, nose, left
-    and right corner of the mouth, in pixels): then every picture is cropped by its own, see `face_boxes`.
+    and right corner of the mouth, in pixels): then every picture is cropped by its own, see `face_boxes`. `label`: what
+    a target is taught, `identity` or `attributes` (of `root/lfw_attributes.txt`).
     """
 
     revision = 1
     places = ("root", "landmarks")
+    later: ClassVar[dict[str, object]] = {"label": "identity"}
+    attribute_names = ATTRIBUTES
 
     def __init__(
         self,
@@ -51,7 +70,9 @@ class Lfw(FileDataset):
         split_seed: Seed = 42,
         crop: Sequence[float] | None = (67, 51, 185, 169, 250, 250),
         size: Side = 64,
+        label: str = "identity",
     ) -> None:
+        require_label(label)
         self.decoding = Decoding(channels=3, size=size, framing="squash", crop=None if landmarks else crop)
         self.root = root
         self.landmarks = landmarks
@@ -59,6 +80,7 @@ class Lfw(FileDataset):
         self.cap = cap
         self.test_share = test_share
         self.split_seed = split_seed
+        self.label = label
 
     def tree(self) -> str:
         """One folder per person."""
@@ -82,6 +104,21 @@ class Lfw(FileDataset):
         if self.landmarks:
             whole = replace(whole, boxes=self._boxes(whole.paths))
         return split_classes(whole, private, self.test_share, self.split_seed)
+
+    def attributes(self, ids: Tensor) -> Tensor:
+        """Which of `attribute_names` pictures `ids` int64 [N] show, uint8 [N, 10]; `UNKNOWN` for those the file lacks.
+
+        The file gives each attribute of a picture as a number, which is above 0 where it is there.
+        """
+        file = require_inside(self._folder().parent, ATTRIBUTE_FILE, f"  ROOT/{ATTRIBUTE_FILE}")
+        scores = read_attributes(file)
+        people = [path for path in sorted(entries(self._folder())) if path.is_dir()]
+        stems = [picture.stem for person in people for picture in self._pictures(person)]
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(stems):
+            raise Refused(f"attributes: expected ids of this dataset, got {int(ids.max())}; try Images.ids")
+        lacking = [UNKNOWN] * len(ATTRIBUTES)
+        rows = [scores.get(stems[number], lacking) for number in ids.tolist()]
+        return torch.tensor(rows, dtype=torch.uint8).reshape(-1, len(ATTRIBUTES))
 
     def _folder(self) -> Path:
         root = require_folder(self.root, "root", self.tree())
@@ -123,6 +160,31 @@ class Lfw(FileDataset):
                 "missing). Try dataset.landmarks=null."
             )
         return face_boxes(torch.tensor(np.stack([points[name] for name in names])))
+
+
+def read_attributes(path: Path) -> dict[str, list[int]]:
+    """Which of `ATTRIBUTES` each picture shows (0 or 1), by its name without suffix; refused unless the file says it of
+    every picture that it lists."""
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    heads = [line.lstrip("#").strip().split("\t") for line in lines if line.startswith("#")]
+    names = next((head for head in heads if head[:2] == ["person", "imagenum"]), [])
+    if absent := [name for name in ATTRIBUTES if name not in names]:
+        raise Refused(
+            f"{path}: expected a line '#  person  imagenum  Male ...' with tabs that names the attributes, got none "
+            f"with {absent[0]!r}. Try the published file, or dataset.label=identity."
+        )
+    columns, found = [names.index(name) for name in ATTRIBUTES], {}
+    for line in lines:
+        if line.startswith("#"):
+            continue
+        person, *numbers = line.split("\t")
+        try:
+            values = [float(number) for number in numbers]
+            key = f"{person.replace(' ', '_')}_{int(values[0]):04d}"
+            found[key] = [int(values[column - 1] > 0) for column in columns]
+        except (ValueError, IndexError) as error:
+            raise Refused(f"{path}: expected {len(names)} values with tabs, got {line[:60]!r}") from error
+    return found
 
 
 def face_boxes(points: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class BiDO(Defense):
     """
 
     revision = 1
+    needs_classes = True
     coupled = True
     neutral: ClassVar[dict[str, float]] = {"lambda_x": 0.0, "lambda_y": 0.0}
 

@@ -22,6 +22,7 @@ class LabelSmoothing(Defense):
     """
 
     revision = 1
+    needs_classes = True
     owns = ("task",)
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
 

@@ -28,6 +28,7 @@ class Mixing(Defense):
     """
 
     revision = 1
+    needs_classes = True
     neutral: ClassVar[dict[str, float]] = {"p": 0.0}
     classes: int | None = None
 

@@ -161,6 +161,8 @@ def import_classifier(
         "select": select,
     }
     plan = read_plan("train_target", config, {**choices, "recipe": "imported"}, words)
+    if plan.target.attributes:
+        raise Refused("import: expected a network that tells classes apart, got dataset.label=attributes; leave it out")
     if role == "evaluator" and not issubclass(plan.target.defense.target, NoDefense):
         raise Refused("--as evaluator: expected a network without a defense, got defense=...; try --as target")
     session = Session(plan)

@@ -1,15 +1,18 @@
 """Metrics: the judge. It sees recovered images, references and evaluators, never the attack."""
 
 from midefense.metrics.accuracy import AttackAccuracy
-from midefense.metrics.base import Judged, Measured, Metric, World
+from midefense.metrics.base import Judged, Measured, Metric, Released, World
 from midefense.metrics.benchmark_fid import BenchmarkFid
 from midefense.metrics.cost import Cost
+from midefense.metrics.emd import EarthMoverGap
 from midefense.metrics.feature_distance import FeatureDistance
 from midefense.metrics.feature_space import FeatureSpace
 from midefense.metrics.fid import FrechetDistance
 from midefense.metrics.kid import KernelDistance
 from midefense.metrics.knowledge import KnowledgeExtraction
+from midefense.metrics.pairwise import FeatureCosine, PairedAccuracy, PerceptualDistance, PictureSimilarity
 from midefense.metrics.prdc import PRDC
+from midefense.metrics.released import ReleaseCost, ReleasedUtility
 from midefense.metrics.restarts import RestartAccuracy
 from midefense.metrics.utility import TargetUtility
 
@@ -18,6 +21,8 @@ __all__ = [
     "AttackAccuracy",
     "BenchmarkFid",
     "Cost",
+    "EarthMoverGap",
+    "FeatureCosine",
     "FeatureDistance",
     "FeatureSpace",
     "FrechetDistance",
@@ -26,6 +31,12 @@ __all__ = [
     "KnowledgeExtraction",
     "Measured",
     "Metric",
+    "PairedAccuracy",
+    "PerceptualDistance",
+    "PictureSimilarity",
+    "ReleaseCost",
+    "Released",
+    "ReleasedUtility",
     "RestartAccuracy",
     "TargetUtility",
     "World",

@@ -11,10 +11,12 @@ from midefense.metrics.base import Judged, Measured, Metric, World, recorded
 class TargetUtility(Metric):
     """`utility/<name>` for every number in `world.utility`, and NaN for a name in `expects` that is not there.
 
-    Accuracies are fractions in [0, 1], named `...accuracy` or `...accuracy_top<k>`; those have a chance level.
+    Accuracies are fractions in [0, 1], named `...accuracy` or `...accuracy_top<k>`; those have a chance level, and so
+    have areas under ROC curves, named `..._auc_...`.
     """
 
     kind = "utility"
+    matches = None
 
     def __init__(self, *, expects: Sequence[str] = ("test_accuracy_top1",)) -> None:
         super().__init__()
@@ -33,4 +35,6 @@ class TargetUtility(Metric):
             top = int(accuracy[1] or 1) if accuracy else world.classes
             if top < world.classes:
                 levels[f"utility/{name}"] = top / world.classes
+            if "_auc_" in name:
+                levels[f"utility/{name}"] = 0.5
         return levels

@@ -41,7 +41,7 @@ class _Looking:
             target, classes = self._classifier("training the target", plan.target)
             yield target
             if plan.verb == "train_target":
-                return
+                return  # what the cloud learns from is known when the target is there
             judges = self._judges() if plan.verb == "evaluate" else {}
             yield from judges.values()
             *before, recovered = self._attack(target, classes)
@@ -70,9 +70,14 @@ class _Looking:
             item = self._item("preparing the attack", pipeline.prepared_draft(*made_of), on=on)
             prepared = item.artefact
             yield item
+        released = pipeline.released_draft(target.artefact)
+        if released is not None:
+            item = self._item("releasing features", released, on=on)
+            released = item.artefact
+            yield item
         groups = -(-len(pipeline.collected) // attack.group)
         steps = 1 if attack.steps is None else attack.steps * groups
-        yield self._item("attacking", pipeline.recovered_draft(*made_of, prepared), steps, on)
+        yield self._item("attacking", pipeline.recovered_draft(*made_of, prepared, released), steps, on)
 
     def _judges(self) -> dict[str, Item]:
         """The evaluators, which are made before an attack is spent on them."""

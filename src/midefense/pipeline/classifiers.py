@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from midefense.datasets.attributes import by_attributes
 from midefense.datasets.splits import Splits, digest
 from midefense.defenses.base import Defense
 from midefense.pipeline.session import Session
@@ -21,10 +22,13 @@ from midefense.plan.read import TargetPlan, name_of, stored_target
 from midefense.store.artefacts import Artefact, Draft
 from midefense.store.store import POLL_SECONDS, Store, Work
 from midefense.tracking.progress import consume
-from midefense.training.inference import evaluate
+from midefense.training.inference import evaluate, logits_of, mean_over_attributes, told_attributes
 from midefense.training.loop import fit
 from midefense.training.recipe import Imported
 from midefense.types import Images, Origin, Refused
+
+# What a target is good for: the accuracy of classes, or how well attributes are told.
+UTILITY = ("test_accuracy_top1", "test_attribute_accuracy_mean", "test_attribute_auc_mean")
 
 
 @dataclass
@@ -101,33 +105,46 @@ def require_start(session: Session, plan: TargetPlan) -> None:
 
 
 def images_of(plan: TargetPlan, splits: Splits) -> tuple[Images, Images]:
-    """What a classifier is trained and tested on: the private classes, or the public ones too."""
-    if plan.train_on == "private":
-        return splits.private_train, splits.private_test
-    return splits.everything()
+    """What a classifier is trained and tested on: the private classes, or the public ones too; or attributes, which the
+    public images alone may teach as well."""
+    if plan.train_on == "all":
+        parts = splits.everything()
+    else:
+        parts = splits.public if plan.train_on == "public" else splits.private_train, splits.private_test
+    if not all(map(len, parts)):
+        raise Refused("train_on=public: expected a dataset with public images, got one without; try train_on=private")
+    return taught(plan, parts[0]), taught(plan, parts[1])
+
+
+def taught(plan: TargetPlan, images: Images) -> Images:
+    """Images under the labels that a classifier is taught: classes as they are, or attributes uint8 [N, K]."""
+    return by_attributes(images, plan.dataset.build()) if plan.attributes else images
 
 
 def classes_of(plan: TargetPlan, splits: Splits) -> int:
-    """How many classes a classifier tells apart: the names of the images it is trained on."""
+    """How many classes a classifier tells apart, or how many attributes it tells: the names of the images it is trained
+    on."""
+    if plan.attributes:
+        return len(plan.attributes)
     public = len(splits.public.names) if plan.train_on == "all" and len(splits.public) else 0
     return splits.classes + public
 
 
 def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
     """The images of a plan, and the draft of its classifier. Refused if a stored one learned from other images."""
+    asked, plan = plan, plan.as_trained
     images, test = images_of(plan, session.splits(plan.dataset))
     content = digest(images, test)
     _require_same(plan, content)
-    architecture = plan.architecture.given(
-        classes=len(images.names), channels=images.pixels.shape[1], size=images.pixels.shape[-1]
-    )
+    world = {"classes": len(images.names), "channels": images.pixels.shape[1], "size": images.pixels.shape[-1]}
+    architecture, defense = plan.architecture.given(**world), plan.defense.given(**world)
     recipe = {
         "kind": "target",
         "dataset": plan.dataset.recipe(),
         "images": content,
         "train_on": plan.train_on,
         "architecture": architecture.recipe(),
-        "defense": plan.defense.recipe(),
+        "defense": defense.recipe(),
         "recipe": plan.recipe.recipe(),
         "seed": plan.seed,
     }
@@ -137,10 +154,10 @@ def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
         recipe=recipe,
         names=plan.names,
         **start_of(plan, session.store),
-        places=_places(dataset=plan.dataset, architecture=architecture, defense=plan.defense, recipe=plan.recipe),
-        command=session.command("train_target" if plan is session.plan.target else session.plan.verb, plan.names),
+        places=_places(dataset=plan.dataset, architecture=architecture, defense=defense, recipe=plan.recipe),
+        command=session.command("train_target" if asked is session.plan.target else session.plan.verb, plan.names),
     )
-    return TrainingJob(plan, architecture, images, test, draft)
+    return TrainingJob(replace(plan, defense=defense), architecture, images, test, draft)
 
 
 def _train_together(session: Session, job: TrainingJob) -> Artefact:
@@ -183,21 +200,33 @@ def _train(session: Session, job: TrainingJob, work: Work, ranks: bool) -> Artef
         if not fabric.is_global_zero:
             return None
         metrics = utility_of(deployed, job, fabric.device)
-        metrics["train_accuracy_top1"] = evaluate(deployed, job.images, device=fabric.device)["accuracy"]
+        trained = evaluate(deployed, job.images, device=fabric.device)["accuracy"]
+        metrics["train_attribute_accuracy_mean" if job.plan.attributes else "train_accuracy_top1"] = trained
         return session.finish(run, work, deployed.state_dict(), metrics)
 
 
 def utility_of(deployed: nn.Module, job: TrainingJob, device: torch.device) -> dict[str, object]:
-    """What a target's artefact says of the network: test accuracy, classes, and how its weights were selected."""
+    """What a target's artefact says of the network: test accuracy, classes, and how its weights were selected; of one
+    that tells attributes, how well it tells each."""
     tested = evaluate(deployed, job.test, device=device)
-    top5 = {"test_accuracy_top5": tested["accuracy_top5"]} if "accuracy_top5" in tested else {}
+    if job.plan.attributes:
+        told = told_attributes(logits_of(deployed, job.test, device=device), job.test.labels, job.test.names)
+        means = {f"test_attribute_{number}_mean": mean_over_attributes(told, number) for number in ("accuracy", "auc")}
+        accuracy = {**means, "attributes": told}
+    else:
+        top5 = {"test_accuracy_top5": tested["accuracy_top5"]} if "accuracy_top5" in tested else {}
+        accuracy = {"test_accuracy_top1": tested["accuracy"], **top5}
     return {
-        "test_accuracy_top1": tested["accuracy"],
-        **top5,
+        **accuracy,
         "test_loss": tested["loss"],
         "classes": len(job.images.names),
         "selection": selection_of(job.plan),
     }
+
+
+def utility_in(metrics: Mapping[str, object]) -> dict[str, float]:
+    """The numbers among a target's metrics that say what it is good for."""
+    return {name: metrics[name] for name in UTILITY if name in metrics}
 
 
 def selection_of(plan: TargetPlan) -> str:

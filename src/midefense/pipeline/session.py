@@ -12,7 +12,7 @@ from midefense.pipeline.agenda import Agenda
 from midefense.pipeline.telling import told
 from midefense.plan.bind import Node
 from midefense.plan.overrides import parsed
-from midefense.plan.read import KEYS, Plan
+from midefense.plan.read import KEYS, Plan, by_identity
 from midefense.plan.references import TARGET_NODES
 from midefense.store.artefacts import Artefact, Draft, content_id
 from midefense.store.command import command_of
@@ -41,7 +41,8 @@ class Session:
         self._splits: dict[str, Splits] = {}
 
     def splits(self, dataset: Node) -> Splits:
-        """The images of a dataset, loaded once."""
+        """The images of a dataset, loaded once, whatever a target is taught of them."""
+        dataset = by_identity(dataset)
         key = content_id({"recipe": dataset.recipe(), "places": {k: str(v) for k, v in dataset.places().items()}})
         if key not in self._splits:
             self._splits[key] = dataset.build().load(self.cache)

@@ -19,8 +19,18 @@ from midefense.store.artefacts import Artefact, Draft, content_id
 
 SETTINGS = "settings"  # the key of every setting
 PARTS = ("dataset", "public", "architecture", "defense", "prior", "attack")
-PARTS_OF = {"target": ("dataset", "architecture", "defense"), "prior": ("dataset", "public", "prior")}
-SEED_OF = {"target": "target", "prior": "prior"}  # whose seed a run's own is; the attack's elsewhere
+PARTS_OF = {
+    "target": ("dataset", "architecture", "defense"),
+    "prior": ("dataset", "public", "prior"),
+    "released": ("dataset", "architecture", "defense"),
+    "cloud": ("dataset", "architecture", "defense"),
+}
+SEED_OF = {
+    "target": "target",
+    "prior": "prior",
+    "released": "target",
+    "cloud": "target",
+}  # whose seed a run's own is; the attack's elsewhere
 TARGET_SETTINGS = ("dataset", "architecture", "defense", "recipe", "train_on")
 ATTACK_SETTINGS = ("attack", "preparation", "evidence")
 EVALUATOR_SETTINGS = ("architecture", "recipe", "train_on", "seed")
@@ -118,6 +128,7 @@ class _Chain:
     attack: Mapping | None
     evaluators: Mapping[str, Artefact]
     metrics: Mapping | None
+    release: Mapping | None = None
 
     @classmethod
     def of(cls, draft: Draft, parents: Mapping[str, Artefact]) -> _Chain:
@@ -126,7 +137,8 @@ class _Chain:
         attack = parents["recovered"].recipe if kind == "result" else None if kind in PARTS_OF else own
         prior = own if kind == "prior" else attack["prior"] if attack else None
         judges = {r.removeprefix("evaluator."): one for r, one in parents.items() if r.startswith("evaluator.")}
-        return cls(target, prior, attack, judges, own["protocol"]["metrics"] if kind == "result" else None)
+        release = (attack or own).get("release")  # a defense that the target's recipe does not name
+        return cls(target, prior, attack, judges, own["protocol"]["metrics"] if kind == "result" else None, release)
 
     @property
     def seeds(self) -> dict[str, int]:
@@ -139,7 +151,8 @@ class _Chain:
         """The id of what is done, whatever the seeds: that of a row, where an attack is part of it."""
         if self.attack is not None:
             return setup_of(self.target, self.attack)
-        return content_id([without_seeds(recipe) for recipe in (self.target, self.prior) if recipe is not None])
+        recipes = [without_seeds(recipe) for recipe in (self.target, self.prior) if recipe is not None]
+        return content_id(recipes if self.release is None else [*recipes, self.release])
 
     @property
     def access(self) -> str | None:
@@ -156,6 +169,7 @@ class _Chain:
     def settings(self) -> dict[str, object]:
         """Every setting, by part."""
         settings = {} if self.target is None else {part: self.target[part] for part in TARGET_SETTINGS}
+        settings |= {} if self.release is None else {"defense": self.release}
         if self.prior is not None:
             settings["prior"] = self.prior["prior"]
         if self.attack is not None:

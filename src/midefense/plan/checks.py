@@ -21,7 +21,8 @@ EVALUATOR_EXTRAS = ("size",)  # what an evaluator may do without
 NO_EVALUATORS: dict = {}  # of a verb that has none
 TOLD = ("tracking", "compute", "store")  # parts that no recipe holds; what is told of them is masked
 BROUGHT_KEYS = ("dataset", "defense")  # of a stored evaluator: places within them may be given
-CHOICES = {"missing": MISSING, "train_on": ("private", "all")}
+CHOICES = {"missing": MISSING, "train_on": ("private", "all", "public")}
+OF_EVALUATORS = ("private", "all")  # who judges must know the private classes
 
 
 def check_shape(verb: str, config: Mapping, keys: Iterable[str]) -> None:
@@ -157,8 +158,8 @@ def _evaluators(evaluators: object) -> Iterator[str]:
             expected = f"{', '.join(EVALUATOR_KEYS)} (and {', '.join(EVALUATOR_EXTRAS)}, if it has one of its own)"
             yield f"evaluators.{name}: expected {expected}, got {got}; try evaluator@evaluators.{name}=cnn_wide"
             continue
-        if node["train_on"] not in CHOICES["train_on"]:
-            yield str(refuse_unknown(f"evaluators.{name}.train_on", node["train_on"], CHOICES["train_on"]))
+        if node["train_on"] not in OF_EVALUATORS:
+            yield str(refuse_unknown(f"evaluators.{name}.train_on", node["train_on"], OF_EVALUATORS))
         if not _whole(node["seed"]):
             yield _not_a_seed(f"evaluators.{name}.seed", node["seed"])
         if not fits(node.get("size"), Side | None):

@@ -15,6 +15,7 @@ from midefense.defenses.base import Defense, NoDefense
 from midefense.evidence.base import EvidenceSource
 from midefense.metrics.base import Metric
 from midefense.oracle import Oracle
+from midefense.plan.attributes import attack_problems, training_problems
 from midefense.plan.bind import Node, bind, bind_all, bind_recipe
 from midefense.plan.checks import check_shape, refuse_all, refuse_together
 from midefense.plan.facts import architecture_facts
@@ -28,19 +29,35 @@ from midefense.plan.references import (
     named_prior,
     with_start,
 )
-from midefense.plan.trials import learner_trials, optimizer_trials, student_trials, try_network, try_prior
+from midefense.plan.trials import (
+    learner_trials,
+    optimizer_trials,
+    student_trials,
+    try_generators,
+    try_network,
+    try_prior,
+)
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, content_id
 from midefense.store.names import safe_name
 from midefense.store.store import Store
 from midefense.tracking.settings import Settings
+from midefense.training.cloud import require_recipe_of_features
 from midefense.training.recipe import Recipe, require_sampler
-from midefense.types import DatasetFacts, EvidenceFacts, NotYetKnown, Refused, Setting, in_a_sentence
+from midefense.types import (
+    DatasetFacts,
+    EvidenceFacts,
+    NotYetKnown,
+    Refused,
+    Setting,
+    in_a_sentence,
+    refuse_unknown,
+)
 
 JUDGED = ("recovered", "evaluators", "judge_at_chance", "metrics")
 SHARED = ("compute", "tracking", "store", "missing", "allow", "seed", "seeds")
 KEYS = {
-    "train_target": (*TARGET_NODES, "train_on", *SHARED),
+    "train_target": (*TARGET_NODES, "train_on", "cloud", *SHARED),
     "attack": (*TARGET_NODES, *ATTACK_NODES, *NAMED, *SHARED),
     "evaluate": (*TARGET_NODES, *ATTACK_NODES, *NAMED, *JUDGED, *SHARED),
 }
@@ -49,6 +66,7 @@ KINDS = {
     "architecture": Classifier,
     "defense": Defense,
     "recipe": Recipe,
+    "cloud": Recipe,
     "evidence": EvidenceSource,
     "prior": Prior,
     "attack": Attack,
@@ -63,8 +81,9 @@ HEAVY = ("architecture", "prior")  # built as `trials` does, to see whether thei
 class TargetPlan:
     """A classifier to have: a dataset x an architecture x a defense, trained by a recipe.
 
-    `train_on` is `private` (the private classes) or `all` (the public ones too, numbered after them). `names` are
-    what people call the parts. `images` is the digest of those that a stored one learned from (None: any will do).
+    `train_on` is `private` (the private classes), `all` (the public ones too, numbered after them) or, of attributes,
+    `public` (the public images alone). `names` are what people call the parts.
+    `images` is the digest of those that a stored one learned from (None: any will do).
     """
 
     dataset: Node
@@ -75,6 +94,26 @@ class TargetPlan:
     seed: int
     names: dict[str, str] = field(default_factory=dict)
     images: str | None = None
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The attributes that it tells, each by an output of its own; none where it tells classes apart."""
+        taught = self.dataset.arguments.get("label", "identity") == "attributes"
+        return tuple(self.dataset.target.attribute_names) if taught else ()
+
+    @property
+    def as_trained(self) -> TargetPlan:
+        """The same classifier as training sees it: a defense that only releases has no part in that, so that all its
+        strengths share the target of no defense."""
+        if not self.defense.build().only_releases:
+            return self
+        none = bind({"_target_": "midefense.defenses.base.NoDefense"}, "defense")
+        return replace(self, defense=none, names={**self.names, "defense": "none"})
+
+    @property
+    def cut(self) -> str | None:
+        """The stage behind which the deployed network is cut in two (None: nobody said)."""
+        return self.architecture.aside.get("cut")
 
 
 @dataclass
@@ -92,6 +131,7 @@ class Plan:
     prior: Node | None = None
     evidence: Node | None = None
     attack: Node | None = None
+    cloud: Node | None = None
     stored_prior: Artefact | None = None
     foreign_prior: bool = False
     evaluators: dict[str, TargetPlan] = field(default_factory=dict)
@@ -112,6 +152,7 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
     Raises:
         Refused: every mistake found, in sentences.
     """
+    config = {"cloud": None, **config} if verb == "train_target" else config
     check_shape(verb, config, KEYS[verb])
     allow, seeds = tuple(config["allow"]), config["seeds"]
     store = Store(config["store"])
@@ -137,12 +178,13 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
         _check_sampler(bound["defense"])
     plan = Plan(
         verb=verb,
-        target=stored_target(target, allow) if target else _target_plan(bound, config, seeds, names),
+        target=_stored_plan(target, recovered, allow) if target else _target_plan(bound, config, seeds, names),
         seeds=seeds,
         store=store,
         missing=config["missing"],
         tracking=bound["tracking"].build(),
         compute=bound["compute"].build(),
+        cloud=bound.get("cloud"),
         recovered=recovered,
         stored_prior=prior,
         foreign_prior=bool(config.get("foreign_prior", False)),
@@ -161,8 +203,11 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
             for name, node in config["evaluators"].items()
         }
         names = tuple(plan.evaluators)
+        _check_metrics(plan)
         refuse_together(functools.partial(node.build().check, names) for node in plan.metrics.values())
     refuse_together(_network_trials(plan, new_target=target is None))
+    refuse_all(_attribute_problems(plan))
+    _check_halves(plan)
     if plan.attack is not None:
         _check_match(plan)
     return plan
@@ -181,6 +226,16 @@ def stored_target(artefact: Artefact, allow: Sequence[str] = ()) -> TargetPlan:
     )
 
 
+def _stored_plan(target: Artefact, recovered: Artefact | None, allow: Sequence[str]) -> TargetPlan:
+    """The plan of a stored target, with the defense that released what something was recovered from, where that is none
+    of the target's own."""
+    plan, release = stored_target(target, allow), {} if recovered is None else recovered.recipe.get("release", {})
+    if not release:
+        return plan
+    defense = bind_recipe(release, recovered.places_within("defense"), allow)
+    return replace(plan, defense=defense, names={**plan.names, "defense": recovered.provenance["names"]["defense"]})
+
+
 def read_names(choices: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:
     """What people call the parts: the option chosen per group, with the values changed on the command line."""
     names = {}
@@ -197,8 +252,10 @@ def _nodes(
 ) -> dict[str, tuple[Mapping, bool]]:
     """Every node to bind, by path, and whether it may be told the dataset's shape."""
     nodes: dict[str, tuple[Mapping, bool]] = {name: (config[name], False) for name in ("tracking", "compute")}
+    if config.get("cloud") is not None:
+        nodes["cloud"] = (config["cloud"], False)
     if target is None:
-        nodes |= {name: (config[name], name == "architecture") for name in TARGET_NODES}
+        nodes |= {name: (config[name], name in ("architecture", "defense")) for name in TARGET_NODES}
     if verb != "train_target" and recovered is None:
         own = [name for name in ATTACK_NODES if name != "prior" or prior is None]
         nodes |= {name: (config[name], name in ("prior", "attack")) for name in own}
@@ -225,7 +282,7 @@ def _evaluator_plan(
     dataset_name = target.names.get("dataset", "dataset")
     chosen = str(choices.get(f"evaluator@evaluators.{name}", name))
     return TargetPlan(
-        dataset=_of_size(target.dataset, node.get("size"), name),
+        dataset=_of_size(by_identity(target.dataset), node.get("size"), name),
         architecture=bound[f"evaluators.{name}.architecture"],
         defense=bind({"_target_": "midefense.defenses.base.NoDefense"}, f"evaluators.{name}.defense"),
         recipe=bound[f"evaluators.{name}.recipe"],
@@ -243,13 +300,21 @@ def _stored_evaluator(name: str, artefact: Artefact, target: TargetPlan, allow: 
             f"evaluators.{name}.artefact: expected a target without a defense, got {artefact.reference}; "
             "try one trained with defense=none"
         )
-    own, dataset = plan.dataset.recipe(), _of_size(target.dataset, plan.dataset.arguments.get("size"), name)
+    size = plan.dataset.arguments.get("size")
+    own, dataset = plan.dataset.recipe(), _of_size(by_identity(target.dataset), size, name)
     if own != dataset.recipe():
         raise Refused(
             f"evaluators.{name}.artefact: expected an evaluator of the target's dataset, got {artefact.reference}, "
             "which knows another (or the same under other options); try one trained on, or imported for, the same"
         )
     return replace(plan, dataset=dataset)
+
+
+def by_identity(dataset: Node) -> Node:
+    """The same pictures for a classifier that is taught whose they are."""
+    if "label" not in dataset.arguments:
+        return dataset
+    return replace(dataset, arguments={**dataset.arguments, "label": "identity"})
 
 
 def _of_size(dataset: Node, size: int | None, name: str) -> Node:
@@ -285,17 +350,58 @@ def read_setting(plan: Plan) -> Setting:
     """What the configuration of an attack tells of the world around it, before any image is read."""
     dataset, source, target = plan.target.dataset.build(), plan.evidence.build(), plan.target
     shape = {"channels": dataset.channels, "size": dataset.size}
-    describe = functools.partial(architecture_facts, target.architecture, target.defense, **shape)
-    evidence = EvidenceFacts(type(source).__name__, source.points_at, source.cut)
-    return Setting(plan.prior.target, DatasetFacts(**shape), evidence, describe)
+    known = {"classes": len(target.attributes)} if target.attributes else {}
+    describe = functools.partial(architecture_facts, target.architecture, target.defense, **shape, **known)
+    evidence = EvidenceFacts(type(source).__name__, source.points_at, cut_of(plan), source.releases)
+    return Setting(plan.prior.target, DatasetFacts(**shape), evidence, describe, bool(target.attributes))
+
+
+def _check_halves(plan: Plan) -> None:
+    """Refuse an `architecture.cut` that is no stage of the network, and a cloud that cannot learn from features, or of
+    a network that is not cut."""
+    target = plan.target
+    if plan.cloud is not None:
+        require_recipe_of_features(plan.cloud.build())
+    if target.cut is None:
+        if plan.cloud is not None:
+            raise Refused("cloud: expected a target that is cut, got none; try architecture.cut=STAGE")
+        return
+    dataset = target.dataset.build()
+    known = {"classes": len(target.attributes)} if target.attributes else {}
+    shape = {"channels": dataset.channels, "size": dataset.size}
+    with contextlib.suppress(NotYetKnown):
+        taps = architecture_facts(target.architecture, target.defense, **shape, **known).taps
+        if target.cut not in taps:
+            raise refuse_unknown("architecture.cut", target.cut, taps, "It is a stage of the architecture.")
+
+
+def cut_of(plan: Plan) -> str | None:
+    """The stage behind which what the attacker sees leaves the target; None: the input of the head."""
+    source = plan.evidence.build()
+    return source.cut or (plan.target.cut if source.releases else None)
+
+
+def _attribute_problems(plan: Plan) -> list[str]:
+    """What does not go together with what the target is taught, in sentences."""
+    target = plan.target
+    if target.attributes:
+        of_attack = () if plan.attack is None else attack_problems(plan.evidence, plan.prior, plan.names)
+        return [*training_problems(target.defense, target.recipe, target.names), *of_attack]
+    if target.train_on != "public":
+        return []
+    return [
+        "train_on=public: expected a target that is taught attributes, got one of identities, which would know no "
+        "private class; try dataset.label=attributes, or train_on=private"
+    ]
 
 
 def _network_trials(plan: Plan, new_target: bool) -> Iterator[Callable[[], None]]:
     """A trial of every classifier that may have to be trained, and of those that metrics teach."""
     for classifier in [*([plan.target] if new_target else []), *plan.evaluators.values()]:
         dataset = classifier.dataset.build()
-        images = DatasetFacts(dataset.channels, dataset.size)
+        images = DatasetFacts(dataset.channels, dataset.size, len(classifier.attributes) or None)
         yield functools.partial(try_network, classifier.architecture, classifier.defense, images)
+    yield functools.partial(try_generators, plan.target.defense, _shape_of(plan))
     yield from student_trials(plan.metrics.values(), _shape_of(plan))
 
 
@@ -309,6 +415,7 @@ def _check_match(plan: Plan) -> None:
     asked for more than a weak attack may see."""
     attack = plan.attack.build()
     _check_prior(plan, attack)
+    _check_cut(plan)
     with contextlib.suppress(NotYetKnown):
         setting = read_setting(plan)
         attack.check(setting)
@@ -320,6 +427,16 @@ def _check_match(plan: Plan) -> None:
         raise Refused(
             f"prior {plan.names.get('prior', '')} learned with access={asks.value}, more than attack.access="
             f"{attack.access.value} reveals; choose a prior that asks less, or a stronger access"
+        )
+
+
+def _check_cut(plan: Plan) -> None:
+    """Refuse features that are released behind another stage than the one the defense was trained to protect."""
+    protected, cut = plan.target.defense.build().cut, cut_of(plan)
+    if plan.evidence.target.releases and protected not in (None, cut):
+        raise Refused(
+            f"evidence.cut: expected {protected}, where the defense ({plan.target.defense.target.__name__}) protects "
+            f"features, got {cut}; try evidence.cut={protected}, or another defense.cut"
         )
 
 
@@ -371,6 +488,38 @@ def _check_obscuring(plan: Plan) -> None:
         )
 
 
+def _check_metrics(plan: Plan) -> None:
+    """Refuse metrics that cannot say what the evidence asks: what was released of a private image is to be held against
+    that image, and what stands for a class against nothing but its class."""
+    if plan.recovered is None:
+        evidence, prior = plan.evidence.target, plan.prior.target
+    else:
+        evidence = bind_recipe(plan.recovered.recipe["evidence"], {}, plan.allow).target
+        stored = plan.recovered.recipe["prior"]["prior"]
+        prior = bind_recipe(stored, plan.recovered.places_within("prior"), plan.allow).target
+    classes = {name: node.target for name, node in plan.metrics.items()}
+    pairs = [name for name, metric in classes.items() if metric.matches == "image"]
+    problems = []
+    by_image = evidence.points_at == "image"
+    if evidence.releases and not pairs and any(metric.matches for metric in classes.values()):
+        problems.append(
+            "metrics: expected some that hold each reconstruction against the private image it answers, as the "
+            f"evidence points at images, got {', '.join(classes)}, which know classes alone; try metrics=paired"
+        )
+    if pairs and not by_image:
+        problems.append(
+            f"metrics.{pairs[0]}: expected evidence that points at private images, got classes; try "
+            "evidence=released_features, or metrics=all"
+        )
+    generating = [name for name, metric in classes.items() if metric.generates]
+    if generating and "pixels" in prior.offers:
+        problems.append(
+            f"metrics.{generating[0]}: expected a prior that generates images to compare with, got {prior.__name__}; "
+            "try an attack with another prior, or metrics=paired"
+        )
+    refuse_all(problems)
+
+
 def name_of(names: Mapping[str, str], *parts: str) -> str:
     """A readable artefact name: the options alone, without the values changed."""
     options = (names.get(part, "own").split("(")[0].strip() for part in parts)
@@ -390,3 +539,18 @@ def setup_of(target: Mapping, recovered: Mapping) -> str:
 def without_seeds(recipe: Mapping) -> dict:
     """A recipe without its seed and the ids of artefacts that hold one."""
     return {name: value for name, value in recipe.items() if name not in ("seed", "target", "prepared")}
+
+
+def baseline_of(target: Mapping, recovered: Mapping) -> str:
+    """The id of a setup whatever its defense, be it of the training or of the release."""
+    bare = [
+        {name: value for name, value in one.items() if name not in of}
+        for one, of in ((target, ("defense",)), (recovered, ("release",)))
+    ]
+    return setup_of(*bare)
+
+
+def deployed_of(target: Mapping, recovered: Mapping) -> str:
+    """The id of what is deployed whatever its seed: a network, and how its edge releases features."""
+    release = recovered.get("release")
+    return content_id(without_seeds(target) if release is None else [without_seeds(target), release])

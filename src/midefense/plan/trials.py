@@ -18,7 +18,7 @@ from midefense.compute import require_memory
 from midefense.foreign import path_of
 from midefense.oracle import Oracle
 from midefense.plan.bind import Node, NotBuilt
-from midefense.plan.facts import SOME_CLASSES, deployed, without_weights
+from midefense.plan.facts import SOME_CLASSES, deployed, generators_of, without_weights
 from midefense.priors.base import Prior
 from midefense.store.artefacts import content_id
 from midefense.store.plain import plain
@@ -27,6 +27,7 @@ from midefense.types import DatasetFacts, Refused
 FLOAT = 4  # bytes
 COPIES = 4  # of every weight in training: itself, its gradient and the two moments of Adam
 LARGE = 500_000_000  # weights from which an image costs too much time and memory for a trial
+SOME_LATENTS = (8,)  # the shape of a latent, as long as nobody knows it
 FIT: set[str] = set()  # networks that were tried in this process: the next run of a sweep has them too
 # What libraries and modules of one's own raise for values and shapes that they cannot work with.
 UNFIT = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
@@ -125,6 +126,21 @@ def try_prior(node: Node, images: DatasetFacts) -> Prior | None:
     return _try(make, use, expected)
 
 
+def try_generators(defense: Node, images: DatasetFacts) -> None:
+    """Try the generators among the parts of a defense as `try_prior` does.
+
+    Raises `Refused` for one that does not offer what the defense asks, and for one that learns from a target: what it
+    would learn from is what the defense protects.
+    """
+    asked = defense.build().asks_of_prior
+    for node in generators_of(defense):
+        name, lacking = node.target.__name__, set(asked) - node.target.offers
+        if lacking or node.target.asks is not None:
+            why = f"that offers {', '.join(asked)}" if lacking else "that learns from public images alone"
+            raise Refused(f"{node.path}: expected a generator {why}, got {name}; try prior@{node.path}=crafter_gan")
+        try_prior(node, images)
+
+
 def learner_trials(
     attack: Node, target: tuple[Node, Node], ask: Callable[[nn.Module], Oracle], images: DatasetFacts
 ) -> Iterator[Callable[[], None]]:
@@ -158,9 +174,10 @@ def _try_learner(
             count = min(2, learner.learning.batch_size)
             empty = torch.zeros(count, images.channels, images.size, images.size)
             answers = learner.ask(ask(asked), empty)
-            network = learner.learning.build(seeds.generator("trial"))
+            shapes = {"observed": answers.shape[1:], "latents": SOME_LATENTS}
+            network = learner.learning.build(seeds.generator("trial"), **shapes)
             _require_room(network, f"{path}.learning.network")
-            loss = learner.loss(network.train(), empty, answers)
+            loss = learner.rehearse(network.train(), empty, answers)
             if list(loss.shape) != [count]:
                 raise ValueError(f"its loss has the shape {list(loss.shape)} for {count} images")
 

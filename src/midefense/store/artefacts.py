@@ -34,7 +34,7 @@ from midefense.store.plain import plain
 from midefense.store.provenance import require_sound
 from midefense.types import Refused
 
-KINDS = ("target", "prior", "prepared", "recovered", "result")
+KINDS = ("target", "prior", "prepared", "released", "cloud", "recovered", "result")
 
 
 def canonical(value: object) -> str:
@@ -119,7 +119,7 @@ class Artefact:
     def content(self) -> str:
         """The SHA-256 of all that others compute from it: its files, and its bill but for the time that was measured.
         Made anew to the same bits it is the same."""
-        bill = {name: cost for name, cost in self.provenance["bill"].items() if name != "seconds"}
+        bill = {name: cost for name, cost in self.provenance["bill"].items() if not name.startswith("seconds")}
         return content_digest({"files": self.provenance["files"], "bill": bill})
 
     @property

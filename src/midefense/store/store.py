@@ -55,6 +55,8 @@ NONE_YET = {
     "prior": "Make one with attack.py or evaluate.py, or bring weights in with midefense import",
     "recovered": "Make one with attack.py",
     "prepared": "Make one with attack.py",
+    "cloud": "Make one with train_target.py recipe@cloud=split_training",
+    "released": "Make one with attack.py evidence=released_features",
     "result": "Make one with evaluate.py",
 }
 PARENTS = "parents"  # what the parents of unfinished work held, among the notes of its states

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.defenses.base import Defense, cross_entropy
+from midefense.defenses.base import Defense, share_right, task_loss
 from midefense.precision import mixed, rounded
 from midefense.training.inference import evaluate, features_of
 from midefense.training.recipe import Recipe
@@ -45,9 +45,9 @@ class Learner(nn.Module):
         if owned != ("task" in terms):
             raise Refused(f"a 'task' term goes with owning the slot; got terms {list(terms)}, owns {self.defense.owns}")
         if self.auxiliary_weight:
-            auxiliary = self.auxiliary_weight * cross_entropy(trace.taps["aux"], batch.labels)
+            auxiliary = self.auxiliary_weight * task_loss(trace.taps["aux"], batch.labels)
             terms = {**terms, "auxiliary": auxiliary}
-        return trace, terms if owned else {"task": cross_entropy(trace.logits, batch.labels), **terms}
+        return trace, terms if owned else {"task": task_loss(trace.logits, batch.labels), **terms}
 
 
 class Trainer:
@@ -89,8 +89,7 @@ class Trainer:
         reduced = {name: self.reduce(term, batch) for name, term in terms.items()}
         loss = torch.stack(list(reduced.values())).sum()
         self.update(loss)
-        labels = batch.labels.argmax(1) if batch.labels.is_floating_point() else batch.labels
-        correct = (trace.logits.argmax(1) == labels).float()
+        correct = share_right(trace.logits, batch.labels)
         logs = {f"loss/{name}": value.detach() for name, value in reduced.items()}
         return {"loss": loss.detach(), "accuracy": self.reduce(correct, batch), **logs}
 
@@ -153,7 +152,8 @@ def fit(
     state: State | None = None,
     test: Images | None = None,
 ) -> Iterator[Progress]:
-    """Train `model`, as `assemble` gave it, in place. Yields `(epochs done, logs, state)` after every epoch.
+    """Train `model`, as `assemble` gave it, in place, to tell the classes of `images`, or their attributes (labels
+    uint8 [N, K]). Yields `(epochs done, logs, state)` after every epoch.
 
     The state given back as `state=` continues bit for bit on the same kind of device. `fabric` (launched by the
     caller) brings device and ranks; None is one process on the CPU. Run it to its end: after the last epoch the best
@@ -244,6 +244,13 @@ def _require_test(test: Images | None) -> Images:
 
 
 def _require_labels(images: Images, model: nn.Module) -> None:
+    if images.labels.dim() == 2:
+        if images.labels.shape[1] != model.classes:
+            raise Refused(
+                f"labels: expected {model.classes} attributes, one per output of the network, got "
+                f"{images.labels.shape[1]}; try building the network with the attributes of the dataset"
+            )
+        return
     largest = int(images.labels.max()) if len(images) else 0
     if largest >= model.classes:
         raise Refused(

@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from midefense.datasets.attributes import require_label
 from midefense.datasets.base import Dataset, to_uint8
 from midefense.datasets.cache import Caches
 from midefense.datasets.splits import Splits
@@ -31,10 +33,12 @@ class SyntheticFaces(Dataset):
 
     A picture depends on (`seed`, its part, identity, number) alone: more identities or pictures leave the others, and
     their ids, as they were. The bytes are the same on every machine, see `face_shapes`. `size`: 16 to 256.
+    `label`: what a target is taught, `identity` or `attributes`.
     """
 
     channels = 3
     attribute_names = ATTRIBUTES
+    later: ClassVar[dict[str, object]] = {"label": "identity"}
 
     def __init__(
         self,
@@ -46,7 +50,9 @@ class SyntheticFaces(Dataset):
         public_images_per_identity: Count = 40,
         size: Side = 64,
         seed: Whole = 0,
+        label: str = "identity",
     ) -> None:
+        require_label(label)
         people = {"identities": identities, "public_identities": public_identities}
         pictures = {
             "images_per_identity": images_per_identity,
@@ -64,6 +70,7 @@ class SyntheticFaces(Dataset):
         self.public_images_per_identity = public_images_per_identity
         self.size = size
         self.seed = seed
+        self.label = label
 
     def read(self, cache: Caches) -> Splits:
         """All three parts; within each, identity by identity. Drawing them takes seconds: nothing is cached."""
