@@ -59,6 +59,7 @@ FLOORS = (
     "resampling",
     "compute",
     "store",
+    "rectifiers",
     "oracle",
     "architectures",
     "datasets",

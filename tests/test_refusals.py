@@ -141,6 +141,13 @@ WRONG = {
         "average_images": (0, -1),
     },
     "evidence/class_labels": {"classes": ("seven", 3, ["a"])},
+    "evidence/released_features": {
+        "images": (0, -1, "many", 2.5, True),
+        "part": ("public", None),
+        "repeats": COUNT,
+        "transport": ("int4", 16),
+        "cut": (3, ["layer1"], "nowhere"),
+    },
     "attack/gmi": {
         "access": ("score", "labels"),
         "budget": (0, -1, "x"),

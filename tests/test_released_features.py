@@ -5,20 +5,20 @@ import conftest
 import pytest
 import torch
 
+from midefense import seeds
 from midefense.attacks.base import Attack
 from midefense.datasets.toy import Toy
 from midefense.defenses.base import Defense
-from midefense.evidence.base import EvidenceSource
 from midefense.metrics.base import Metric, World, over_classes
 from midefense.metrics.intervals import POSITIVE
 from midefense.pipeline.pipeline import Pipeline
 from midefense.store.store import Store
-from midefense.types import Evidence, Found, Refused, to_pixels
+from midefense.types import Found, Refused, to_pixels
 
 SIZE = 8
 READBACK = "{_target_: test_released_features.Readback, access: features, budget: null, group: 2, shift: 0}"
 FILES = {
-    "evidence/released": "_target_: test_released_features.ReleasedFeatures\nfirst: 0\nimages: 5\ncut: hidden1\n",
+    "evidence/released": "defaults: [released_features]\nimages: 5\ncut: hidden1\n",
     "attack/readback": READBACK,
     "defense/noise": "_target_: test_released_features.Noise\nscale: 0.0\n",
     "metrics/matched": "matched: {_target_: test_released_features.MatchedError}\n",
@@ -45,27 +45,6 @@ WORDS = (
 )
 
 
-class ReleasedFeatures(EvidenceSource):
-    """What leaves the edge of the target for `images` private test images, from the `first` on."""
-
-    points_at = "image"
-
-    def __init__(self, *, first: int, images: int, cut: str):
-        self.first, self.images, self.cut = first, images, cut
-
-    def collect(self, splits):
-        chosen = self._chosen(splits)
-        if len(chosen) < self.images:
-            raise Refused(f"evidence.images: expected at most {len(chosen)}, got {self.images}; try fewer")
-        return Evidence(chosen.labels, chosen.ids)
-
-    def observe(self, evidence, splits, release):
-        return Evidence(evidence.labels, evidence.ids, release(self._chosen(splits), self.cut))
-
-    def _chosen(self, splits):
-        return splits.private_test.take(slice(self.first, self.first + self.images))
-
-
 class Noise(Defense):
     """Releases the picture itself, under noise, in front of what the edge makes of it."""
 
@@ -76,7 +55,8 @@ class Noise(Defense):
         self.scale = scale
 
     def release(self, edge, images, ids, rng):
-        noise = self.scale * torch.randn(images.shape, generator=rng).to(images)
+        draws = [torch.randn(images.shape[1:], generator=own) for own in seeds.by_row(rng, ids)]
+        noise = self.scale * torch.stack(draws).to(images)
         return torch.cat([(images + noise).flatten(1), edge(images).flatten(1)], 1)
 
 
@@ -97,6 +77,8 @@ class Readback(Attack):
 
 class MatchedError(Metric):
     """Mean squared error against the private image that a reconstruction answers."""
+
+    matches = "image"
 
     higher_leaks = False
 
@@ -137,14 +119,14 @@ def error_of(pipeline):
 def test_the_image_that_was_released_is_matched_with_its_reconstruction(folder):
     pipeline = planned(folder)
     assert error_of(pipeline) == 0.0
-    recovered, tests = pipeline.recovered, pipeline.splits.private_test
+    recovered, tests = pipeline.recovered, pipeline.splits.private_test.take(torch.tensor([0, 1, 4, 5, 8]))
     tensors = recovered.tensors()
-    assert tensors["evidence.ids"].tolist() == tests.ids[:5].tolist() == recovered.recipe["ids"]
-    assert tensors["evidence.labels"].tolist() == tests.labels[:5].tolist()
+    assert tensors["evidence.ids"].tolist() == tests.ids.tolist() == recovered.recipe["ids"]
+    assert tensors["evidence.labels"].tolist() == tests.labels.tolist() == [0, 0, 1, 1, 2]
     assert tensors["evidence.observed"].shape == (5, SIZE * SIZE + 7), "the picture, and the edge's seven features"
     assert tensors["selected.loss"].max() < 1e-9, "the oracle's features are those of the same stage"
     assert tensors["queries"].tolist() == [1] * 5, "each image is charged for its own questions"
-    assert recovered.metrics["candidates"] == 5 and pipeline.result.metrics["row"]["classes"] == 2
+    assert recovered.metrics["candidates"] == 5 and pipeline.result.metrics["row"]["classes"] == 3
     anchors = pipeline.result.metrics["anchors"]
     assert anchors["real"]["matched_error"] == 0.0 and anchors["prior"]["matched_error"] > 0.01
 
@@ -158,10 +140,21 @@ def test_another_image_is_worse_and_so_is_noise(folder):
 
 
 def test_rows_are_ranked_over_defenses_and_not_over_other_images(folder):
-    plain, noisy, other = planned(folder), planned(folder, "defense.scale=0.1"), planned(folder, "evidence.first=1")
+    plain, noisy, other = planned(folder), planned(folder, "defense.scale=0.1"), planned(folder, "evidence.part=train")
     protocols = [one.result.metrics["row"]["protocol"] for one in (plain, noisy, other)]
     assert protocols[0] == protocols[1] != protocols[2]
     assert plain.recovered.id != noisy.recovered.id != other.recovered.id
+
+
+def test_the_cut_of_the_architecture_serves_where_evidence_names_none(folder):
+    named, told = planned(folder), planned(folder, "evidence.cut=null", "architecture.cut=hidden1")
+    assert named.evidence.observed.equal(told.evidence.observed)
+    assert named.target.artefact.id == told.target.artefact.id, "it changes no weight"
+    assert error_of(told) == 0.0, "the attacker's oracle answers there too"
+    other = planned(folder, "architecture.cut=features")
+    assert other.evidence.observed.equal(named.evidence.observed), "what evidence names comes first"
+    head = planned(folder, "evidence.cut=null")
+    assert head.evidence.observed.shape == (5, SIZE * SIZE + 6), "without both, the input of the head"
 
 
 def test_what_is_released_is_the_same_each_time(folder):
@@ -190,7 +183,7 @@ def test_evidence_of_classes_names_no_image(folder):
     )
     recovered = planned(folder, *words).recovered
     assert "ids" not in recovered.recipe and "evidence.observed" not in recovered.tensors()
-    emptied = ("~evidence.first", "~evidence.images", "~evidence.cut")
+    emptied = [f"~evidence.{name}" for name in ("images", "part", "repeats", "transport", "cut")]
     with pytest.raises(Refused, match="evidence: expected a EvidenceSource, got MatchedError"):
         planned(folder, "evidence._target_=test_released_features.MatchedError", *emptied)
 

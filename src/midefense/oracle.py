@@ -7,13 +7,13 @@ import contextlib
 import copy
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from midefense.rectifiers import with_sloped_gates
-from midefense.types import Access, Answer, Moments, Refused, refuse_unknown
+from midefense.types import Access, Answer, Images, Moments, Refused, refuse_unknown
 
 MODES = ("eval", "train")
 BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -126,6 +126,55 @@ class Oracle:
                     f"target {target} would reach {total} images, the budget is {self.budget} per target"
                 )
         self._asked.update(wanted)
+
+
+class SharedBill:
+    """An oracle whose every question is charged to the shared bill: for work that is done once, for no target.
+
+    Args:
+        oracle: who answers.
+    """
+
+    def __init__(self, oracle: Oracle):
+        self._oracle = oracle
+
+    @property
+    def access(self) -> Access:
+        """That of the oracle."""
+        return self._oracle.access
+
+    def __call__(
+        self,
+        images: Tensor,
+        ids: Tensor | Sequence[int] | None = None,
+        reads: Sequence[str] = ("probs",),
+        weights: dict[str, Tensor] | None = None,
+    ) -> Answer:
+        """As `Oracle`, whatever `ids` are named."""
+        return self._oracle(images, None, reads, weights)
+
+
+class Edge:
+    """The deployed edge, as anyone may use it on pictures of their own: what leaves it, by its defense and transport
+    as they are for private ones.
+
+    Args:
+        release: what arrives of images [N], on the CPU [N, ...]; the same whenever it is asked.
+    """
+
+    def __init__(self, release: Callable[[Images], Tensor]):
+        self._release = release
+        self._asked: set[int] = set()
+
+    def __call__(self, images: Images) -> Tensor:
+        """What arrives of each image [N, ...]."""
+        self._asked.update(images.ids.tolist())
+        return self._release(images)
+
+    @property
+    def bill(self) -> int:
+        """Pictures asked about so far; one that is asked about again is answered as before, and counts once."""
+        return len(self._asked)
 
 
 class Ensemble:

@@ -27,6 +27,11 @@ def fork(rng: torch.Generator, purpose: str) -> torch.Generator:
     return generator(rng.initial_seed(), purpose)
 
 
+def by_row(rng: torch.Generator, ids: Tensor) -> list[torch.Generator]:
+    """A generator for each of `ids` int64 [N], which depends on no other id and on no order."""
+    return [fork(rng, f"row {number}") for number in ids.tolist()]
+
+
 def hashed_uniform(seed: int | Tensor, *counters: Tensor) -> Tensor:
     """Numbers in [0, 1), float64, of the shape the `counters` (int64) broadcast to.
 

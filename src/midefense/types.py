@@ -286,11 +286,12 @@ class EvidenceFacts:
     """What an attack will be handed: the `kind`, which is the name of the class that collects it, what a row
     `points_at` (`class` or `image`) and the stage behind which the network is `cut` (None: nowhere); once images were
     loaded, the `labels` of all targets and the shape of what is `observed` of one (None: nothing, or nothing before the
-    target is there to release it)."""
+    target is there to release it, where it `releases` something)."""
 
     kind: str
     points_at: str = "class"
     cut: str | None = None
+    releases: bool = False
     labels: tuple[int, ...] | None = None
     observed: tuple[int, ...] | None = None
 

@@ -35,7 +35,7 @@ COUNTS = {
     "dataset": 14,
     "defense": 18,
     "evaluator": 6,
-    "evidence": 1,
+    "evidence": 2,
     "metrics": 6,
     "prior": 17,
     "public": 17,

@@ -12,26 +12,31 @@ from midefense.types import Images, Trace
 
 SETS = options("metrics")
 NAMES = ["accuracy", "cost", "feature_distance", "fid", "kid", "prdc", "utility"]
-# Not in `all`: they ask the target or teach a student (tests/test_feature_space.py, tests/test_knowledge.py).
-APART = ["feature_space", "knowledge"]
+# Of `paired`, beside utility and cost: they hold a reconstruction against the one private image that it answers.
+PAIRED = ["feature_cosine", "paired_accuracy", "pictures", "release_cost", "released_utility"]
+# In neither: they ask the target, teach a student or a critic, or need weights that are not here
+# (tests/test_feature_space.py, tests/test_knowledge.py, tests/test_pairwise.py).
+APART = ["emd", "feature_space", "knowledge", "lpips"]
 CLASSES = 4
 
 
 def test_the_listing():
-    assert SETS == ["all", "cost", "feature_space", "knowledge", "privacy", "utility"]
+    assert SETS == ["all", "cost", "emd", "feature_space", "knowledge", "lpips", "paired", "privacy", "utility"]
     assert sorted(composed("evaluate", "metrics=all")[0]["metrics"]) == NAMES
-    parts = [name for part in SETS[1:] for name in composed("evaluate", f"metrics={part}")[0]["metrics"]]
-    assert sorted(set(parts) - set(APART)) == NAMES and len(parts) == len(NAMES + APART), "all holds every other set"
+    assert sorted(composed("evaluate", "metrics=paired")[0]["metrics"]) == sorted([*PAIRED, "cost", "utility"])
+    sets = [part for part in SETS if part not in ("all", "paired")]
+    parts = [name for part in sets for name in composed("evaluate", f"metrics={part}")[0]["metrics"]]
+    assert sorted(parts) == sorted(NAMES + APART), "all holds every other set"
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=NAMES + PAIRED)
 def metric(request, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))  # no Inception: the evaluator's features
     return metric_of(request.param)
 
 
 def metric_of(name):
-    return node("evaluate", f"metrics.{name}", "metrics=all").build()
+    return node("evaluate", f"metrics.{name}", "metrics=paired" if name in PAIRED else "metrics=all").build()
 
 
 class Flat(nn.Module):
@@ -42,23 +47,37 @@ class Flat(nn.Module):
         return Trace(logits=flat[:, : CLASSES + 2], features=flat)
 
 
-def private_images(per_class=12, seed=0):
+def private_images(per_class=12, seed=0, shape=(2, 3)):
     """Pictures of 2 x 3 pixels: the brightest of the first four is the class."""
     labels = torch.arange(CLASSES).repeat_interleave(per_class)
     rng = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 100, (len(labels), 1, 2, 3), generator=rng, dtype=torch.uint8)
+    pixels = torch.randint(0, 100, (len(labels), 1, *shape), generator=rng, dtype=torch.uint8)
     pixels.flatten(1)[torch.arange(len(labels)), labels] = 200
     return Images(pixels, labels, torch.arange(len(labels)), [str(label) for label in range(CLASSES)])
 
 
+def pictures_for(metric):
+    """Private images that a metric can take: SSIM has a window of 11 pixels."""
+    return private_images(shape=(12, 12) if metric.matches == "image" else (2, 3))
+
+
 def world_of(images):
     bill = {"queries_per_target_mean": 30.0, "queries_per_target_max": 31, "shared_queries": 7, "seconds": 2.5}
-    return metrics.World(images, {"main": Flat()}, CLASSES, utility={"test_accuracy_top1": 0.875}, bill=bill)
+    utility, released = {"test_accuracy_top1": 0.875}, released_of(images)
+    return metrics.World(images, {"main": Flat()}, CLASSES, utility=utility, bill=bill, released=released)
+
+
+def released_of(images):
+    """The flat pixels, at twice their length, which a cloud reads as the evaluator does."""
+    flat = images.floats().flatten(1)
+    return metrics.Released(
+        images.ids, 2 * flat, flat, lambda features: features[:, :CLASSES], images.labels, seconds=0.5, bytes=24.0
+    )
 
 
 def judged_of(images, pixels=None):
     counts = torch.arange(len(images)) % (len(images) // CLASSES)
-    return metrics.Judged(images.floats() if pixels is None else pixels, images.labels, counts)
+    return metrics.Judged(images.floats() if pixels is None else pixels, images.labels, counts, ids=images.ids)
 
 
 def numbers(metric, world, *batches):
@@ -73,7 +92,7 @@ def values(measured):
 
 
 def test_best_on_a_perfect_copy_and_worse_on_noise(metric):
-    images = private_images()
+    images = pictures_for(metric)
     world = world_of(images)
     copy = numbers(metric, world, judged_of(images))
     noise = numbers(metric, world, judged_of(images, torch.rand(images.pixels.shape, generator=torch.manual_seed(1))))
@@ -92,13 +111,14 @@ def test_best_on_a_perfect_copy_and_worse_on_noise(metric):
 
 
 def test_order_and_batches_do_not_matter(metric):
-    images = private_images()
+    images = pictures_for(metric)
     world = world_of(images)
     judged = judged_of(images, torch.rand(images.pixels.shape, generator=torch.manual_seed(1)))
     whole = numbers(metric, world, judged)
     order = torch.randperm(len(images), generator=torch.manual_seed(2))
     pieces = [
-        metrics.Judged(judged.images[rows], judged.labels[rows], judged.candidates[rows]) for rows in order.split(7)
+        metrics.Judged(judged.images[rows], judged.labels[rows], judged.candidates[rows], ids=judged.ids[rows])
+        for rows in order.split(7)
     ]
     parts = numbers(metric, world_of(images), *pieces)
     assert values(parts) == pytest.approx(values(whole), rel=1e-9, nan_ok=True)
@@ -151,14 +171,46 @@ def cost(world, images):
     return judged_of(images), {f"cost/{name}": value for name, value in world.bill.items()}
 
 
+def paired_accuracy(world, images):
+    """A quarter of the reconstructions answer images of someone else than they show, and no label says so."""
+    shifted = images.ids.clone()
+    shifted[images.labels == 0] = images.ids[images.labels == 1]
+    judged = judged_of(images)
+    judged.ids = shifted
+    return judged, {"paired_accuracy_top1/main": 0.75}
+
+
+def feature_cosine(world, images):
+    """White images: the cosine is the mean pixel over the root of the mean square."""
+    flat = images.floats().double().flatten(1)
+    expected = (flat.mean(1) / flat.square().mean(1).sqrt()).mean()
+    return judged_of(images, torch.ones(images.pixels.shape)), {"id_feature_cosine/main": float(expected)}
+
+
+def pictures(world, images):
+    """All pixels off by .1: 20 dB. (SSIM and FSIM: tests/test_pairwise.py.)"""
+    return judged_of(images, images.floats() + 0.1), {"psnr": 20.0}
+
+
+def released_utility(world, images):
+    """Twice the feature is as far from it as it is long, and has the same largest entry."""
+    expected = {"released_accuracy_top1": 1.0, "clean_accuracy_top1": 1.0, "feature_distortion": 1.0}
+    return judged_of(images), expected
+
+
+def release_cost(world, images):
+    return judged_of(images), {"cost/release_seconds_per_image": 0.5, "cost/bytes_per_feature": 24.0}
+
+
 CLOSED_FORMS = [accuracy, cost, feature_distance, fid, kid, prdc, utility]
+CLOSED_FORMS += [feature_cosine, paired_accuracy, pictures, release_cost, released_utility]
 
 
 def test_every_metric_has_a_closed_form():
-    assert [form.__name__ for form in CLOSED_FORMS] == NAMES
+    assert [form.__name__ for form in CLOSED_FORMS] == NAMES + PAIRED
 
 
-@pytest.mark.parametrize("form", CLOSED_FORMS, ids=NAMES)
+@pytest.mark.parametrize("form", CLOSED_FORMS, ids=NAMES + PAIRED)
 def test_closed_form(form, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     images = private_images()
@@ -171,7 +223,8 @@ def test_closed_form(form, monkeypatch, tmp_path):
 def test_what_cannot_be_measured_is_nan_with_a_reason(metric):
     """One image of one class, by an evaluator of few classes: no number that only looks good."""
     images = private_images()
-    one = metrics.Judged(images.floats()[:1], images.labels[:1], torch.zeros(1, dtype=torch.int64))
+    first = torch.zeros(1, dtype=torch.int64)
+    one = metrics.Judged(images.floats()[:1], images.labels[:1], first, ids=images.ids[:1])
     for name, number in numbers(metric, metrics.World(images, {"main": Flat()}, CLASSES), one).items():
         assert math.isfinite(number.value) or number.reason, name
         assert number.low is None

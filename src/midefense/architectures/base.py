@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -67,12 +68,16 @@ class Classifier(nn.Module):
     `forward(images)` takes images [B, C, H, W] in [0, 1] and gives a `Trace` with logits [B, classes] and features
     [B, F]; `taps` names the stages whose outputs are wanted beside them, from the same forward.
 
+    `architecture.cut` names the stage behind which a deployed network is cut in two (None: nowhere); it stands beside
+    the constructor's options (`aside`), as it changes no weight.
+
     `auxiliary_weight`: above 0, the network leaves logits of an auxiliary head in `Trace.taps["aux"]` while training,
     whose cross-entropy is added to the loss so many times. `centroid_scale`: length of the weights that `set_centroids`
     gives the head.
     """
 
     revision = 1
+    aside: ClassVar[dict[str, tuple[object, object]]] = {"cut": (str | None, None)}
     auxiliary_weight = 0.0
     centroid_scale = 1.0
 

@@ -31,7 +31,11 @@ from midefense.types import (
     refuse_unknown,
 )
 
-OF_THE_TARGET = ("select", "surrogate")  # slots that ask the target even where the others ask a surrogate
+# The ladder of card split_inference.md, section 3: what an attacker does beyond the plain attack (A0, who knows of no
+# defense): A1 learns on from what the defense releases of public images, A2 takes another prior, A3 averages repeated
+# releases, A4 purifies what was released first, A5 searches longer, from several starts, and by the match alone.
+RUNGS = ("A0", "A1", "A2", "A3", "A4", "A5")
+OF_THE_TARGET = ("select", "surrogate", "purify")  # slots that ask the target even where the others ask a surrogate
 SURROGATE = "surrogate."  # what a prepared state holds of the surrogate has names that begin so
 OBJECTIVE = "objective."  # and what it holds of the objective
 
@@ -46,6 +50,7 @@ class Part:
             over a set). The group is then one batch: `chunk` is refused, and the losses [B] sum to that of the group.
         separates: it asks about some of a group's candidates without the others, which no coupled part can bear.
         asks_question: its `prepare` takes the `Question`, which is then part of what the preparation is stored by.
+        asks_public: its `prepare`, as an init, takes the public images.
         prepares: an objective that has a `prepare(prior, oracle, public, rng, state)`, yielding progress; what it makes
             is handed back with every look (`Look.known`).
     """
@@ -56,6 +61,7 @@ class Part:
     coupled = False
     separates = False
     asks_question = False
+    asks_public = False
     prepares = False
 
     def check(self, setting: Setting) -> None:
@@ -81,20 +87,26 @@ class Attack:
         access: what the attacker may read of the target.
         budget: images that may be asked per target; None is unlimited.
         group: targets per group. A group has its own seed and is the unit that is saved, resumed and distributed.
+        rung: of the ladder of attacks that a defense at release must bear, one of `RUNGS`; None: it is on no ladder.
+            Rows say it, and the headline of a defense is its worst case over all rungs.
 
     `asks_question`: `prepare` is handed the `Question`, and what it makes is stored by it; others never see it.
+    `asks_edge`: `prepare` is handed the deployed `Edge`, as `edge`, to ask about public images.
     """
 
     revision = 1
     prepares = False
     asks_question = False
+    asks_edge = False
     coupled = False
     needs: tuple[str, ...] = ()
     steps: int | None = None
 
-    def __init__(self, *, access: str, budget: Count | None, group: Count):
+    def __init__(self, *, access: str, budget: Count | None, group: Count, rung: str | None = None):
+        if rung is not None and rung not in RUNGS:
+            raise refuse_unknown("attack.rung", rung, RUNGS)
         self.access = Access.parse(access)
-        self.budget, self.group = budget, group
+        self.budget, self.group, self.rung = budget, group, rung
 
     def check(self, setting: Setting) -> None:
         """Refuse a setting in which the attack cannot work, such as a prior that lacks what it asks of one."""
@@ -138,7 +150,7 @@ class Attack:
 class Look:
     """One look at candidates: `latents` [B, ...], the pictures `drawn` from them and their `images` [B, C, H, W]; what
     the target was `shown` (a view of them) and its `answer`; the `labels` [B] wanted; what the objective prepared is
-    `known`. The objective turns it into a loss per image."""
+    `known`; what was `observed` [B, ...] of the targets (None: nothing). The objective makes it a loss per image."""
 
     latents: Tensor
     drawn: Tensor
@@ -148,6 +160,7 @@ class Look:
     labels: Tensor
     prior: Prior
     known: Mapping[str, Tensor] = field(default_factory=dict)
+    observed: Tensor | None = None
 
     def confidence(self) -> Tensor | None:
         """How sure who was asked is of the labels wanted [B], without a gradient; None where the answer hides it. No
@@ -176,10 +189,24 @@ class Problem:
     chunk: int | None
     device: torch.device
 
+    @classmethod
+    def plain(
+        cls, prior: Prior, oracle: Oracle, evidence: Evidence, rng: torch.Generator, chunk: int | None = None
+    ) -> Problem:
+        """The world of one group without a search's parts, for what is done before or beside one."""
+        nothing = {"state": {}, "objective": Part(), "views": None, "reads": ()}
+        return cls(prior, oracle, evidence, rng=rng, chunk=chunk, device=prior.device, **nothing)
+
     @functools.cached_property
     def known(self) -> dict[str, Tensor]:
         """What the objective prepared, on the problem's device."""
         return {name: value.to(self.device) for name, value in within(self.state, OBJECTIVE).items()}
+
+    @functools.cached_property
+    def observed(self) -> Tensor | None:
+        """What was observed of each target of the group [N, ...], on the problem's device."""
+        observed = self.evidence.observed
+        return None if observed is None else observed.to(self.device)
 
     def draw(self, purpose: str) -> torch.Generator:
         """A generator for `purpose`, the same whatever was drawn before."""
@@ -213,7 +240,8 @@ class Problem:
         shown = images if views is None else views(images, draws)
         answer = self.oracle(shown, ids=self.evidence.ids[owners], reads=self.reads if reads is None else reads)
         labels = self.evidence.labels[owners].to(images.device, non_blocking=True)
-        return Look(latents, drawn, images, shown, answer, labels, self.prior, self.known)
+        observed = None if self.observed is None else self.observed[owners.to(self.device)]
+        return Look(latents, drawn, images, shown, answer, labels, self.prior, self.known, observed)
 
     def images(self, found: Found, rows: slice, clip: bool = True) -> Tensor:
         """The images [B, C, H, W] of the candidates at `rows`, clipped, as they would be saved; or as the prior makes
@@ -250,9 +278,11 @@ class SearchAttack(Attack):
         chunk: images per forward, to fit memory (None: the whole group at once, which coupled parts insist on).
         legacy: every part as the authors' code runs it (`Part.as_published`): views that all images of a step share,
             selection among images that are not cut to [0, 1], crops that do not fit drawn again.
+        purify: what is made of what was observed, before anything starts (`attacks.purify`); None: nothing.
+        rung: see `Attack`.
     """
 
-    later = {"surrogate": None, "legacy": False}
+    later = {"surrogate": None, "legacy": False, "purify": None, "rung": None}
 
     def __init__(
         self,
@@ -268,10 +298,12 @@ class SearchAttack(Attack):
         group: Count = 60,
         chunk: Count | None = None,
         legacy: bool = False,
+        purify: Part | None = None,
+        rung: str | None = None,
     ):
-        super().__init__(access=access, budget=budget, group=group)
+        super().__init__(access=access, budget=budget, group=group, rung=rung)
         slots = {"init": init, "objective": objective, "search": search, "select": select, "views": views}
-        slots["surrogate"] = surrogate
+        slots |= {"surrogate": surrogate, "purify": purify}
         if legacy:
             slots = _as_published(slots)
         self.parts = {slot: part for slot, part in slots.items() if part is not None}
@@ -280,7 +312,7 @@ class SearchAttack(Attack):
             access = self.access if slot in OF_THE_TARGET else searched
             access.require(part.reads, f"attack.{slot} ({type(part).__name__})")
         self.needs = tuple({need for part in self.parts.values() for need in part.needs})
-        self.init, self.objective, self.search, self.select, self.views, self.surrogate = slots.values()
+        self.init, self.objective, self.search, self.select, self.views, self.surrogate, self.purify = slots.values()
         self.chunk = chunk
         self.pools = hasattr(init, "prepare")
         self.prepares = self.pools or surrogate is not None or objective.prepares
@@ -343,6 +375,7 @@ class SearchAttack(Attack):
             done, made = yield from passed_on(work, OBJECTIVE, known, done, made)
         if self.pools:
             asked = {"question": question} if self.asks_question else {}
+            asked |= {"public": public} if self.init.asks_public else {}
             drawn = {name: value for name, value in saved.items() if not name.startswith((SURROGATE, OBJECTIVE))}
             work = self.init.prepare(prior, oracle, rng, drawn or None, **asked)
             yield from passed_on(work, "", drawn, done, made)
@@ -382,6 +415,9 @@ class SearchAttack(Attack):
             chunk=None if self._couples(prior) else self.chunk,
             device=prior.device,
         )
+        if self.purify is not None:
+            cleaned = self.purify(replace(problem, oracle=target))
+            problem = replace(problem, evidence=replace(evidence, observed=cleaned))
         found = self.init(problem)
         yield found
         for found in self.search(problem, found):  # noqa: B020 -- each step replaces what was found

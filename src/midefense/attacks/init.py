@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from midefense.attacks.base import Part, Problem
+from midefense.attacks.decoder import Inverse
+from midefense.attacks.learning import Learner, Learning
+from midefense.attacks.matching import distances, nothing_observed, require_observed
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.ranges import Count, Draws, Share, Whole
-from midefense.types import Found, Progress, Refused, clip_images
+from midefense.types import Found, Images, Progress, Refused, Setting, clip_images
 
 
 def _starts(latents: Tensor, targets: int, candidates: int, loss: Tensor | None = None) -> Found:
@@ -155,3 +158,107 @@ class BestOfStyles(BestOfPool):
         """Styles [count, rows, width], and those or their first row [count, width]."""
         styles = prior.styles(count, rng, self.psi, self.cutoff)
         return styles, styles[:, 0].clone() if self.single_w else styles
+
+
+class Amortised(Learner, Part):
+    """Where a network says that the search will end, from what was observed: it learned, once for a generator G and an
+    encoder, to find latents z' of the features f of samples, min ||Enc(G(z')) - f||^2 (Crafter's amortiser, card
+    crafter.md, 4.3: in feature space, as the code has it; the appendix' equation 37 says in latent space).
+
+    The authors draw 6,400 latents anew every 5,000 steps; here every step draws its own.
+
+    Args:
+        learning: the network, which is told the shapes of what is `observed` and of `latents`, and how it learns.
+    """
+
+    reads = ("features", "gradient")
+    needs = ("sample",)
+
+    def __init__(self, *, learning: Learning):
+        self.learning = learning
+
+    def check(self, setting: Setting) -> None:
+        """Refuses evidence of which nothing is observed."""
+        require_observed(type(self).__name__, setting)
+
+    def ask(self, oracle: Oracle, images: Tensor) -> Tensor:
+        """The features of images [B, ...], with their gradient."""
+        return oracle(images, reads=("features",)).features
+
+    def rehearse(self, network: nn.Module, images: Tensor, answers: Tensor) -> Tensor:
+        """The sums of the latents it gives [B]: its loss takes the prior."""
+        return network(answers).flatten(1).sum(1)
+
+    def prepare(
+        self, prior: Prior, oracle: Oracle, rng: torch.Generator, state: dict[str, Tensor] | None
+    ) -> Iterator[Progress]:
+        """Learn; every step asks about a batch of samples, and about what is found of them. One sample more tells the
+        shape of the features, which stays in the state (`observed`)."""
+
+        def observe(latents: Tensor) -> Tensor:
+            return self.ask(oracle, prior.decode(latents))
+
+        def loss(network: nn.Module, draws: torch.Generator) -> Tensor:
+            with torch.no_grad():
+                features = observe(prior.sample(self.learning.batch_size, draws).to(prior.device))
+            return distances(observe(network(features)), features, "squared").mean()
+
+        some = prior.sample(1, torch.Generator().manual_seed(0))
+        if state:
+            shape = state["observed"]
+        else:
+            with torch.no_grad():
+                shape = torch.tensor(observe(some.to(prior.device)).shape[1:])
+        network = self.learning.build(rng, observed=shape.tolist(), latents=some.shape[1:]).to(prior.device)
+        for step, logs, give in self.learning.teach(network, loss, rng, state):
+            yield step, logs, lambda give=give: {**give(), "observed": shape}
+
+    @torch.no_grad()
+    def __call__(self, problem: Problem) -> Found:
+        """One start per target [N, ...] on the problem's device."""
+        if problem.observed is None:
+            raise nothing_observed(type(self).__name__)
+        some = problem.prior.sample(1, problem.draw("init"))
+        shapes = {"observed": problem.observed.shape[1:], "latents": some.shape[1:]}
+        network = self.learning.learned(problem.state, problem.device, **shapes)
+        pieces = problem.observed.split(self.learning.batch_size)
+        latents = torch.cat([network(piece) for piece in pieces])
+        return _starts(latents, len(problem.evidence), 1)
+
+
+class Decoded(Inverse, Part):
+    """The image that a decoder makes of what was observed (`decoder.Decoder`), for a search over pixels: the hybrid
+    attack of Crafter's appendix G (that it starts so is unverified).
+
+    Args:
+        learning, distance, coupled: see `decoder.Inverse`.
+    """
+
+    reads = ("features",)
+    needs = ("pixels",)
+    asks_public = True
+
+    def __init__(self, *, learning: Learning, distance: str = "mean_squared", coupled: bool = False):
+        super().__init__(learning=learning, distance=distance, coupled=coupled)
+
+    def check(self, setting: Setting) -> None:
+        """Refuses evidence of which nothing is observed."""
+        require_observed(type(self).__name__, setting)
+
+    def prepare(
+        self,
+        prior: Prior,
+        oracle: Oracle,
+        rng: torch.Generator,
+        state: dict[str, Tensor] | None,
+        public: Images,
+    ) -> Iterator[Progress]:
+        """Ask about every public image, then learn."""
+        return self.learn_from(public, oracle, rng, prior.device, state)
+
+    def __call__(self, problem: Problem) -> Found:
+        """One start per target [N, C, H, W] on the problem's device."""
+        if problem.observed is None:
+            raise nothing_observed(type(self).__name__)
+        images = self.decoded(problem.state, problem.observed, problem.device)
+        return _starts(images, len(problem.evidence), 1)

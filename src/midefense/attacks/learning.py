@@ -3,9 +3,10 @@ from its answers, in one loop that stops and goes on to the same bits. Surrogate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+import copy
+import inspect
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from midefense.priors.gan import load_training, training_state
 from midefense.ranges import Count
 from midefense.types import Images, Progress, Refused, clip_images
 
+OPEN = (None, inspect.Parameter.empty)  # defaults of what a configuration left open
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (network, images [B, C, H, W], answers [B, ...]) -> loss [B]
 
 
@@ -49,18 +51,23 @@ def samples(prior: Prior, count: int, rng: torch.Generator) -> Questions:
     return Questions(count, images)
 
 
-class Learner(Protocol):
+class Learner:
     """Who teaches a network of its own: `learning` says how, `ask` and `loss` from what."""
 
     learning: Learning
 
     def ask(self, oracle: Oracle, images: Tensor) -> Tensor:
         """What is kept of the target's answers [B, ...] about images [B, C, H, W]."""
-        ...
+        raise NotImplementedError
 
     def loss(self, network: nn.Module, images: Tensor, answers: Tensor) -> Tensor:
         """Loss per image [B]."""
-        ...
+        raise NotImplementedError
+
+    def rehearse(self, network: nn.Module, images: Tensor, answers: Tensor) -> Tensor:
+        """One number per image [B] from a network that learned nothing yet, to see before any compute that it fits what
+        the target answers about images; here the loss."""
+        return self.loss(network, images, answers)
 
 
 class Learning(Part):
@@ -68,7 +75,8 @@ class Learning(Part):
 
     Args:
         network: a partial of the network (`_partial_: true`); an architecture of ours is told the target's classes and
-            the images' channels and size, where the configuration leaves them open.
+            the images' channels and size, where the configuration leaves them open. One that reads what was observed of
+            a target is told its shape, as `observed`, and one that gives latents theirs, as `latents`.
         optimizer: a partial torch optimiser.
         steps: updates.
         batch_size: images per update, drawn with replacement; the target is asked about as many at once.
@@ -132,35 +140,48 @@ class Learning(Part):
         rng: torch.Generator,
         device: torch.device,
         state: Mapping[str, Tensor] | None,
+        network: nn.Module | None = None,
     ) -> Iterator[Progress]:
-        """Learn from `answers` [count, ...] that are known; `state` is that of an earlier step."""
+        """Learn from `answers` [count, ...] that are known; `state` is that of an earlier step, `network` who learns
+        (None: a fresh one)."""
 
         def batch_loss(network: nn.Module, draws: torch.Generator) -> Tensor:
             rows = torch.randint(questions.count, (self.batch_size,), generator=draws)
             return loss(network, questions.images(rows), answers[rows].to(device, non_blocking=True)).mean()
 
-        return self._learn(self.build(rng).to(device), batch_loss, rng, state)
+        if network is None:
+            network = self.build(rng, observed=answers.shape[1:])
+        return self.teach(network.to(device), batch_loss, rng, state)
 
-    def build(self, rng: torch.Generator) -> nn.Module:
-        """A fresh network, on the CPU, whose weights `rng` decides."""
+    def build(self, rng: torch.Generator, **shapes: Sequence[int]) -> nn.Module:
+        """A fresh network, on the CPU, whose weights `rng` decides. `shapes`: what it may be told, of one target."""
+        takes = inspect.signature(self.network).parameters
+        told = {name: tuple(shapes[name]) for name in shapes if name in takes and takes[name].default in OPEN}
         with seeds.isolated(rng.initial_seed(), "network"):
-            return self.network()
+            return self.network(**told)
 
-    def learned(self, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
+    def learned(self, state: Mapping[str, Tensor], device: torch.device, **shapes: Sequence[int]) -> nn.Module:
         """The network of a saved state, in eval mode; it takes no gradients."""
-        network = self.build(seeds.generator("learned"))  # any weights: they are replaced
+        network = self.build(seeds.generator("learned"), **shapes)  # any weights: they are replaced
         network.load_state_dict(within(state, "network."))
         return network.to(device).eval().requires_grad_(False)
 
-    def _learn(
+    def lasting(self, steps: int) -> Learning:
+        """The same for another number of steps."""
+        other = copy.copy(self)
+        other.steps = steps
+        return other
+
+    def teach(
         self,
         network: nn.Module,
         loss: Callable[[nn.Module, torch.Generator], Tensor],
         rng: torch.Generator,
         state: Mapping[str, Tensor] | None,
     ) -> Iterator[Progress]:
-        """The loop: step s draws everything under a key of s, so that a run that goes on from a saved state draws what
-        the uninterrupted one did. Yields every `unit` steps and at the end; in between nothing waits for the device."""
+        """The loop, for a network on its device and a `loss(network, draws)` without dimensions. Step s draws
+        everything under a key of s, so that a run that goes on from a saved state draws what the uninterrupted one did.
+        Yields every `unit` steps and at the end; in between nothing waits for the device."""
         optimizers = {"network": self.optimizer(list(network.parameters()))}
         pace = paced(optimizers["network"], self.schedule, self.steps)
         done, seed = load_training(state, {"network": network}, optimizers), rng.initial_seed()

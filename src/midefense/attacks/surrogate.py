@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from midefense import seeds
 from midefense.attacks.base import Part, passed_on, within
-from midefense.attacks.learning import Learning, Questions, public_images
+from midefense.attacks.learning import Learner, Learning, Questions, public_images
 from midefense.oracle import Ensemble, Oracle
 from midefense.priors.base import Prior
 from midefense.ranges import Positive
 from midefense.types import Access, Images, Progress, Refused
 
 
-class Surrogate(Part):
+class Surrogate(Learner, Part):
     """A network of the attacker's own, which learns from what the target answers and is then asked itself, at no cost
     and with gradients. What it `reads` is read of the target, and what it asks is on the shared bill.
 

@@ -7,7 +7,7 @@ loss terms back. What only one defense may do is a slot that it claims in `owns`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.types import Batch, Images, Origin, Refused, Trace, refuse_unknown
+from midefense.types import Batch, Images, Origin, Progress, Refused, Trace, refuse_unknown
 
 SLOTS = ("task", "sampler", "step", "release")
 
@@ -24,6 +24,14 @@ SLOTS = ("task", "sampler", "step", "release")
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy per image [B] in float32; labels int64 [B] or soft [B, classes]."""
     return F.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """What a target is trained on, per image [B] in float32: `cross_entropy` of classes; of attributes (labels uint8
+    [B, K]) their binary cross-entropy, the mean over the K of them."""
+    if labels.dtype != torch.uint8:
+        return cross_entropy(logits, labels)
+    return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").mean(1)
 
 
 class Defense(nn.Module):
@@ -34,6 +42,11 @@ class Defense(nn.Module):
     constructor settings at which the trained weights equal those without a defense bit for bit (None: there are
     none); `coupled`, whether a loss term ties the images of a batch; `stochastic_when_deployed`; `sampler`, what it
     asks of the recipe's slot of that name (None: nothing); `epoch_share`, the share of an epoch's batches trained on.
+
+    Of what it does at release: `only_releases`, whether it has no part in training, which is then that of no defense;
+    `group`, how many images it wants together; `asks_of_prior`, what it needs of a generator's `offers`. One that needs
+    a generator has a partial of it among its arguments (a `prior` node in its YAML); the generator is learned, or found,
+    and handed over by `equip`. `cut`: the stage behind which it protects features (None: any).
     """
 
     revision = 1
@@ -44,6 +57,10 @@ class Defense(nn.Module):
     stochastic_when_deployed = False
     sampler: str | dict[str, int] | None = None
     epoch_share: float = 1.0
+    only_releases = False
+    group = 128
+    asks_of_prior: tuple[str, ...] = ()
+    cut: str | None = None
 
     def rebuild(self, model: nn.Module, origin: Origin = Origin.DRAWN) -> nn.Module:
         """Change the network before training and before loading weights, and look up what the defense needs of it.
@@ -81,8 +98,32 @@ class Defense(nn.Module):
     def release(self, edge: nn.Module, images: Tensor, ids: Tensor, rng: torch.Generator) -> Tensor:
         """What leaves the edge for images [B, C, H, W] with `ids` [B]: the output of `edge`, the network up to its cut,
         or what the defense makes of it. It is asked of the network as deployed; what the defense has learnt for it must
-        be a part of that network, which alone is stored."""
+        be a part of that network, which alone is stored.
+
+        `rng` is the same whichever images are released together, so that none depends on its neighbours: what is drawn
+        for an image comes from `seeds.by_row(rng, ids)`. A defense that ties a group together forks `rng` by its ids.
+        """
         return edge(images)
+
+    @property
+    def prepares(self) -> bool:
+        """Whether it learns something of the edge once, before anything is released."""
+        return False
+
+    def preparation(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """The part of its `recipe` that decides what `prepare` makes."""
+        return {}
+
+    def prepare(
+        self, edge: nn.Module, prior: Any, rng: torch.Generator, state: dict[str, Tensor] | None
+    ) -> Iterator[Progress]:
+        """Learn what `release` needs of this edge and this generator; yields progress, and goes on from a saved `state`.
+        The last state is stored, and handed back by `equip`."""
+        return iter(())
+
+    def equip(self, edge: nn.Module, prior: Any, state: dict[str, Tensor]) -> None:
+        """Take the generator (`midefense.priors.base.Prior`, frozen, in eval mode) and what `prepare` learned, both on the
+        edge's device; called before `release`, where there is a generator."""
 
 
 class NoDefense(Defense):
@@ -155,8 +196,40 @@ class Stack(Defense):
         return model
 
     def release(self, edge: nn.Module, images: Tensor, ids: Tensor, rng: torch.Generator) -> Tensor:
-        owner = self._owner("release")
-        return edge(images) if owner is None else owner.release(edge, images, ids, rng)
+        return self._releaser.release(edge, images, ids, rng)
+
+    @property
+    def only_releases(self) -> bool:
+        return all(member.only_releases or isinstance(member, NoDefense) for member in self.members.values())
+
+    @property
+    def group(self) -> int:
+        return self._releaser.group
+
+    @property
+    def asks_of_prior(self) -> tuple[str, ...]:
+        return self._releaser.asks_of_prior
+
+    @property
+    def prepares(self) -> bool:
+        return self._releaser.prepares
+
+    def preparation(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        owner = next((name for name, member in self.members.items() if "release" in member.owns), None)
+        return {} if owner is None else self.members[owner].preparation(recipe["members"][owner])
+
+    def prepare(
+        self, edge: nn.Module, prior: Any, rng: torch.Generator, state: dict[str, Tensor] | None
+    ) -> Iterator[Progress]:
+        return self._releaser.prepare(edge, prior, rng, state)
+
+    def equip(self, edge: nn.Module, prior: Any, state: dict[str, Tensor]) -> None:
+        self._releaser.equip(edge, prior, state)
+
+    @property
+    def _releaser(self) -> Defense:
+        """Who releases: the owner of the slot, or a member that leaves the features as they are."""
+        return self._owner("release") or next(iter(self.members.values()))
 
     def _owner(self, slot: str) -> Defense | None:
         return next((member for member in self.members.values() if slot in member.owns), None)

@@ -22,6 +22,19 @@ from midefense.types import Refused
 NONE = -1  # the class that an evaluator saw where several tie
 
 
+def ranks(logits: Tensor, labels: Tensor) -> Tensor:
+    """At which place, from 1, the class `labels` [M] stands among the `logits` [M, classes]. Classes that tie with it
+    count as ahead of it: a constant evaluator recognises nothing."""
+    return (logits >= logits.gather(1, labels[:, None])).sum(1)
+
+
+def answers(logits: Tensor) -> Tensor:
+    """The one class [M] that stands first among `logits` [M, classes]; `NONE` where several tie."""
+    first = logits.argmax(1)
+    tied = (logits >= logits.gather(1, first[:, None])).sum(1) > 1
+    return first.masked_fill(tied, NONE)
+
+
 class AttackAccuracy(Metric):
     """`attack_accuracy_top<k>/<evaluator>`, `target_class_confidence/<evaluator>` and
     `correct_class_confidence/<evaluator>` (of images whose top-1 is the target class), each in [0, 1].
@@ -63,12 +76,9 @@ class AttackAccuracy(Metric):
         for name in evaluator_names(world):
             class_count(world, name)
             logits = judged_trace(judged, world, name, self.batch_size).logits
-            # Classes that tie with the target class count as ahead of it: a constant evaluator recognises nothing.
-            kept[f"rank/{name}"] = (logits >= logits.gather(1, labels)).sum(1)
+            kept[f"rank/{name}"] = ranks(logits, labels[:, 0])
             kept[f"confidence/{name}"] = logits.softmax(1).gather(1, labels)[:, 0]
-            first = logits.argmax(1)
-            tied = (logits >= logits.gather(1, first[:, None])).sum(1) > 1
-            kept[f"answer/{name}"] = first.masked_fill(tied, NONE)
+            kept[f"answer/{name}"] = answers(logits)
         unknown = judged.images.new_full((len(labels),), float("nan"))
         kept["confidence"] = unknown if judged.target_confidence is None else judged.target_confidence
         return kept

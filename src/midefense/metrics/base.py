@@ -7,7 +7,7 @@ sees them, so that order and batch size never matter. A metric writes only `rows
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,13 +65,36 @@ class Measured:
         return cls(value=math.nan, n=n, reason=reason, higher_leaks=higher_leaks)
 
 
+@dataclass(frozen=True, eq=False)
+class Released:
+    """What left the edge of a cut target for private images, and what the rest of the network makes of it.
+
+    `ids` int64 [N] of the images; `features` float [N, ...] as they arrived, released once each; `clean` float [N, ...]
+    as the edge computed them, before any defense; `cloud` gives logits [B, outputs] of features [B, ...]. `labels`
+    int64 [N], what the target is to say of each, or bool [N, K], whether it has each of the `attributes`, by name.
+    `seconds` of release and `bytes` that travelled, each per image and release (NaN: not known).
+    """
+
+    ids: Tensor
+    features: Tensor
+    clean: Tensor
+    cloud: Callable[[Tensor], Tensor]
+    labels: Tensor
+    attributes: Sequence[str] = ()
+    seconds: float = math.nan
+    bytes: float = math.nan
+
+
 @dataclass
 class World:
     """What a metric may know: `references`, the private training images of all classes 0..classes-1; `evaluators`,
     classifiers by name whose first `classes` outputs are the private classes; `utility`, numbers of the target;
     `bill`, what the attack cost; `tests`, the private test images, and `target`, the attacked network (None where a
     judge has neither). `shown`: the references as images of another size, by the name of the network that is shown them
-    (others are shown `references`). `cache` keeps what the networks say of the references, once per network."""
+    (others are shown `references`); `shown_tests`: the test images likewise. `released`: what left the edge of a target
+    that is cut, where evidence points at images. `samples(count)`: unattacked samples of the prior, float
+    [count, C, H, W] in [0, 1], the same each time; None where it generates nothing. `cache` keeps what the networks say
+    of private images, once per network."""
 
     references: Images
     evaluators: dict[str, nn.Module]
@@ -82,6 +105,9 @@ class World:
     tests: Images | None = None
     target: nn.Module | None = None
     shown: Mapping[str, Images] = field(default_factory=dict)
+    shown_tests: Mapping[str, Images] = field(default_factory=dict)
+    released: Released | None = None
+    samples: Callable[[int], Tensor] | None = None
     cache: dict[object, object] = field(default_factory=dict, repr=False)
 
     def references_for(self, network: str) -> Images:
@@ -98,20 +124,37 @@ class World:
 
         For metrics that match a reconstruction with the image it answers. Raises `Refused` for an id of no such image.
         """
-        parts = [part for part in (self.references, self.tests) if part is not None]
-        known = torch.cat([part.ids for part in parts])
-        order = known.argsort()
-        wanted = ids.to(known.device)
-        rows = order[torch.searchsorted(known[order], wanted).clamp(max=len(known) - 1)]
-        if strange := wanted[known[rows] != wanted].tolist():
-            raise Refused(f"ids: expected those of private images, got {strange[:3]}; try evidence that names images")
-        pixels = parts[0].pixels.new_empty((len(ids), *parts[0].pixels.shape[1:]))
-        first = 0
-        for part in parts:
-            mine = ((rows >= first) & (rows < first + len(part))).nonzero()[:, 0]
-            pixels[mine] = part.pixels[rows[mine] - first]
-            first += len(part)
-        return pixels.to(self.device).float() / 255
+        return with_ids((self.references, self.tests), ids).floats(device=self.device)
+
+    def private_for(self, network: str, ids: Tensor) -> Tensor:
+        """The private images with these `ids` [M], as `network` is shown them: float [M, C, S, S] on the device."""
+        parts = self.references_for(network), self.shown_tests.get(network, self.tests)
+        return with_ids(parts, ids).floats(device=self.device)
+
+    def identities(self, ids: Tensor) -> Tensor:
+        """Whom the private images with these `ids` [M] show: classes int64 [M] on the device."""
+        return with_ids((self.references, self.tests), ids).labels.to(self.device)
+
+
+def with_ids(parts: Sequence[Images | None], ids: Tensor) -> Images:
+    """The images with these `ids` [M], in their order, out of several sets of one shape (None: none).
+
+    Raises `Refused` for an id that none of them has.
+    """
+    parts = [part for part in parts if part is not None]
+    known = torch.cat([part.ids for part in parts])
+    order = known.argsort()
+    wanted = ids.to(known.device).contiguous()
+    rows = order[torch.searchsorted(known[order], wanted).clamp(max=len(known) - 1)]
+    if strange := wanted[known[rows] != wanted].tolist():
+        raise Refused(f"ids: expected those of private images, got {strange[:3]}; try evidence that names images")
+    pixels = parts[0].pixels.new_empty((len(wanted), *parts[0].pixels.shape[1:]))
+    first = 0
+    for part in parts:
+        mine = ((rows >= first) & (rows < first + len(part))).nonzero()[:, 0]
+        pixels[mine] = part.pixels[rows[mine] - first]
+        first += len(part)
+    return Images(pixels, torch.cat([part.labels for part in parts])[rows], wanted, parts[0].names)
 
 
 class Metric:
@@ -119,11 +162,15 @@ class Metric:
 
     `higher_leaks` is the direction in which the attacker wins; `best` maps the part of a name before the slash to the
     value that exact copies of private training images get, where that is known. `stages`: patterns of the attack's
-    stages that are measured beside its selected candidates.
+    stages that are measured beside its selected candidates. `matches`: what a reconstruction is held against, the
+    `class` or the one private `image` that it was recovered for (None: nothing, it looks at no reconstruction).
+    `generates`: it compares with what the prior makes of nothing, so that the prior must be a generator.
     """
 
     revision = 1
     kind = "privacy"
+    matches: str | None = "class"
+    generates = False
     higher_leaks: bool | None = None
     best: dict[str, float] = {}
     stages: tuple[str, ...] = ()

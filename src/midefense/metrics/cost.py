@@ -15,6 +15,7 @@ class Cost(Metric):
     """
 
     kind = "cost"
+    matches = None
 
     def __init__(
         self,

@@ -84,6 +84,24 @@ def reference_features(world: World, name: str, batch_size: int) -> Tensor:
     return world.cache[key]
 
 
+def original_features(judged: Judged, world: World, name: str, batch_size: int) -> Tensor:
+    """Features [M, F] that network `name` gives the private images that the judged ones answer (`judged.ids`); each
+    image is asked about once per world."""
+    key = ("originals", name)
+    known, features = world.cache.get(key, (judged.ids.new_empty(0), torch.empty(0)))
+    asked = judged.ids.unique()
+    if len(new := asked[~torch.isin(asked, known)]):
+        module = network(world, name)
+        rows = batch_rows(batch_size, world.references_for(name).pixels.shape[-1], module)
+        batches = (world.private_for(name, part) for part in new.split(rows))
+        found = ask_features(module, batches, name, len(new))
+        features = torch.cat([features, found]) if len(known) else found
+        known = torch.cat([known, new])
+        world.cache[key] = known, features
+    order = known.argsort()
+    return features[order[torch.searchsorted(known[order], judged.ids.contiguous())]]
+
+
 def batch_rows(batch_size: int, size: int, module: nn.Module | None = None) -> int:
     """How many images of `size` pixels a side to hold, or to show `module`, at once: at most `batch_size`, fewer of
     large ones (what counts is the size that the network brings them to)."""

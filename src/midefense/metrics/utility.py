@@ -15,6 +15,7 @@ class TargetUtility(Metric):
     """
 
     kind = "utility"
+    matches = None
 
     def __init__(self, *, expects: Sequence[str] = ("test_accuracy_top1",)) -> None:
         super().__init__()

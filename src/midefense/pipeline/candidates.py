@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from midefense.metrics.base import Judged
+from midefense.metrics.base import Judged, with_ids
 from midefense.metrics.features import batch_rows
 from midefense.priors.base import Prior
 from midefense.resampling import resized
@@ -67,6 +67,17 @@ class Candidates:
 
         def read(part: slice, sides: Sequence[int]) -> dict[int, Tensor]:
             return {side: images[side].floats(rows[part], device) for side in sides}
+
+        return cls(labels, read, tuple(images), batch_rows(BATCH, max(images)))
+
+    @classmethod
+    def of_private(cls, images: Mapping[int, Sequence[Images]], ids: Tensor, device: torch.device) -> Candidates:
+        """The stored images with these `ids` [M], out of several sets; `images`: the sets in every size, by their side,
+        the target's first."""
+        labels = with_ids(next(iter(images.values())), ids).labels
+
+        def read(part: slice, sides: Sequence[int]) -> dict[int, Tensor]:
+            return {side: with_ids(images[side], ids[part]).floats(device=device) for side in sides}
 
         return cls(labels, read, tuple(images), batch_rows(BATCH, max(images)))
 

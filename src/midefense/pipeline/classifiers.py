@@ -6,7 +6,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -118,16 +118,15 @@ def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
     images, test = images_of(plan, session.splits(plan.dataset))
     content = digest(images, test)
     _require_same(plan, content)
-    architecture = plan.architecture.given(
-        classes=len(images.names), channels=images.pixels.shape[1], size=images.pixels.shape[-1]
-    )
+    world = {"classes": len(images.names), "channels": images.pixels.shape[1], "size": images.pixels.shape[-1]}
+    architecture, defense = plan.architecture.given(**world), plan.defense.given(**world)
     recipe = {
         "kind": "target",
         "dataset": plan.dataset.recipe(),
         "images": content,
         "train_on": plan.train_on,
         "architecture": architecture.recipe(),
-        "defense": plan.defense.recipe(),
+        "defense": defense.recipe(),
         "recipe": plan.recipe.recipe(),
         "seed": plan.seed,
     }
@@ -137,10 +136,10 @@ def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
         recipe=recipe,
         names=plan.names,
         **start_of(plan, session.store),
-        places=_places(dataset=plan.dataset, architecture=architecture, defense=plan.defense, recipe=plan.recipe),
+        places=_places(dataset=plan.dataset, architecture=architecture, defense=defense, recipe=plan.recipe),
         command=session.command("train_target" if plan is session.plan.target else session.plan.verb, plan.names),
     )
-    return TrainingJob(plan, architecture, images, test, draft)
+    return TrainingJob(replace(plan, defense=defense), architecture, images, test, draft)
 
 
 def _train_together(session: Session, job: TrainingJob) -> Artefact:

@@ -2,8 +2,10 @@
 
 Anchors say what a number means: private test images the target never saw (real), unattacked samples of the same
 prior under the same labels (prior), the same drawn as the attack draws its starts, where that is nearer to the mean
-(truncated), and blind guessing (chance). Images are made, shown to every metric and forgotten
-a batch at a time; metrics keep what the networks say of them.
+(truncated), and blind guessing (chance). Where evidence points at images, a reconstruction is held against the one it
+answers: real images are then those very ones, and another image of the same identity is an anchor too (other).
+
+Images are made, shown to every metric and forgotten a batch at a time; metrics keep what the networks say of them.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from midefense import seeds
 from midefense.datasets.splits import Splits
-from midefense.metrics.base import Judged, Measured, Metric, World
+from midefense.metrics.base import Judged, Measured, Metric, Released, World, with_ids
 from midefense.metrics.feature_distance import class_distances
 from midefense.metrics.features import (
     INCEPTION,
@@ -26,6 +28,7 @@ from midefense.metrics.features import (
     Inception,
     batch_rows,
     judged_trace,
+    original_features,
     reference_features,
 )
 from midefense.pipeline.candidates import BATCH, HEADLINE, Candidates, Stages, open_stages
@@ -35,18 +38,26 @@ from midefense.types import Images, clip_images, to_pixels
 
 PICTURES = 1000  # in all, but one per class: those of FaceScrub at 299 px would fill gigabytes otherwise
 PICTURES_PER_CLASS = 8
-PICTURE_COLUMNS = ["class", "candidate", "recovered", "nearest private", "distance", "target confidence"]
+NEAREST, ORIGINAL = "nearest private", "private image"  # what stands beside a reconstruction
+PICTURE_COLUMNS = ["class", "candidate", "recovered", NEAREST, "distance", "target confidence"]
 
 
 @dataclass
 class Judgement:
-    """Numbers by name, their anchors by anchor and name, and what to look at."""
+    """Numbers by name, their anchors by anchor and name, and what to look at. `candidates`: of each target; `matched`:
+    whether each answers one private image, which the pictures then show beside it."""
 
     measured: dict[str, Measured]
     kinds: dict[str, str]
     anchors: dict[str, dict[str, float]]
     tensors: dict[str, Tensor]
     candidates: int
+    matched: bool = False
+
+    @property
+    def picture_columns(self) -> list[str]:
+        """What a row of `picture_rows` has, in order."""
+        return [ORIGINAL if self.matched and name == NEAREST else name for name in PICTURE_COLUMNS]
 
     def flat(self) -> dict[str, float]:
         """Value by name."""
@@ -71,14 +82,14 @@ class Judgement:
         return {"metrics": metrics, "anchors": self.anchors}
 
     def picture_rows(self, names: Sequence[str]) -> list[dict]:
-        """One row per picture: the reconstruction beside its nearest private image."""
+        """One row per picture: the reconstruction beside its nearest private image, or beside the one it answers."""
         t = self.tensors
         return [
             {
                 "class": names[int(t["labels"][i])],
                 "candidate": int(t["candidates"][i]),
                 "recovered": t["reconstructions"][i],
-                "nearest private": t["nearest"][i],
+                (ORIGINAL if self.matched else NEAREST): t["nearest"][i],
                 "distance": float(t["distance"][i]),
                 "target confidence": float(t["confidence"][i]),
             }
@@ -99,13 +110,16 @@ def judge(
     known: dict[str, Tensor] | None = None,
     shown: Mapping[str, Splits] | None = None,
     truncated: Callable[[int, torch.Generator], Tensor] | None = None,
+    released: Released | None = None,
+    tells_classes: bool = True,
 ) -> Judgement:
     """Measure a recovered artefact, the stages that metrics ask for, and the anchors.
 
     `known`: the features that evaluators give the private images, by evaluator; what is missing is added. `shown`: the
     images of `splits` in other sizes, by the evaluator that is shown them: each is shown what is framed for it.
     `truncated(count, rng)`: latents [count, ...] as the attack draws its starts, where it draws them nearer to the mean
-    than the prior does (None: it does not).
+    than the prior does (None: it does not). `released`: what left the edge of a target that is cut. `tells_classes`:
+    whether the target's outputs are the private classes; one of attributes is not asked how sure it is of a class.
     """
     known, shown = {} if known is None else known, shown or {}
     sizes = {images.private_train.pixels.shape[-1]: images for images in (splits, *shown.values())}
@@ -121,23 +135,28 @@ def judge(
         tests=splits.private_test,
         target=target,
         shown={name: images.private_train for name, images in shown.items() if images is not splits},
+        shown_tests={name: images.private_test for name, images in shown.items() if images is not splits},
+        released=released,
+        samples=_generated(prior, device),
         cache={("references", name): features for name, features in known.items()},
     )
     draws = {"prior": prior.sample, "truncated": truncated}
     draws = {name: draw for name, draw in draws.items() if draw is not None}
-    tests = {side: one.private_test for side, one in sizes.items()}
+    private = {side: (one.private_test, one.private_train) for side, one in sizes.items()}
+    asked = target if tells_classes else None
     with open_stages(recovered, prior, device, world.sides) as stages:
         candidates = stages[HEADLINE]
         pictures = _Pictures(world, len(candidates.labels.unique()))
-        found = _measure(metrics, candidates.batches(target), world, pictures)
-        marked = _measure_stages(metrics, stages, target, world, found.by_metric)
+        found = _measure(metrics, candidates.batches(asked), world, pictures)
+        marked = _measure_stages(metrics, stages, asked, world, found.by_metric)
     known |= {name: world.cache[key] for name in evaluators if (key := ("references", name)) in world.cache}
     return Judgement(
         measured={**found.numbers, **marked.numbers},
         kinds={**found.kinds(metrics), **marked.kinds(metrics)},
-        anchors=_anchors(metrics, candidates, prior, draws, tests, world),
+        anchors=_anchors(metrics, candidates, prior, draws, private, world),
         tensors={**pictures.tensors(), **found.drawings},
-        candidates=len(candidates) // len(candidates.labels.unique()),
+        candidates=len(candidates) // len((candidates.labels if candidates.ids is None else candidates.ids).unique()),
+        matched=candidates.ids is not None,
     )
 
 
@@ -187,7 +206,7 @@ def _measure(
 def _measure_stages(
     metrics: Mapping[str, Metric],
     stages: Stages,
-    target: nn.Module,
+    target: nn.Module | None,
     world: World,
     headline: Mapping[str, Mapping[str, Measured]],
 ) -> _Found:
@@ -216,20 +235,17 @@ def _anchors(
     judged: Candidates,
     prior: Prior,
     draws: Mapping[str, Callable[[int, torch.Generator], Tensor]],
-    sizes: Mapping[int, Images],
+    sizes: Mapping[int, tuple[Images, Images]],
     world: World,
 ) -> dict[str, dict[str, float]]:
-    """What the privacy metrics say of real images and of unattacked samples for the same labels (and private images,
-    where the candidates stand for such: a real one then stands for itself), and chance. `draws`: how latents of
-    unattacked samples are drawn, by anchor; `sizes`: the private test images by their side, the target's first."""
-    labels, ids, tests = judged.labels, judged.ids, next(iter(sizes.values()))
+    """What the privacy metrics say of real images and of unattacked samples for the same targets, and chance. `draws`:
+    how latents of unattacked samples are drawn, by anchor; `sizes`: the private images of test and training by their
+    side, the target's first."""
+    labels, ids = judged.labels, judged.ids
     private = {key: metric for key, metric in metrics.items() if metric.kind == "privacy"}
     samples = {name: draw(len(labels), seeds.generator("evaluate", f"{name} samples")) for name, draw in draws.items()}
-    attacked = torch.isin(tests.labels, labels.unique()).nonzero()[:, 0]
     held_against = {
-        "real": replace(
-            Candidates.of_images(sizes, attacked, world.device), ids=None if ids is None else tests.ids[attacked]
-        ),
+        **(_real(labels, sizes, world) if ids is None else _originals(ids, sizes, world)),
         **{
             name: replace(Candidates.of_latents(prior, latents, labels, world.device, world.sides), ids=ids)
             for name, latents in samples.items()
@@ -240,12 +256,53 @@ def _anchors(
         # a split that is not stratified may leave none of the attacked classes to test on
         numbers = _measure(private, candidates.batches(), world).numbers if len(candidates) else {}
         anchors[name] = {k: number.value for k, number in numbers.items() if not math.isnan(number.value)}
-    anchors["chance"] = {name: value for metric in private.values() for name, value in metric.chance(world).items()}
+    # what is released may be good for no more than guessing, which then must be said
+    blind = metrics if world.released is not None else private
+    anchors["chance"] = {name: value for metric in blind.values() for name, value in metric.chance(world).items()}
     return anchors
 
 
+def _real(labels: Tensor, sizes: Mapping[int, tuple[Images, Images]], world: World) -> dict[str, Candidates]:
+    """The private test images of the attacked classes."""
+    tests = {side: test for side, (test, _) in sizes.items()}
+    attacked = torch.isin(next(iter(tests.values())).labels, labels.unique()).nonzero()[:, 0]
+    return {"real": Candidates.of_images(tests, attacked, world.device)}
+
+
+def _originals(ids: Tensor, sizes: Mapping[int, tuple[Images, Images]], world: World) -> dict[str, Candidates]:
+    """The attacked private images, each as its own reconstruction, and other images of the same identities as those."""
+    attacked = ids.unique()
+    answered, others = other_images(attacked, *next(iter(sizes.values())))
+    return {
+        "real": replace(Candidates.of_private(sizes, attacked, world.device), ids=attacked),
+        "other": replace(Candidates.of_private(sizes, others, world.device), ids=answered),
+    }
+
+
+def other_images(ids: Tensor, tests: Images, train: Images) -> tuple[Tensor, Tensor]:
+    """For the private images `ids` [N]: those of them [K] whose identity has another image, and such a one [K] each:
+    the next of the test images (which no evaluator has learned), cyclically, else of the training images."""
+    pairs = []
+    for one, label in zip(ids.tolist(), with_ids((tests, train), ids).labels.tolist(), strict=True):
+        for part in (tests, train):
+            others = part.ids[(part.labels == label) & (part.ids != one)]
+            if len(others):
+                pairs.append((one, int(others[(others > one).long().argmax()])))
+                break
+    answered, others = (torch.tensor([pair[place] for pair in pairs], dtype=torch.int64) for place in (0, 1))
+    return answered, others
+
+
+def _generated(prior: Prior, device: torch.device) -> Callable[[int], Tensor] | None:
+    """How many samples of the prior are made for a metric that asks, the same each time; None of no generator."""
+    if "pixels" in prior.offers:
+        return None
+    return lambda count: decode_clipped(prior, prior.sample(count, seeds.generator("evaluate", "gap samples")), device)
+
+
 class _Pictures:
-    """The first candidates of every class beside the private image that the first evaluator finds nearest."""
+    """The first candidates of every class beside the private image that each answers or, where the evidence was a
+    class, that the first evaluator finds nearest."""
 
     def __init__(self, world: World, classes: int) -> None:
         self._world, self._evaluator = world, next(iter(world.evaluators))
@@ -255,18 +312,27 @@ class _Pictures:
     def update(self, judged: Judged) -> None:
         """Keep what is shown of a batch."""
         keep = (judged.candidates < self._per_class).nonzero()[:, 0]
+        sure = judged.target_confidence
+        sure = torch.full((len(judged.labels),), math.nan) if sure is None else sure.float().cpu()
         shown = {
             "reconstructions": to_pixels(judged.images[keep]).cpu(),
             "labels": judged.labels[keep],
             "candidates": judged.candidates[keep].cpu(),
-            "confidence": judged.target_confidence[keep].float().cpu(),
+            "confidence": sure[keep.cpu()],
             "features": judged_trace(judged, self._world, self._evaluator, BATCH).features[keep],
         }
+        if judged.ids is not None:
+            shown["ids"] = judged.ids[keep].cpu()
+            originals = original_features(judged, self._world, self._evaluator, BATCH)[keep]
+            shown["distance"] = (shown.pop("features") - originals).square().sum(1).cpu()
         self._kept.append(shown)
 
     def tensors(self) -> dict[str, Tensor]:
         """`reconstructions` and `nearest` uint8 [K, C, H, W]; `labels`, `candidates`, `distance`, `confidence` [K]."""
         shown = {name: torch.cat([part[name] for part in self._kept]) for name in self._kept[0]}
+        if "ids" in shown:
+            originals = with_ids((self._world.references, self._world.tests), shown.pop("ids"))
+            return {**shown, "labels": shown["labels"].cpu(), "nearest": originals.pixels}
         features, labels, references = shown.pop("features"), shown.pop("labels"), self._world.references
         known = reference_features(self._world, self._evaluator, BATCH)
         distance, _, nearest = class_distances(features, labels, known, references.labels)

@@ -15,8 +15,9 @@ import torch
 from midefense import seeds
 from midefense.compute import machine_of
 from midefense.datasets.splits import Splits, digest, require_same_pictures
+from midefense.evidence.base import Request
 from midefense.metrics.features import evaluating
-from midefense.oracle import Oracle
+from midefense.oracle import Edge, Oracle
 from midefense.pipeline import judge
 from midefense.pipeline.classifiers import (
     StoredTarget,
@@ -30,12 +31,14 @@ from midefense.pipeline.classifiers import (
     selection_of,
 )
 from midefense.pipeline.evaluators import refuse_guessers, stored_judge, tested_judge
+from midefense.pipeline.priors import fit_prior, frozen, load_prior
 from midefense.pipeline.recovery import Recovery, StoredPrior
 from midefense.pipeline.release import release
 from midefense.pipeline.session import Session
 from midefense.pipeline.telling import numbers_of
 from midefense.plan.bind import Node, bind_recipe
-from midefense.plan.read import Plan, name_of, read_setting, setup_of
+from midefense.plan.read import Plan, cut_of, name_of, read_setting, setup_of, without_seeds
+from midefense.plan.whitelist import resolve
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, Draft, content_id
 from midefense.store.lineage import lineage
@@ -97,10 +100,26 @@ class Pipeline:
     def evidence(self) -> Evidence:
         """What the attacker is handed, one row per target of the attack."""
 
-        def released(images: Images, cut: str) -> torch.Tensor:
-            return release(self.session, self.target, images, cut)
+        def released(request: Request) -> torch.Tensor:
+            return release(self.session, self.target, replace(request, cut=cut_of(self.plan)))
 
         return self.plan.evidence.build().observe(self.collected, self.splits, released)
+
+    @functools.cached_property
+    def edge(self) -> Edge:
+        """The deployed edge for the attacker's own images: as it is asked for the evidence, under the same draws."""
+        asked = self.plan.evidence.build().request(self.splits)
+        if asked is None:
+            raise Refused(
+                f"attack ({self.plan.attack.target.__name__}) asks what leaves the edge, got evidence of which nothing "
+                "is released; try evidence=released_features"
+            )
+
+        def released(images: Images) -> torch.Tensor:
+            request = replace(asked, images=images, cut=cut_of(self.plan))
+            return release(self.session, self.target, request).mean(0)
+
+        return Edge(released)
 
     @property
     def question(self) -> Question:
@@ -141,9 +160,9 @@ class Pipeline:
             return self._named_prior(self.plan.stored_prior)
         (_, prior), draft = self.blank_prior, self.prior_draft(self.target.artefact)
         if not prior.learns:
-            return StoredPrior(_frozen(prior, self.device), None, draft.recipe)
+            return StoredPrior(frozen(prior, self.device), None, draft.recipe)
         artefact = self.store.get_or_make(draft, functools.partial(self._fit, draft, prior), self.plan.missing)
-        return StoredPrior(_load_prior(prior, artefact, self.device), artefact, draft.recipe)
+        return StoredPrior(load_prior(prior, artefact, self.device), artefact, draft.recipe)
 
     @functools.cached_property
     def blank_prior(self) -> tuple[Node, Prior]:
@@ -181,14 +200,15 @@ class Pipeline:
         self.check_images()
         plan, target, prior = self.plan, self.target, self.prior
         node = self.attack_node(target.artefact.metrics["classes"])
-        attack, source = node.build(), plan.evidence.build()
+        attack = node.build()
         question = self.question if attack.asks_question else None
         recovery = Recovery(
-            self.session, attack, target, prior, self.evidence, plan.seeds["attack"], question, source.cut
+            self.session, attack, target, prior, self.evidence, plan.seeds["attack"], question, cut_of(plan)
         )
         made_of = target.artefact, prior.recipe, prior.artefact
         if attack.prepares:
-            recovery.prepare(self.prepared_draft(node, *made_of), self.public)
+            edge = self.edge if attack.asks_edge else None
+            recovery.prepare(self.prepared_draft(node, *made_of), self.public, edge)
         return recovery.recover(self.recovered_draft(node, *made_of, recovery.prepared))
 
     def attack_node(self, classes: int) -> Node:
@@ -204,6 +224,10 @@ class Pipeline:
         recipe = {"preparation": attack.preparation(node.recipe()), "access": attack.access.value}
         recipe |= {"public": digest(self.public)}
         recipe |= {"question": self.question.plain()} if attack.asks_question else {}
+        source = self.plan.evidence.build()
+        recipe |= {"cut": cut_of(self.plan)} if source.releases else {}
+        asked = source.request(self.splits) if attack.asks_edge else None
+        recipe |= {"edge": {"repeats": asked.repeats, "transport": asked.transport}} if asked else {}
         return self._attack_draft("prepared", recipe, target, prior, {"prior": stored_prior})
 
     def recovered_draft(
@@ -219,6 +243,7 @@ class Pipeline:
         # what is observed follows from the target, the evidence and the ids: its own hash would differ by device
         by_image = self.plan.evidence.build().points_at == "image"
         evidence |= {"ids": self.collected.ids.tolist()} if by_image else {}
+        evidence |= {"cut": cut_of(self.plan)} if self.plan.evidence.target.releases else {}
         recipe = {"attack": node.recipe(), **evidence, "prepared": prepared.id if prepared else None}
         return self._attack_draft("recovered", recipe, target, prior, {"prior": stored_prior, "prepared": prepared})
 
@@ -241,10 +266,13 @@ class Pipeline:
         self, recovered: Artefact | Draft, target: Artefact | Draft, evaluators: Mapping[str, Artefact | Draft]
     ) -> Draft:
         """The row of numbers of one recovered artefact."""
+        evidence = recovered.recipe["evidence"]
+        seen = resolve(evidence["_target_"], self.plan.allow).of_the_attacker
+        matched = {"ids": recovered.recipe["ids"], "originals": self._originals} if "ids" in recovered.recipe else {}
         protocol = {
-            "evidence": recovered.recipe["evidence"],
+            "evidence": {name: value for name, value in evidence.items() if name not in seen},
             "labels": recovered.recipe["labels"],
-            **{name: recovered.recipe[name] for name in ("ids",) if name in recovered.recipe},
+            **matched,
             "references": self.splits.references_hash,
             "evaluators": {name: artefact.id for name, artefact in evaluators.items()},
             "metrics": {name: node.recipe() for name, node in self.plan.metrics.items()},
@@ -259,6 +287,11 @@ class Pipeline:
             **lineage({"recovered": recovered, "target": target, **judges}),
             command=self.session.command("evaluate", names),
         )
+
+    @property
+    def _originals(self) -> str:
+        """SHA-256 of all private images: which one an id names follows from them."""
+        return digest(self.splits.private_train, self.splits.private_test)
 
     def names_with(self, target: Artefact | Draft) -> dict[str, str]:
         """What people call the parts of the plan and of its target; one that learned from another target says so."""
@@ -305,35 +338,8 @@ class Pipeline:
         )
 
     def _fit(self, draft: Draft, prior: Prior, work: Work) -> Artefact:
-        oracle = None if prior.asks is None else Oracle(self.target.model, prior.asks, mode=prior.target_mode)
-        seed, saved = self.plan.seeds["prior"], work.load("state")
-        already = work.notes("state").get("shared_queries", 0) if saved else 0
-        parents = {} if prior.asks is None else {"target": self.target.artefact}
-        with self.session.run(draft, "train_prior", parents) as run:
-            prior.to(self.device)
-            progress = prior.fit(self.public, seed=seed, oracle=oracle, state=saved)
-            total = prior.fit_steps(self.public)
-            previews = {-(-total * quarter // 4) for quarter in (1, 2, 3)}
-
-            def asked() -> int:
-                return already + (oracle.shared_bill if oracle else 0)
-
-            def save(step: int, state: Callable) -> None:
-                work.save("state", state(), {"shared_queries": asked()})
-                if due := [preview for preview in previews if preview <= step < total]:
-                    previews.difference_update(due)
-                    self._show_samples(run, prior, f"samples_at_{step}")
-
-            consume(progress, run, total=total, namespace="prior", save=save)
-            self._show_samples(run, prior.eval(), "samples")
-            return self.session.finish(run, work, prior.state_dict(), {}, bill={"shared_queries": asked()})
-
-    def _show_samples(self, run: Run, prior: Prior, name: str) -> None:
-        """Sixteen samples, of the same latents every time; a prior that is being trained goes on as it was."""
-        latents = prior.sample(16, seeds.generator(self.plan.seeds["prior"], "prior", "pictures"))
-        with evaluating(prior):
-            samples = to_pixels(judge.decode_clipped(prior, latents, self.device)).cpu()
-        run.pictures(name, [{"sample": i, "image": image} for i, image in enumerate(samples)], ["sample", "image"])
+        target = None if prior.asks is None else self.target
+        return fit_prior(self.session, draft, prior, self.public, self.plan.seeds["prior"], work, target)
 
     def _judge(self, draft: Draft, evaluators: dict[str, Artefact], protocol: str, work: Work) -> Artefact:
         recovered, target = self.recovered, self.target
@@ -376,7 +382,7 @@ class Pipeline:
                 "made_on": self._made_on(recovered, evaluators),
             }
             self._tell(run, judgement.report(), evaluators)
-            run.pictures("recovered", judgement.picture_rows(self.splits.class_names), judge.PICTURE_COLUMNS)
+            run.pictures("recovered", judgement.picture_rows(self.splits.class_names), judgement.picture_columns)
             return self.session.finish(run, work, judgement.tensors, {"row": row, **judgement.report()})
 
     def _judging(self, draft: Draft, evaluators: Mapping[str, Artefact]) -> Run:
@@ -398,7 +404,7 @@ class Pipeline:
     def _named_prior(self, artefact: Artefact) -> StoredPrior:
         """The prior of the store that the plan names."""
         self._require_own_prior(artefact)
-        return StoredPrior(_load_prior(self.plan.prior.build(), artefact, self.device), artefact, artefact.recipe)
+        return StoredPrior(load_prior(self.plan.prior.build(), artefact, self.device), artefact, artefact.recipe)
 
     def _require_own_prior(self, prior: Artefact) -> None:
         """Refuse a named prior that learned from another target than that of the plan, unless that is asked for."""
@@ -418,7 +424,9 @@ class Pipeline:
             "seeds": {"target": target.plan.seed, "prior": recipe["prior"].get("seed"), "attack": recipe["seed"]},
             "setup": setup_of(target.artefact.recipe, recipe),
             "baseline": setup_of({k: v for k, v in target.artefact.recipe.items() if k != "defense"}, recipe),
+            "deployed": content_id(without_seeds(target.artefact.recipe)),
             "selection": selection_of(target.plan),
+            **self._ladder(recipe),
             "classes": len(set(recipe["labels"])),
             "class_names": {str(label): self.splits.class_names[label] for label in sorted(set(recipe["labels"]))},
             "stopped": recovered.metrics["stopped"],
@@ -429,6 +437,17 @@ class Pipeline:
                 "evaluators": {name: artefact.id for name, artefact in evaluators.items()},
             },
         }
+
+    def _ladder(self, recipe: Mapping) -> dict[str, object]:
+        """What a row says of an attack on private images: how many, at which rung of the ladder it stands, if any, and
+        whether private labels helped it."""
+        if "ids" not in recipe:
+            return {}
+        attack = recipe["attack"]
+        rung = {"rung": attack["rung"]} if attack.get("rung") else {}
+        assisted = getattr(resolve(attack["_target_"], self.plan.allow), "oracle_assisted", False)
+        said = {"matched": "image", "images": len(set(recipe["ids"])), **rung}
+        return {**said, "oracle_assisted": True} if assisted else said
 
     def _learned_from(self, recovered: Artefact) -> dict[str, str]:
         """What a row says of a prior that learned from another target than the one attacked."""
@@ -460,7 +479,7 @@ class Pipeline:
         artefact = self.store.open(reference, "prior") if reference else None
         places = (artefact or recovered).places_within("prior")
         prior = bind_recipe(recovered.recipe["prior"]["prior"], places, self.plan.allow).build()
-        return _load_prior(prior, artefact, self.device) if artefact else _frozen(prior, self.device)
+        return load_prior(prior, artefact, self.device) if artefact else frozen(prior, self.device)
 
 
 def learned_elsewhere(prior: Artefact | None, target: Artefact | Draft) -> str:
@@ -478,11 +497,3 @@ def made_on(provenance: Mapping[str, object]) -> str:
     """On which machine an artefact was made; before it was recorded in words, device and threads were."""
     return provenance.get("machine") or f"{provenance['device']}, {provenance['threads']} threads"
 
-
-def _load_prior(prior: Prior, artefact: Artefact, device: torch.device) -> Prior:
-    prior.load_state_dict(artefact.tensors())
-    return _frozen(prior, device)
-
-
-def _frozen(prior: Prior, device: torch.device) -> Prior:
-    return prior.to(device).eval().requires_grad_(False)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from midefense import seeds
 from midefense.attacks.base import Attack, run_group
-from midefense.oracle import Oracle
+from midefense.oracle import Edge, Oracle
 from midefense.pipeline.classifiers import StoredTarget
 from midefense.pipeline.session import Session
 from midefense.priors.base import Prior
@@ -66,12 +66,13 @@ class Recovery:
         """What the search of all groups takes; None if it cannot tell."""
         return None if self.attack.steps is None else self.attack.steps * -(-len(self.evidence) // self.attack.group)
 
-    def prepare(self, draft: Draft, public: Images) -> Artefact:
-        """What the attack does once for all targets: its state, with the queries it cost."""
+    def prepare(self, draft: Draft, public: Images, edge: Edge | None = None) -> Artefact:
+        """What the attack does once for all targets: its state, with the queries it cost, and the images that the
+        `edge` was asked about, where the attack asks it."""
 
         def make(work: Work) -> Artefact:
             with self.session.run(draft, "prepare", {"target": self.target.artefact}) as run:
-                return self._prepare(draft, public, work, run)
+                return self._prepare(draft, public, work, run, edge)
 
         self.prepared = self.session.store.get_or_make(draft, make, self.session.plan.missing)
         self.state = self.prepared.tensors()
@@ -109,7 +110,7 @@ class Recovery:
             self.session.announce(run, artefact)
         return artefact
 
-    def _prepare(self, draft: Draft, public: Images, work: Work, run: Run) -> Artefact:
+    def _prepare(self, draft: Draft, public: Images, work: Work, run: Run, edge: Edge | None) -> Artefact:
         oracle = Oracle(self.target.model, self.attack.access, cut=self.cut)
         saved, notes = work.saved("state") or (None, {})
         already = notes.get("shared_queries", 0)
@@ -119,9 +120,11 @@ class Recovery:
 
         rng = seeds.generator(self.seed, "attack", "prepare")
         asked = {"question": self.question} if self.question else {}
+        asked |= {"edge": edge} if edge else {}
         progress = self.attack.prepare(self.prior.prior, oracle, public, rng, saved, **asked)
         last = consume(progress, run, total=None, namespace="prepare", save=save)
         bill = {"shared_queries": already + oracle.shared_bill}
+        bill |= {"shared_releases": edge.bill} if edge else {}
         return self.session.finish(run, work, last() if last else saved, {}, bill=bill)
 
     def _recover_group(self, work: Work, index: int, rows: Tensor, run: Run) -> None:
@@ -168,6 +171,8 @@ class Recovery:
             "shared_queries": sum(once) + sum(note["shared_queries"] for note in notes),
             "seconds": sum(note["seconds"] for note in notes),
         }
+        if self.prepared and "shared_releases" in self.prepared.provenance["bill"]:
+            bill["shared_releases"] = self.prepared.provenance["bill"]["shared_releases"]
         metrics = {
             "stopped": sorted({note["stopped"] for note in notes} - {""}),
             "candidates": len(tensors["selected.latents"]),

@@ -43,7 +43,9 @@ class NotBuilt(Refused):
 
 @dataclass(frozen=True)
 class Node:
-    """A checked node: a class, its arguments (defaults included, nested nodes bound), and where it stood."""
+    """A checked node: a class, its arguments (defaults included, nested nodes bound), and where it stood. What stands
+    `aside` is said of what is built and not to its constructor (a class's `aside` names it, with its annotation and
+    its default): no number of it depends on that, so that recipes do not hold it."""
 
     target: Callable
     arguments: dict[str, object]
@@ -51,6 +53,7 @@ class Node:
     positional: tuple = ()
     partial: bool = False
     awaits: frozenset[str] = field(default_factory=frozenset)
+    aside: Mapping[str, object] = field(default_factory=dict)
 
     def given(self, **world: object) -> Node:
         """The same node with what the dataset tells it filled in, at every depth, where the file left it open."""
@@ -189,6 +192,12 @@ def _bind(node: object, path: str, allow: tuple[str, ...], awaited: tuple[str, .
     except Refused as refusal:
         problems.append(f"{path}: {refusal}")
         return None
+    hints = dict(getattr(target, "aside", {}))
+    aside = {name: node.get(name, default) for name, (_, default) in hints.items()}
+    for name, value in aside.items():
+        if not fits(value, hints[name][0]):
+            problems.append(f"{path}.{name}: expected {in_words(hints[name][0])}, got {value!r}")
+    node = {name: value for name, value in node.items() if name not in aside}
     partial, listed = node.get("_partial_", False), node.get("_args_", [])
     if not isinstance(partial, bool):
         problems.append(f"{path}._partial_: expected true or false, got {partial!r}")
@@ -210,7 +219,7 @@ def _bind(node: object, path: str, allow: tuple[str, ...], awaited: tuple[str, .
     nested = {name: _bind(value, f"{path}.{name}", allow, awaited, problems) for name, value in arguments.items()}
     if target.__module__.startswith("midefense.") and len(problems) == found_before:
         _check_types(nested, awaits, path, target, problems)
-    return Node(target, nested, path, tuple(positional), partial, frozenset(awaits))
+    return Node(target, nested, path, tuple(positional), partial, frozenset(awaits), aside)
 
 
 def _match(

@@ -11,6 +11,7 @@ from midefense import seeds
 from midefense.defenses.base import Defense
 from midefense.oracle import batchnorm_layers
 from midefense.plan.bind import Node
+from midefense.priors.base import Prior
 from midefense.training.loop import assemble
 from midefense.types import ArchitectureFacts, NotYetKnown, Origin, Refused
 
@@ -67,6 +68,12 @@ def deployed(architecture: Node, defense: Node) -> nn.Module:
     """The network as deployed, with some weights."""
     model, built = assembled(drawn(architecture, 0), defense, 0, Origin.LOADED)
     return built.seal(model, None)
+
+
+def generators_of(defense: Node) -> list[Node]:
+    """The generators among the parts of a defense, at any depth, each as a prior of its own."""
+    nodes = (node for node in defense.within() if isinstance(node.target, type) and issubclass(node.target, Prior))
+    return [replace(node, partial=False) for node in nodes]
 
 
 def _without_memory(architecture: Node, defense: Node) -> nn.Module:

@@ -76,6 +76,11 @@ class TargetPlan:
     names: dict[str, str] = field(default_factory=dict)
     images: str | None = None
 
+    @property
+    def cut(self) -> str | None:
+        """The stage behind which the deployed network is cut in two (None: nobody said)."""
+        return self.architecture.aside.get("cut")
+
 
 @dataclass
 class Plan:
@@ -159,6 +164,7 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
             for name, node in config["evaluators"].items()
         }
         names = tuple(plan.evaluators)
+        _check_metrics(plan)
         refuse_together(functools.partial(node.build().check, names) for node in plan.metrics.values())
     refuse_together(_network_trials(plan, new_target=target is None))
     if plan.attack is not None:
@@ -196,7 +202,7 @@ def _nodes(
     """Every node to bind, by path, and whether it may be told the dataset's shape."""
     nodes: dict[str, tuple[Mapping, bool]] = {name: (config[name], False) for name in ("tracking", "compute")}
     if target is None:
-        nodes |= {name: (config[name], name == "architecture") for name in TARGET_NODES}
+        nodes |= {name: (config[name], name in ("architecture", "defense")) for name in TARGET_NODES}
     if verb != "train_target" and recovered is None:
         own = [name for name in ATTACK_NODES if name != "prior" or prior is None]
         nodes |= {name: (config[name], name in ("prior", "attack")) for name in own}
@@ -284,8 +290,14 @@ def read_setting(plan: Plan) -> Setting:
     dataset, source, target = plan.target.dataset.build(), plan.evidence.build(), plan.target
     shape = {"channels": dataset.channels, "size": dataset.size}
     describe = functools.partial(architecture_facts, target.architecture, target.defense, **shape)
-    evidence = EvidenceFacts(type(source).__name__, source.points_at, source.cut)
+    evidence = EvidenceFacts(type(source).__name__, source.points_at, cut_of(plan), source.releases)
     return Setting(plan.prior.target, DatasetFacts(**shape), evidence, describe)
+
+
+def cut_of(plan: Plan) -> str | None:
+    """The stage behind which what the attacker sees leaves the target; None: the input of the head."""
+    source = plan.evidence.build()
+    return source.cut or (plan.target.cut if source.releases else None)
 
 
 def _network_trials(plan: Plan, new_target: bool) -> Iterator[Callable[[], None]]:
@@ -339,6 +351,50 @@ def _check_prior(plan: Plan, attack: Attack) -> None:
     prior = try_prior(plan.prior, _shape_of(plan))
     if prior is not None:
         attack.check_prior(prior)
+
+
+def _points_at_sets(plan: Plan) -> bool:
+    """Whether what is recovered stands for a training set."""
+    if plan.recovered is None:
+        return plan.evidence.target.points_at == "training_set"
+    return bind_recipe(plan.recovered.recipe["evidence"], {}, plan.allow).target.points_at == "training_set"
+
+
+def _check_metrics(plan: Plan) -> None:
+    """Refuse metrics that cannot say what the evidence asks: each reconstruction of a private image is to be held
+    against that image, and one of a class against nothing but its class."""
+    if plan.recovered is None:
+        by_image, prior = plan.evidence.target.points_at == "image", plan.prior.target
+    else:
+        by_image = "ids" in plan.recovered.recipe
+        stored = plan.recovered.recipe["prior"]["prior"]
+        prior = bind_recipe(stored, plan.recovered.places_within("prior"), plan.allow).target
+    classes = {name: node.target for name, node in plan.metrics.items()}
+    pairs = [name for name, metric in classes.items() if metric.matches == "image"]
+    problems = []
+    if by_image and not pairs and any(metric.matches for metric in classes.values()):
+        problems.append(
+            "metrics: expected some that hold each reconstruction against the private image it answers, as the "
+            f"evidence points at images, got {', '.join(classes)}, which know classes alone; try metrics=paired"
+        )
+    of_sets = any(metric.matches == "training_set" for metric in classes.values())
+    if _points_at_sets(plan) and not of_sets and any(metric.matches for metric in classes.values()):
+        problems.append(
+            "metrics: expected some that match reconstructions with training images one to one, as the evidence is the "
+            f"weights, got {', '.join(classes)}, which know classes alone; try metrics=matched"
+        )
+    if pairs and not by_image:
+        problems.append(
+            f"metrics.{pairs[0]}: expected evidence that points at private images, got classes; try "
+            "evidence=released_features, or metrics=all"
+        )
+    generating = [name for name, metric in classes.items() if metric.generates]
+    if generating and "pixels" in prior.offers:
+        problems.append(
+            f"metrics.{generating[0]}: expected a prior that generates images to compare with, got {prior.__name__}; "
+            "try an attack with another prior, or metrics=paired"
+        )
+    refuse_all(problems)
 
 
 def name_of(names: Mapping[str, str], *parts: str) -> str:

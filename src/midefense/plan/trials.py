@@ -27,6 +27,7 @@ from midefense.types import DatasetFacts, Refused
 FLOAT = 4  # bytes
 COPIES = 4  # of every weight in training: itself, its gradient and the two moments of Adam
 LARGE = 500_000_000  # weights from which an image costs too much time and memory for a trial
+SOME_LATENTS = (8,)  # the shape of a latent, as long as nobody knows it
 FIT: set[str] = set()  # networks that were tried in this process: the next run of a sweep has them too
 # What libraries and modules of one's own raise for values and shapes that they cannot work with.
 UNFIT = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
@@ -158,9 +159,10 @@ def _try_learner(
             count = min(2, learner.learning.batch_size)
             empty = torch.zeros(count, images.channels, images.size, images.size)
             answers = learner.ask(ask(asked), empty)
-            network = learner.learning.build(seeds.generator("trial"))
+            shapes = {"observed": answers.shape[1:], "latents": SOME_LATENTS}
+            network = learner.learning.build(seeds.generator("trial"), **shapes)
             _require_room(network, f"{path}.learning.network")
-            loss = learner.loss(network.train(), empty, answers)
+            loss = learner.rehearse(network.train(), empty, answers)
             if list(loss.shape) != [count]:
                 raise ValueError(f"its loss has the shape {list(loss.shape)} for {count} images")
 

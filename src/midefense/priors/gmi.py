@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from midefense.priors.base import Prior
 from midefense.priors.gan import adversarial_fit
@@ -26,11 +27,17 @@ class GmiGan(Prior):
         critic_steps: critic steps to one generator step.
         penalty: weight of the gradient penalty.
         unit: steps between two saved states.
+
+    Class attributes: what its YAML is `called`, the `sizes` of images in pixels, and the side at which the maps of the
+    generator `start`.
     """
 
     learns = True
     unhashed = ("unit",)
-    offers = frozenset({"sample", "realism", "normal"})
+    offers = frozenset({"sample", "realism", "normal", "critic"})
+    sizes: ClassVar[tuple[int, ...]] = (32, 64)
+    start = 4
+    called = "gmi_gan"
 
     def __init__(
         self,
@@ -49,8 +56,8 @@ class GmiGan(Prior):
         unit: Count = 100,
     ):
         super().__init__(channels=channels, size=size)
-        if size not in (32, 64):
-            raise Refused(f"gmi_gan makes images of 32 or 64 px, got {size}; set dataset.size=32 or dataset.size=64")
+        if size not in self.sizes:
+            raise Refused(self._other_size(size))
         self.latent_size, self.epochs, self.steps = latent_size, epochs, steps
         self.training_options = {
             "latent_size": latent_size,
@@ -61,8 +68,21 @@ class GmiGan(Prior):
             "penalty": penalty,
             "unit": unit,
         }
-        self.generator = Generator(latent_size=latent_size, channels=channels, size=size, width=width)
-        self.critic = Critic(channels=channels, size=size, width=width)
+        self.width = width
+        shape = {"channels": channels, "size": size, "width": width}
+        self.generator = Generator(latent_size=latent_size, start=self.start, **shape)
+        self.critic = Critic(**shape)
+
+    def _other_size(self, size: int) -> str:
+        *some, last = map(str, self.sizes)
+        *tries, final = (f"dataset.size={one}" for one in self.sizes)
+        return (
+            f"{self.called} makes images of {', '.join(some)} or {last} px, got {size}; "
+            f"set {', '.join(tries)} or {final}"
+        )
+
+    def new_critic(self) -> nn.Module:
+        return Critic(channels=self.channels, size=self.size, width=self.width)
 
     def fit_steps(self, public: Images) -> int:
         """Critic steps of a whole `fit` on these images."""

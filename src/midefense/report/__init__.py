@@ -24,6 +24,7 @@ from midefense.report.rows import (
 )
 from midefense.report.spreadsheet import wide_beside, write_csv
 from midefense.report.tradeoff import trade_offs
+from midefense.report.worst import worst_cases
 
 __all__ = ["Broken", "Row", "build", "read_rows", "refuse_odd_places", "table", "wide_beside", "write_csv"]
 
@@ -57,6 +58,7 @@ def _protocol_text(protocol: str, rows: Sequence[Row]) -> str:
             numbers.append(_cell(seen.mean, seen.std, column.unit) + partly)
         attack = f"{setup['attack']} ({setup.note})" if setup.note else setup["attack"]
         attack += f", {setup.few_classes}" if setup.few_classes else ""
+        attack += f", {setup.ladder}" if setup.ladder else ""
         attack += ", stopped early" if setup.stopped else ""
         attack += f", target {setup.legacy}" if setup.legacy else ""
         lines.append([*(setup[name] for name in HEADS[:-1]), attack, str(len(setup.rows)), *numbers])
@@ -68,7 +70,8 @@ def _protocol_text(protocol: str, rows: Sequence[Row]) -> str:
         f"trade-off Δ of {one.setup['defense']} · {one.setup.described(told_apart(found))}: {one.text}"
         for one in trade_offs(found)
     ]
-    return "\n".join([f"protocol {protocol}", *_aligned(lines, results), *notes_on(rows), *traded])
+    worst = [f"worst case of {one.defense}: {one.text}" for one in worst_cases(found)]
+    return "\n".join([f"protocol {protocol}", *_aligned(lines, results), *notes_on(rows), *traded, *worst])
 
 
 def _cell(mean: float, std: float, unit: str, absent: str = "n/a") -> str:

@@ -35,9 +35,16 @@ RELATIVE = (
     "in the evaluator's features, whose size has no scale: 0 is where real private images are, 1 where samples of the "
     "prior are without any attack"
 )
+TARGET, ATTACK = "Target accuracy", "Attack accuracy"
+RELEASED, IDENTITY = "Released utility", "Identity accuracy"  # of rows that hold images against their own originals
 LEADING = (
-    ("Target accuracy", ("utility/test_accuracy_top1", "utility/")),
-    ("Attack accuracy", ("attack_accuracy_top1/",)),
+    (TARGET, ("utility/test_accuracy_top1", "utility/")),
+    (RELEASED, ("released_auc", "released_accuracy_top1")),
+    (ATTACK, ("attack_accuracy_top1/",)),
+    (IDENTITY, ("paired_accuracy_top1/",)),
+    ("Feature cosine", ("id_feature_cosine/",)),
+    ("SSIM", ("ssim",)),
+    ("EMD gap", ("emd_gap",)),
     ("Confidence", ("target_class_confidence/",)),
     ("KNN distance", ("knn_distance/",)),
     ("FID", ("fid/inception", "fid_relative/", "fid/")),
@@ -64,6 +71,26 @@ KNOWN = {
     "knowledge": ("percent", "accuracy of a student that learned from the recovered images alone"),
     "feature_space_hull_share": ("percent", "share of recovered images within the hull of the private ones"),
     "feature_space_centroid_accuracy": ("percent", "how often the nearest class mean is the right one"),
+    "paired_accuracy": (
+        "percent",
+        "how often the evaluator sees the identity of the private image in what was recovered",
+    ),
+    "id_feature_cosine": ("number", "cosine between the evaluator's features of reconstruction and private image"),
+    "ssim": ("number", "structural similarity of reconstruction and private image; 1 for a copy"),
+    "fsim": ("number", "feature similarity index (phase congruency and gradients) of the two; 1 for a copy"),
+    "psnr": ("number", "peak signal-to-noise ratio in dB; 58.9 for a copy"),
+    "lpips": ("number", "learned perceptual distance of reconstruction and private image; 0 for a copy"),
+    "emd_gap": (
+        "number",
+        "earth mover's distance of what was recovered from random images of the prior",
+    ),
+    "released_auc": ("percent", "ROC-AUC of attributes read off released features, by the target's other half"),
+    "clean_auc": ("percent", "ROC-AUC of attributes read off the same features before the defense"),
+    "released_accuracy": ("percent", "accuracy of the target's other half on released features"),
+    "clean_accuracy": ("percent", "accuracy of the target's other half on the same features before the defense"),
+    "feature_distortion": ("number", "how far a released feature is from the clean one, over that one's length"),
+    "cost/release_seconds": ("seconds", "time that a release takes at the edge, per image"),
+    "cost/bytes": ("count", "bytes that a released feature takes on its way"),
     "cost/seconds": ("seconds", "time of the attack"),
     "cost/": ("count", "images that the target was asked, by name per attacked class or in all"),
 }
@@ -80,6 +107,13 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         if metric:
             found.append(_column(title + (", relative" if "_relative/" in metric else ""), metric, rows))
     return found
+
+
+def axes(shown: Sequence[Column]) -> tuple[Column, Column] | None:
+    """Utility and leak of a table's rows, to be held against each other; None where one of them was not measured."""
+    by_title = {column.title: column for column in shown}
+    pairs = ((RELEASED, IDENTITY), (TARGET, ATTACK))
+    return next(((by_title[use], by_title[leak]) for use, leak in pairs if {use, leak} <= set(by_title)), None)
 
 
 def other_columns(rows: Sequence[Row], shown: Sequence[Column]) -> list[Column]:

@@ -48,14 +48,15 @@ def _draw(
     classes = []
     for label in shown:
         places = np.flatnonzero(pictures["labels"] == label)[:candidates]
-        pairs = [_pair(pictures, place, _named(row, label)) for place in places]
+        pairs = [_pair(pictures, place, _named(row, label), row.matched) for place in places]
         heading = tag("h5", row.class_name(label) or f"class {label}", title=f"class {label}")
         columns = f"--columns:{len(places)}"
         classes.append(tag("div", heading, tag("div", *pairs, class_="pairs"), class_="class", style=columns))
     name = tag("h4", tag("b", setup["defense"]), f" · {setup.described(varied)}")
     more = f", {len(shown)} of {len(labels)} classes" if len(labels) > len(shown) else ""
     note = f"{row.seed_text}{more}" + (f" · {setup.note}" if setup.note else "")
-    key = tag("div", tag("span", "recovered"), tag("span", "nearest private"), class_="key", aria_hidden="true")
+    below = "private image" if row.matched else "nearest private"
+    key = tag("div", tag("span", "recovered"), tag("span", below), class_="key", aria_hidden="true")
     strip = tag(
         "div", key, *classes, class_="strip", tabindex=0, role="group", aria_label=f"Pictures of {setup['defense']}"
     )
@@ -68,14 +69,14 @@ def _named(row: Row, label: int) -> str:
     return f"class {label} ({name})" if name else f"class {label}"
 
 
-def _pair(pictures: dict[str, np.ndarray], place: int, named: str) -> Markup:
+def _pair(pictures: dict[str, np.ndarray], place: int, named: str, matched: bool) -> Markup:
     confidence, distance = float(pictures["confidence"][place]), float(pictures["distance"][place])
     sure = show(confidence, "percent") if math.isfinite(confidence) else "n/a"
     words = f"confidence {sure}, distance {show(distance, 'number')}"
     return tag(
         "figure",
         _image(pictures["reconstructions"][place], f"reconstruction of {named}"),
-        _image(pictures["nearest"][place], f"nearest private image of {named}"),
+        _image(pictures["nearest"][place], f"{'private image' if matched else 'nearest private image'} of {named}"),
         tag("figcaption", join(sure), title="the attacked target's confidence in the class"),
         title=words,
     )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from midefense.report.columns import Column, columns
+from midefense.report.columns import Column, axes, columns
 from midefense.report.data import numbers, script_data
 from midefense.report.gallery import gallery
 from midefense.report.markup import Markup, join, tag, void
@@ -20,11 +20,16 @@ from midefense.report.plot import scatter
 from midefense.report.projection import projections
 from midefense.report.rows import Broken, Row, Setup, anchor_lines, by_protocol, notes_on, setups, spread, told_apart
 from midefense.report.tradeoff import trade_offs
+from midefense.report.worst import worst_cases
 
 HEADS = ("defense", "attack", "architecture", "dataset", "prior", "public", "access")
 BARRED = ("percent",)  # units whose cells carry a bar
 LONG_NAME = 10  # characters
 FEW_CLASSES = "so few classes tell little of others: mind the intervals"
+WORST = (
+    "A release is as private as the strongest attack leaves it: how many identities this one finds, with its interval, "
+    "and of how many images at least one of the attacks does. Attacks that learned from private labels are told apart."
+)
 EMPTY = "No results yet. python evaluate.py dataset=digits architecture=cnn attack=pool_small makes one."
 APART = "The results below follow different protocols (evidence, references, evaluators, metrics). "
 
@@ -77,15 +82,13 @@ def _protocol(name: str, rows: Sequence[Row], found: Sequence[Setup], numbered: 
     heading = tag("h2", datasets, " ", tag("small", "protocol ", tag("code", name)), id=f"protocol-{number}")
     notes = [tag("p", note, class_="lead") for note in notes_on(rows)]
     parts = [_alike(found), _table(found, numbered, shown, rows, name), *notes]
-    by_title = {column.title: column for column in shown}
-    if "Target accuracy" in by_title and "Attack accuracy" in by_title:
-        figure = scatter(found, numbered, by_title["Target accuracy"], by_title["Attack accuracy"])
-        parts.append(_part("Privacy against utility", figure))
+    if (held := axes(shown)) is not None:
+        parts.append(_part("Privacy against utility", scatter(found, numbered, *held)))
     parts.append(_part("Trade-off", _trade_offs(found, numbered)))
+    parts.append(_part("Worst case over attacks", _worst_cases(found, numbered)))
+    below = "the private image that it answers" if rows[0].matched else "the private image nearest to it"
     lead = tag(
-        "p",
-        "Above: recovered by the attack. Below: the private image nearest to it. Shown in stored order, not picked.",
-        class_="lead",
+        "p", f"Above: recovered by the attack. Below: {below}. Shown in stored order, not picked.", class_="lead"
     )
     parts.append(_part("Reconstructions", gallery(found, numbered), lead))
     parts.append(_part("Feature space", projections(found, numbered)))
@@ -153,6 +156,7 @@ def _name_cell(setup: Setup, name: str, varied: Sequence[str], number: int) -> M
     if name == "attack":
         early = tag("b", " · stopped early", title=setup.stopped) if setup.stopped else None
         below.append(tag("small", setup.note, early) if setup.note or early else None)
+        below.append(tag("small", tag("b", setup.ladder)) if setup.ladder else None)
         below.append(tag("small", tag("b", setup.few_classes), title=FEW_CLASSES) if setup.few_classes else None)
     if name == "architecture" and setup.legacy:
         below.append(tag("small", tag("b", setup.legacy)))
@@ -161,7 +165,7 @@ def _name_cell(setup: Setup, name: str, varied: Sequence[str], number: int) -> M
     # The first column stays in sight while numbers scroll; on a narrow screen it speaks for the other names too.
     others = " · ".join(setup[one] for one in HEADS[1:] if one in varied and setup[one])
     early = tag("b", " · stopped early") if setup.stopped else None
-    said = (others, setup.note, setup.few_classes, setup.legacy)
+    said = (others, setup.note, setup.ladder, setup.few_classes, setup.legacy)
     narrow = tag("small", " · ".join(word for word in said if word), early, class_="narrow")
     box = void("input", type="checkbox", class_="pick", aria_label=f"Compare {_title(setup)}", value=number)
     who = tag("label", box, tag("b", _breakable(value)))
@@ -214,6 +218,16 @@ def _trade_offs(found: Sequence[Setup], numbered: Sequence[int]) -> Markup | Non
         "the line between two strengths of a defense; n/a beyond them."
     )
     return join(tag("p", lead, class_="lead"), tag("ul", *lines, class_="trade-offs"))
+
+
+def _worst_cases(found: Sequence[Setup], numbered: Sequence[int]) -> Markup | None:
+    """What the best of all attacks recovers of each defense; None for attacks that recover no images of their own."""
+    number = {id(setup): one for setup, one in zip(found, numbered, strict=True)}
+    lines = [
+        tag("li", tag("b", one.defense), f" · {one.text}", data_setup=number[id(one.worst)])
+        for one in worst_cases(found)
+    ]
+    return join(tag("p", WORST, class_="lead"), tag("ul", *lines, class_="trade-offs")) if lines else None
 
 
 def _anchor(values: dict[str, list[float]], column: Column) -> Markup:

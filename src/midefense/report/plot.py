@@ -72,7 +72,7 @@ def scatter(found: Sequence[Setup], numbered: Sequence[int], utility: Column, at
     """A figure with target accuracy along x and attack accuracy along y, drawn for wide and for narrow screens; None if
     no setup has both. `numbered`: the number of each setup on the page."""
     points = [
-        Point(setup, number, summarise(setup.rows, utility.metric), summarise(setup.rows, attack.metric))
+        Point(setup, number, *(summarise(setup.rows, column.metric) for column in (utility, attack)), (utility, attack))
         for setup, number in zip(found, numbered, strict=True)
     ]
     drawn = [point for point in points if math.isfinite(point.x.mean) and math.isfinite(point.y.mean)]
@@ -86,12 +86,22 @@ def scatter(found: Sequence[Setup], numbered: Sequence[int], utility: Column, at
 
 @dataclass(frozen=True)
 class Point:
-    """A setup, its number on the page, and its two accuracies."""
+    """A setup, its number on the page, its utility and its leak, and what these are called."""
 
     setup: Setup
     number: int
     x: Summary
     y: Summary
+    columns: tuple[Column, Column]
+
+    @property
+    def text(self) -> str:
+        """Both numbers, a line each."""
+        told = [
+            (column.title.lower(), show(one.mean, "percent"), show_spread(one.std, "percent"))
+            for column, one in zip(self.columns, (self.x, self.y), strict=True)
+        ]
+        return "\n".join(" ".join(words) for words in told)
 
 
 def _names(drawn: Sequence[Point]) -> tuple[list[str], list[str]]:
@@ -193,10 +203,7 @@ def _point(point: Point, across: Axis, up: Axis, colour: str, shape: str) -> Mar
         bars.append(tag("line", x1=ends[0], x2=ends[1], y1=centre[1], y2=centre[1], class_="bar"))
     names = ("defense", "attack", "architecture", "dataset", "prior")
     words = " · ".join(word for word in (*map(setup.__getitem__, names), setup.note) if word)
-    title = (
-        f"{words}\ntarget accuracy {show(x.mean, 'percent')} {show_spread(x.std, 'percent')}\n"
-        f"attack accuracy {show(y.mean, 'percent')} {show_spread(y.std, 'percent')}\nseeds: {len(setup.rows)}"
-    )
+    title = f"{words}\n{point.text}\nseeds: {len(setup.rows)}"
     return tag(
         "g",
         tag("title", title),

@@ -152,6 +152,16 @@ class Row:
         return {name: _number(one["accuracy"]) for name, one in self.about.get("evaluators", {}).items()}
 
     @property
+    def matched(self) -> bool:
+        """Whether each reconstruction answers one private image and is held against that."""
+        return self["matched"] == "image"
+
+    @property
+    def assisted(self) -> bool:
+        """Whether the attack learned from private labels: a diagnosis, and no attack that anybody could do."""
+        return self.about.get("oracle_assisted") is True
+
+    @property
     def machines(self) -> str:
         """On what its parts were computed, each machine once: a GPU by its kind, a CPU with its threads."""
         return ", ".join(dict.fromkeys(self.about.get("made_on", {}).values())) or self["device"]
@@ -181,6 +191,18 @@ class Row:
                 return None
             wanted, seen = (tensors.get_tensor(name) for name in names)
         return wanted, seen
+
+    def paired(self, evaluator: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """The private image that each reconstruction answers, whom it shows, and whom `evaluator` saw in the
+        reconstruction (-1: nobody), int64 [M] each; None for rows that match no images."""
+        names = ("paired.ids", "paired.identities", f"paired.answers.{evaluator}")
+        if self.picture_file is None:
+            return None
+        with safe_open(self.picture_file, framework="numpy") as tensors:
+            if not set(names) <= set(tensors.keys()):
+                return None
+            ids, identities, seen = (tensors.get_tensor(name) for name in names)
+        return ids, identities, seen
 
     def projections(self) -> dict[str, np.ndarray] | None:
         """Features of a few classes in a plane each: `points` [P, 2], `labels` [P], and `sets` [P] (0 private, 1
@@ -243,6 +265,14 @@ class Setup:
     def few_classes(self) -> str:
         """`5 classes only` where the rows are about fewer than their numbers need, else ""."""
         return self.rows[0].few_classes
+
+    @property
+    def ladder(self) -> str:
+        """At which rung of the ladder of attacks on released features it stands, and whether private labels helped it;
+        "" for attacks on no ladder."""
+        assisted = "oracle-assisted: learned from private labels" if self.rows[0].assisted else ""
+        rung = self["rung"] and f"rung {self['rung']}"
+        return ", ".join(filter(None, (rung, assisted)))
 
     @property
     def legacy(self) -> str:
@@ -324,7 +354,10 @@ def notes_on(rows: Sequence[Row]) -> list[str]:
 def anchor_lines(rows: Sequence[Row]) -> list[tuple[str, dict[str, list[float]]]]:
     """What the numbers of a table are to be held against: real images, every prior's samples, chance. Each line
     has a name and, per metric, the finite values found in the rows."""
-    lines = [("Real private images (ceiling)", _anchors(rows, "real"))]
+    lines = [
+        ("Real private images (ceiling)", _anchors(rows, "real")),
+        ("Other images of the same identities", _anchors(rows, "other")),
+    ]
     for prior in sorted({row["prior"] for row in rows}):
         own = [row for row in rows if row["prior"] == prior]
         lines.append((f"Samples of {prior}, no attack (floor)", _anchors(own, "prior")))

@@ -10,7 +10,7 @@ from pathlib import Path
 from midefense.report.files import refuse_odd_places, save
 from midefense.report.rows import DERIVED, NAMES, SEEDS, Row, Value
 
-ANCHORS = ("real", "prior", "chance", "truncated")
+ANCHORS = ("real", "prior", "chance", "truncated", "other")
 ABOUT = (*NAMES, "protocol", "classes", "candidates", "date", "device")
 SETUP = (
     *ABOUT,
@@ -19,6 +19,8 @@ SETUP = (
     "selection",
     "stopped",
     "few_classes",
+    "rung",
+    "oracle_assisted",
     *(f"seed_{name}" for name in SEEDS),
     "result",
 )
@@ -67,6 +69,7 @@ def quoted(cell: object) -> object:
 def _about(row: Row) -> list[object]:
     seeds = [row.seeds.get(name, "") for name in SEEDS]
     said = [row.evaluators, row.machines, row.selection, row.stopped, row.few_classes]
+    said += [row["rung"], row["oracle_assisted"]]
     return [*(row[name] for name in ABOUT), *said, *seeds, row.folder.name if row.folder else ""]
 
 

@@ -5,6 +5,8 @@ At width 64 and 64 px RGB: 5,142,083 and 4,316,545 parameters; at 32 px grey: 1,
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 
@@ -21,19 +23,19 @@ def _down(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Generator(nn.Module):
-    """Latents [B, latent_size] to images [B, channels, size, size] in [0, 1] (sigmoid)."""
+    """Latents [B, latent_size] to images [B, channels, size, size] in [0, 1] (sigmoid). `start`: the side in pixels of the
+    maps that the linear layer makes, which are doubled until they have the images' size."""
 
-    def __init__(self, *, latent_size: int, channels: int, size: int, width: int):
+    def __init__(self, *, latent_size: int, channels: int, size: int, width: int, start: int = 4):
         super().__init__()
-        stages = _stages(size)
+        stages = _doublings(start, size)
         deepest = width * 2 ** (stages - 1)
-        self.project = nn.Sequential(
-            nn.Linear(latent_size, deepest * 16, bias=False), nn.BatchNorm1d(deepest * 16), nn.ReLU()
-        )
+        units = deepest * start * start
+        self.project = nn.Sequential(nn.Linear(latent_size, units, bias=False), nn.BatchNorm1d(units), nn.ReLU())
         widths = [deepest // 2**stage for stage in range(stages)]
         self.grow = nn.Sequential(*(_up(a, b) for a, b in zip(widths, widths[1:], strict=False)))
         self.paint = nn.Sequential(nn.ConvTranspose2d(width, channels, 5, 2, padding=2, output_padding=1), nn.Sigmoid())
-        self.deepest = deepest
+        self.deepest, self.start = deepest, start
 
     @property
     def published(self) -> dict[str, str]:
@@ -42,16 +44,16 @@ class Generator(nn.Module):
         return {"l1": "project", **growing, f"l2_5.{len(self.grow)}": "paint.0"}
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.paint(self.grow(self.project(latents).view(-1, self.deepest, 4, 4)))
+        return self.paint(self.grow(self.project(latents).view(-1, self.deepest, self.start, self.start)))
 
 
 class Critic(nn.Module):
     """Images [B, channels, size, size] to one unbounded score each [B]. Instance norm keeps no statistics, so an
-    image's score never depends on its batch mates."""
+    image's score never depends on its batch mates. Images of 128 px are judged in 25 places; the score is their mean."""
 
     def __init__(self, *, channels: int, size: int, width: int):
         super().__init__()
-        stages = _stages(size)
+        stages = _doublings(4, min(size, 64))
         widths = [width * 2**stage for stage in range(stages)]
         self.look = nn.Sequential(nn.Conv2d(channels, width, 5, 2, padding=2), nn.LeakyReLU(0.2))
         self.shrink = nn.Sequential(*(_down(a, b) for a, b in zip(widths, widths[1:], strict=False)))
@@ -68,9 +70,9 @@ class Critic(nn.Module):
         return {"ls.0": "look.0", **shrinking, f"ls.{depth + 2}": "score"}
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.score(self.shrink(self.look(images))).flatten()
+        return self.score(self.shrink(self.look(images))).flatten(1).mean(1)
 
 
-def _stages(size: int) -> int:
-    """How many times 4 px are doubled to reach `size`: 3 for 32 px, 4 for 64 px."""
-    return {32: 3, 64: 4}[size]
+def _doublings(start: int, size: int) -> int:
+    """How many times `start` px are doubled to reach `size`: 4 for 4 and 64 px."""
+    return round(math.log2(size / start))
