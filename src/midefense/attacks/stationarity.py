@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midefense.attacks.base import Attack, Part, best_of_each
+from midefense.attacks.schedules import Schedule, paced
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.ranges import Count, Draws, NotNegative, Positive
@@ -24,6 +25,7 @@ from midefense.types import Evidence, Found, Refused, Setting, refuse_unknown
 Weights = Mapping[str, Tensor]
 Ask = Callable[[slice, Weights], Tensor]  # the logits [B, classes] of the images of a slice, under these weights
 
+STARTS = ("projected", "uniform")
 COEFFICIENTS = ("all_pairs", "runner_up", "weight_decay")
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
@@ -80,6 +82,11 @@ def residual(
     return sum(left.square().sum() for left in rest), moved, dict(zip(names, rest, strict=True))
 
 
+def _pieces(count: int, chunk: int | None) -> list[slice]:
+    width = chunk or count
+    return [slice(start, min(start + width, count)) for start in range(0, count, width)]
+
+
 def _gradient(value: Tensor, wanted: list[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
     """As torch.autograd.grad; a parameter that nothing depends on has gradient 0."""
     return torch.autograd.grad(value, wanted, create_graph=create_graph, materialize_grads=True)
@@ -95,8 +102,11 @@ class Stationarity(Part):
         decay: the weight decay that the target was trained with, per mean loss (coupled; not AdamW's).
         images: how many the target was trained on, as the attacker believes, for `weight_decay`; None: as many as there
             are candidates.
-        least: multipliers below are pushed up (Haim et al.: .01 to .5); 0 asks only that they are not negative.
+        least: multipliers below are pushed up by their squared distance (Haim et al.: .01 to .5); None cuts them off at
+            0 after every update instead.
         least_weight: of that push (Haim et al.: 5).
+        start: where multipliers start: `projected`, uniform in [0, 1] times the number at which the sum is nearest to
+            the weights, in units of which their optimiser steps; or `uniform` as it is (Haim et al.).
         mean: divide the sum by the candidates, as Haim et al. do; multipliers are that much larger then.
         relative: divide the distance by the squared norm of the weights, so that 1 is what no candidates get.
         gate: slope of the ReLUs' gates in the gradient (Haim et al.: 10 to 500); None leaves a step, whose own gradient
@@ -112,8 +122,9 @@ class Stationarity(Part):
         coefficients: str = "all_pairs",
         decay: Positive | None = None,
         images: Count | None = None,
-        least: NotNegative = 0.0,
+        least: NotNegative | None = None,
         least_weight: NotNegative = 5.0,
+        start: str = "projected",
         mean: bool = False,
         relative: bool = True,
         gate: Positive | None = None,
@@ -125,7 +136,9 @@ class Stationarity(Part):
                 "attack.stationarity.decay: expected the target's weight decay for coefficients=weight_decay and null "
                 f"for others, got {decay} for {coefficients}"
             )
-        self.coefficients, self.decay, self.images = coefficients, decay, images
+        if start not in STARTS:
+            raise refuse_unknown("attack.stationarity.start", start, STARTS)
+        self.coefficients, self.decay, self.images, self.start = coefficients, decay, images, start
         self.least, self.least_weight = least, least_weight
         self.mean, self.relative, self.gate = mean, relative, gate
 
@@ -154,30 +167,52 @@ class Stationarity(Part):
         labels: Tensor,
         multipliers: Tensor | None,
         chunk: int | None = None,
+        unit: float = 1.0,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The distance, and its gradients for images [M, C, H, W] and multipliers, with the push of the latter.
 
-        `ask(rows, theta)` gives logits of `images[rows]`; `labels` int64 [M]; `chunk` images are asked about at once.
+        `ask(rows, theta)` gives logits of `images[rows]`; `labels` int64 [M]; `chunk` images are asked about at once;
+        multipliers count in `unit`s.
         """
-        count = len(images)
-        width = chunk or count
-        pieces = [slice(start, min(start + width, count)) for start in range(0, count, width)]
         wanted = [images] if multipliers is None else [images, multipliers]
-
-        def weighted(rows: slice) -> Tensor:
-            own = None if multipliers is None else multipliers[rows]
-            return self.weighted(ask(rows, theta), labels[rows], own, count)
-
-        scale = 1 / count if self.mean else 1.0
-        loss, moved, _ = residual(theta, weighted, pieces, wanted, scale)
+        weighted = self._over(theta, ask, labels, multipliers)
+        loss, moved, _ = residual(theta, weighted, _pieces(len(images), chunk), wanted, self._scale(images) * unit)
         if self.relative:
             norm = sum(value.detach().square().sum() for value in theta.values())
             loss, moved = loss / norm, [part / norm for part in moved]
-        if multipliers is None:
-            return loss, moved[0], None
-        short = (self.least - multipliers.detach()).clamp(min=0)
+        if multipliers is None or self.least is None:
+            return loss, moved[0], None if multipliers is None else moved[1]
+        short = (self.least - unit * multipliers.detach()).clamp(min=0)
         loss = loss + self.least_weight * short.square().sum()
-        return loss, moved[0], moved[1] - 2 * self.least_weight * short
+        return loss, moved[0], moved[1] - 2 * self.least_weight * unit * short
+
+    def unit(
+        self, theta: Weights, ask: Ask, labels: Tensor, multipliers: Tensor | None, chunk: int | None = None
+    ) -> float:
+        """In what multipliers count: how often the sum, with multipliers as they start, is to be taken to come nearest
+        to the weights; 1 where `start` says so, and where there are none."""
+        if self.start == "uniform" or multipliers is None:
+            return 1.0
+        weighted, values = self._over(theta, ask, labels, multipliers), list(theta.values())
+        made = [torch.zeros_like(value) for value in values]
+        for rows in _pieces(len(labels), chunk):
+            for total, part in zip(made, _gradient(weighted(rows), values), strict=True):
+                total.add_(part)
+        along = sum((value.detach() * part).sum() for value, part in zip(values, made, strict=True))
+        # images that start as noise may point away: what counts is the order of magnitude
+        return abs(float(along / sum(part.square().sum() for part in made) / self._scale(labels))) or 1.0
+
+    def _over(
+        self, theta: Weights, ask: Ask, labels: Tensor, multipliers: Tensor | None
+    ) -> Callable[[slice], Tensor]:
+        def weighted(rows: slice) -> Tensor:
+            own = None if multipliers is None else multipliers[rows]
+            return self.weighted(ask(rows, theta), labels[rows], own, len(labels))
+
+        return weighted
+
+    def _scale(self, candidates: Tensor) -> float:
+        return 1 / len(candidates) if self.mean else 1.0
 
 
 class TrainingSet(Attack):
@@ -190,6 +225,7 @@ class TrainingSet(Attack):
         stationarity: the distance that is searched along.
         optimizer: a partial torch optimiser of the images.
         multiplier_optimizer: one of the multipliers.
+        schedule: how both learning rates move (`attacks.schedules`); None leaves them as they are.
         steps: updates.
         candidates: per class; Haim et al. take twice as many as there are training images.
         deviation: of the noise that candidates start from.
@@ -209,11 +245,12 @@ class TrainingSet(Attack):
         stationarity: Stationarity,
         optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
         multiplier_optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
+        schedule: Schedule | None = None,
         steps: Count = 50_000,
         candidates: Draws = 100,
         deviation: Positive = 0.01,
         around: float = 0.5,
-        range_weight: NotNegative = 1.0,
+        range_weight: NotNegative = 1e-3,
         precision: str = "float64",
         chunk: Count | None = None,
         access: str = "whitebox",
@@ -225,6 +262,7 @@ class TrainingSet(Attack):
         if precision not in PRECISIONS:
             raise refuse_unknown("attack.precision", precision, PRECISIONS)
         self.stationarity, self.optimizer, self.multiplier_optimizer = stationarity, optimizer, multiplier_optimizer
+        self.schedule = schedule
         self.updates, self.candidates, self.deviation, self.around = steps, candidates, deviation, around
         self.range_weight, self.dtype, self.chunk = range_weight, PRECISIONS[precision], chunk
         self.steps = steps + 2
@@ -268,18 +306,24 @@ class TrainingSet(Attack):
             ids = evidence.ids[owners[rows]]
             return oracle(images[rows], ids, ("logits",), {**rest, **weights}, self.stationarity.gate).logits
 
+        unit = self.stationarity.unit(theta, ask, labels, multipliers, self.chunk)
         movers = [self.optimizer([images])]
         movers += [] if multipliers is None else [self.multiplier_optimizer([multipliers])]
-        loss = torch.full((len(owners),), torch.nan, dtype=self.dtype)
-        yield Found(images.detach().float(), loss.float(), owners, "initial")
-        for _ in range(self.updates):
-            value, images.grad, moved = self.stationarity(theta, ask, images, labels, multipliers, self.chunk)
+        paces = [paced(mover, self.schedule, self.updates) for mover in movers]
+        yield Found(images.detach().float(), torch.full((len(owners),), torch.nan), owners, "initial")
+        for step in range(self.updates):
+            value, images.grad, moved = self.stationarity(
+                theta, ask, images, labels, multipliers, self.chunk, unit
+            )
             outside = images.detach() - images.detach().clamp(0, 1)
             images.grad = images.grad + 2 * self.range_weight * outside
-            if multipliers is not None:
-                multipliers.grad = moved
-            for mover in movers:
+            for pace, mover in zip(paces, movers, strict=True):
+                pace(step)
+                if mover is not movers[0]:
+                    multipliers.grad = moved
                 mover.step()
+            if multipliers is not None and self.stationarity.least is None:
+                multipliers.data.clamp_(min=0)
             share = (value / len(owners)).float().expand(len(owners))
             seen = {"stationarity": value.float(), "outside": outside.square().sum().float()}
             yield Found(images.detach().float(), share, owners, "optimised", seen=seen)
