@@ -1,4 +1,4 @@
-"""Rectifiers whose gate has a slope, for attacks that differentiate a network's gradient (Haim et al., NeurIPS 2022)."""
+"""ReLUs whose gate has a slope, for attacks that differentiate a network's gradient (Haim et al., NeurIPS 2022)."""
 
 from __future__ import annotations
 
@@ -41,8 +41,12 @@ def with_sloped_gates(model: nn.Module, slope: float) -> nn.Module:
     Raises `Refused` for a network without such layers: its gradient would not change.
     """
     model = copy.deepcopy(model)
-    places = [(parent, name) for parent in model.modules() for name, child in parent.named_children()
-              if isinstance(child, nn.ReLU)]
+    places = [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ReLU)
+    ]
     if not places:
         raise Refused(
             "gate: expected a network with ReLU layers, got one without; try gate=null, or a network such as "

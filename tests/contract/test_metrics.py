@@ -15,17 +15,18 @@ NAMES = ["accuracy", "cost", "feature_distance", "fid", "kid", "prdc", "utility"
 # Of `paired`, beside utility and cost: they hold a reconstruction against the one private image that it answers.
 PAIRED = ["feature_cosine", "paired_accuracy", "pictures", "release_cost", "released_utility"]
 # In neither: they ask the target, teach a student or a critic, or need weights that are not here
-# (tests/test_feature_space.py, tests/test_knowledge.py, tests/test_pairwise.py).
-APART = ["emd", "feature_space", "knowledge", "lpips"]
+# (tests/test_feature_space.py, tests/test_knowledge.py, tests/test_pairwise.py, tests/test_matched.py).
+APART = ["emd", "feature_space", "knowledge", "lpips", "matched"]
 CLASSES = 4
 
 
 def test_the_listing():
-    assert SETS == ["all", "cost", "emd", "feature_space", "knowledge", "lpips", "paired", "privacy", "utility"]
+    assert SETS == ["all", "cost", "emd", "feature_space", "knowledge", "lpips", "matched", "paired", "privacy", "utility"]
     assert sorted(composed("evaluate", "metrics=all")[0]["metrics"]) == NAMES
     assert sorted(composed("evaluate", "metrics=paired")[0]["metrics"]) == sorted([*PAIRED, "cost", "utility"])
-    sets = [part for part in SETS if part not in ("all", "paired")]
+    sets = [part for part in SETS if part not in ("all", "paired", "matched")]
     parts = [name for part in sets for name in composed("evaluate", f"metrics={part}")[0]["metrics"]]
+    parts += set(composed("evaluate", "metrics=matched")[0]["metrics"]) - {"cost", "utility"}
     assert sorted(parts) == sorted(NAMES + APART), "all holds every other set"
 
 

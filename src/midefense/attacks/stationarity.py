@@ -2,9 +2,9 @@
 its training images (Haim et al., NeurIPS 2022; Buzaglo et al., NeurIPS 2023; card network_inversion.md, 4.4 and 4.5).
 
 A homogeneous network that gradient flow trained to a small loss points where the Karush-Kuhn-Tucker conditions of the
-largest margin hold (Lyu and Li, ICLR 2020): theta = sum_i sum_{j != y_i} lambda_ij grad (z_{y_i} - z_j)(x_i), lambda >= 0.
-Any network that weight decay holds at rest fulfils theta = -1/(n wd) sum_i grad loss_i. Images and multipliers for which
-this holds are searched for; nothing else is known of the images.
+largest margin hold (Lyu and Li, ICLR 2020): theta = sum_i sum_{j != y_i} lambda_ij grad (z_{y_i} - z_j)(x_i) with
+lambda >= 0. Any network that weight decay holds at rest fulfils theta = -1/(n wd) sum_i grad loss_i. Images and
+multipliers for which this holds are searched for; nothing else is known of the images.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def residual(
         pieces: slices that together hold each image once; only one of them is in memory with its graph.
         wanted: tensors whose gradients are asked for.
     Returns:
-        The squared distance; its gradient for each of `wanted`; and what is left of each parameter, theta minus the sum.
+        The squared distance; its gradient for each of `wanted`; and theta minus the sum, by parameter.
 
     Cut to pieces the result is the same up to rounding: the distance depends on a piece through the sum alone, so the
     gradient of each is that of its inner product with what is left over, -2 <rest, gradient>.
@@ -202,9 +202,7 @@ class Stationarity(Part):
         # images that start as noise may point away: what counts is the order of magnitude
         return abs(float(along / sum(part.square().sum() for part in made) / self._scale(labels))) or 1.0
 
-    def _over(
-        self, theta: Weights, ask: Ask, labels: Tensor, multipliers: Tensor | None
-    ) -> Callable[[slice], Tensor]:
+    def _over(self, theta: Weights, ask: Ask, labels: Tensor, multipliers: Tensor | None) -> Callable[[slice], Tensor]:
         def weighted(rows: slice) -> Tensor:
             own = None if multipliers is None else multipliers[rows]
             return self.weighted(ask(rows, theta), labels[rows], own, len(labels))
@@ -312,9 +310,7 @@ class TrainingSet(Attack):
         paces = [paced(mover, self.schedule, self.updates) for mover in movers]
         yield Found(images.detach().float(), torch.full((len(owners),), torch.nan), owners, "initial")
         for step in range(self.updates):
-            value, images.grad, moved = self.stationarity(
-                theta, ask, images, labels, multipliers, self.chunk, unit
-            )
+            value, images.grad, moved = self.stationarity(theta, ask, images, labels, multipliers, self.chunk, unit)
             outside = images.detach() - images.detach().clamp(0, 1)
             images.grad = images.grad + 2 * self.range_weight * outside
             for pace, mover in zip(paces, movers, strict=True):

@@ -40,7 +40,7 @@ class Matched(Metric):
 
     Args:
         window: side of SSIM's uniform window in pixels (scikit-image: 7; Haim et al. take 3).
-        stretch: stretch every reconstruction to [0, 1] first, as Haim et al. do; it raises the similarity of faint ones.
+        stretch: stretch every reconstruction to [0, 1] first, as Haim et al. do; faint ones become more similar.
         good: least SSIM of a reconstruction that is called one (Buzaglo et al.: .4).
         nulls: draws of held-out images.
     """
@@ -94,7 +94,9 @@ class Matched(Metric):
                 "try fewer training images (dataset.images_per_class)"
             )
             names = ("matched_ssim/held_out", "matched_ssim_gain/train", "reconstructed_share/train")
-            return measured | {name: Measured.undefined(lonely, len(pairs), name.endswith("train") or None) for name in names}
+            return measured | {
+                name: Measured.undefined(lonely, len(pairs), name.endswith("train") or None) for name in names
+            }
         null = [self._null(rows, world, label, counts[label]) for label in labels]
         means = torch.stack([one.mean() for one in null])
         bar = max(self.good, float(torch.cat([one.flatten() for one in null]).quantile(STRICTEST)))
@@ -150,9 +152,7 @@ def ssim_of_pairs(first: Tensor, second: Tensor, window: int) -> Tensor:
         together = mean((first[part, None] * second).flatten(0, 1)).unflatten(0, (-1, len(second)))
         product = means[0][part, None] * means[1]
         covariance = unbiased * (together - product)
-        light = (2 * product + STABILISERS[0]) / (
-            means[0][part, None].square() + means[1].square() + STABILISERS[0]
-        )
+        light = (2 * product + STABILISERS[0]) / (means[0][part, None].square() + means[1].square() + STABILISERS[0])
         contrast = (2 * covariance + STABILISERS[1]) / (spreads[0][part, None] + spreads[1] + STABILISERS[1])
         tables.append((light * contrast).flatten(2).mean(2))
     return torch.cat(tables)
