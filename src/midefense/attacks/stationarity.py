@@ -230,12 +230,11 @@ class TrainingSet(Attack):
         around: where they start; the mean of the images, as the attacker guesses it.
         range_weight: of the pull back into [0, 1], summed over pixels.
         precision: `float64` (the authors'), or `float32`.
-        chunk: images per forward, to fit memory (None: all); the result is that of the whole.
+        chunk: images per forward, to fit memory (None: all); the result is that of the whole set but for rounding.
         access, budget, group: see `Attack`; a group must hold all classes.
     """
 
-    needs = ("pixels",)
-    coupled = True
+    needs = ("pixels",)  # the set is one search, but cut to chunks it is the same: nothing is refused for being coupled
 
     def __init__(
         self,
@@ -295,6 +294,7 @@ class TrainingSet(Attack):
         owners = torch.arange(len(evidence)).repeat_interleave(self.candidates)
         labels, theta, rest = self._world(oracle, evidence.labels[owners], prior.device)
         images = self._start(prior, len(owners), rng)
+        yield Found(images.detach().float(), torch.full((len(owners),), torch.nan), owners, "initial")
         classes = int(oracle(images[:1].detach(), evidence.ids[owners[:1]], ("logits",)).logits.shape[1])
         multipliers = self.stationarity.multipliers(len(owners), classes, rng, self.dtype)
         if multipliers is not None:
@@ -308,7 +308,6 @@ class TrainingSet(Attack):
         movers = [self.optimizer([images])]
         movers += [] if multipliers is None else [self.multiplier_optimizer([multipliers])]
         paces = [paced(mover, self.schedule, self.updates) for mover in movers]
-        yield Found(images.detach().float(), torch.full((len(owners),), torch.nan), owners, "initial")
         for step in range(self.updates):
             value, images.grad, moved = self.stationarity(theta, ask, images, labels, multipliers, self.chunk, unit)
             outside = images.detach() - images.detach().clamp(0, 1)
