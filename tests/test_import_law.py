@@ -63,6 +63,7 @@ FLOORS = (
     "resampling",
     "compute",
     "store",
+    "rectifiers",
     "oracle",
     "architectures",
     "datasets",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from midefense.compiling import Compiled, Compiler
 from midefense.precision import at_least_float32
+from midefense.rectifiers import with_sloped_gates
 from midefense.types import Access, Answer, Images, Moments, Refused, refuse_unknown
 
 MODES = ("eval", "train")
@@ -64,6 +65,7 @@ class Oracle:
         ids: Tensor | Sequence[int] | None = None,
         reads: Sequence[str] = ("probs",),
         weights: dict[str, Tensor] | None = None,
+        gate: float | None = None,
     ) -> Answer:
         """Answer about images [B, C, H, W]; one forward serves all of `reads`.
 
@@ -71,23 +73,29 @@ class Oracle:
             ids: the target each image is charged to (hand it over on the CPU); None charges the shared bill.
             reads: fields of `Answer` to fill.
             weights: parameters to use instead of the model's own (white-box; they take gradients).
+            gate: ask a copy whose ReLUs have gates of this slope in their gradient (white-box; `rectifiers.py`).
         Raises:
             Refused: a field the access level hides, or gradients through a black box.
             BudgetExceeded: before answering, if any target would pass its budget.
         """
-        self.access.require([*reads, *(["weights"] if weights else [])], "this question")
+        self.access.require([*reads, *(["weights"] if weights or gate else [])], "this question")
         if self.access is not Access.WHITEBOX and images.requires_grad:
             raise Refused(
                 f"expected images without gradients at access={self.access.value}, got images that require them; "
                 "detach them, or attack with access=whitebox"
             )
         self._charge(images, ids)
-        return self._ask(images, tuple(reads), weights)
+        return self._ask(images, tuple(reads), weights, gate)
 
     def weights(self) -> dict[str, Tensor]:
         """Copies of the parameters and buffers (white-box only)."""
         self.access.require(["weights"], "Oracle.weights")
         return self._copy_weights()
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Copies of the parameters alone: what training moves by its gradient (white-box only)."""
+        self.access.require(["weights"], "Oracle.parameters")
+        return self._copy_weights(parameters=True)
 
     def compiled(self, compiler: Compiler) -> Oracle:
         """The same door with the same bill; behind it the network is compiled."""
@@ -221,21 +229,28 @@ def _ways_in(model: nn.Module, access: Access, cut: str | None, mode: str):
         raise refuse_unknown("oracle.mode", mode, MODES)
     model = copy.deepcopy(model).train(mode == "train").requires_grad_(False)
     names = {name: None for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    gated = functools.lru_cache(maxsize=1)(functools.partial(with_sloped_gates, model))
 
     def ask(
-        images: Tensor, reads: tuple[str, ...], weights: dict[str, Tensor] | None, forward: Callable = model
+        images: Tensor,
+        reads: tuple[str, ...],
+        weights: dict[str, Tensor] | None,
+        gate: float | None = None,
+        forward: Callable = model,
     ) -> Answer:
+        asked = model if gate is None else gated(gate)
         taps = (cut,) if cut and "features" in reads else ()
         grad = contextlib.nullcontext() if access is Access.WHITEBOX else torch.no_grad()
-        watch = _batchnorm_inputs(model) if "batchnorm" in reads else contextlib.nullcontext()
+        watch = _batchnorm_inputs(asked) if "batchnorm" in reads else contextlib.nullcontext()
         with grad, watch as statistics:
             if weights is None:
                 # hooks that collect moments are none of the network's: it runs as it is under them
-                trace = (model if statistics is not None else forward)(images, taps=taps)
+                plain = statistics is not None or gate is not None
+                trace = (asked if plain else forward)(images, taps=taps)
             else:
                 if unknown := set(weights) - set(names):
                     raise Refused(f"weights name parameters the target has not: {sorted(unknown)[:3]}")
-                trace = torch.func.functional_call(model, weights, (images,), {"taps": taps})
+                trace = torch.func.functional_call(asked, weights, (images,), {"taps": taps})
         answer = Answer(batchnorm=statistics)
         if "logits" in reads:
             answer.logits = at_least_float32(trace.logits)
@@ -247,8 +262,9 @@ def _ways_in(model: nn.Module, access: Access, cut: str | None, mode: str):
             answer.features = at_least_float32(trace.taps[cut] if cut else trace.features)
         return answer
 
-    def copy_weights() -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    def copy_weights(parameters: bool = False) -> dict[str, Tensor]:
+        tensors = dict(model.named_parameters()) if parameters else model.state_dict()
+        return {name: value.detach().clone() for name, value in tensors.items()}
 
     def compiled(compiler: Compiler) -> Callable[..., Answer]:
         return functools.partial(ask, forward=Compiled(compiler, model))

@@ -15,19 +15,21 @@ NAMES = ["accuracy", "cost", "feature_distance", "fid", "kid", "prdc", "utility"
 # Of `paired`, beside utility and cost: they hold a reconstruction against the one private image that it answers.
 PAIRED = ["feature_cosine", "paired_accuracy", "pictures", "release_cost", "released_utility"]
 # In neither: they ask the target, teach a student or a critic, need weights that are not here, or are of one benchmark
-# (tests/test_feature_space.py, test_feature_to_id.py, test_knowledge.py, test_pairwise.py, test_low_resolution_metrics.py).
-APART = ["benchmark_fid", "emd", "feature_space", "feature_to_id", "knowledge", "lpips", "restarts"]
+# or of training sets (tests/test_feature_space.py, test_feature_to_id.py, test_knowledge.py, test_pairwise.py,
+# test_low_resolution_metrics.py, test_matched.py).
+APART = ["benchmark_fid", "emd", "feature_space", "feature_to_id", "knowledge", "lpips", "matched", "restarts"]
 CLASSES = 4
 
 
 def test_the_listing():
-    mixed = ["all", "paired"]
+    mixed = ["all", "matched", "paired"]
     sets = ["emd", "feature_space", "feature_to_id", "knowledge", "low_resolution", "lpips"]
     assert sorted(SETS) == sorted([*mixed, *sets, "cost", "privacy", "utility"])
     assert sorted(composed("evaluate", "metrics=all")[0]["metrics"]) == NAMES
     assert sorted(composed("evaluate", "metrics=paired")[0]["metrics"]) == sorted([*PAIRED, "cost", "utility"])
     sets = [part for part in SETS if part not in mixed]
     parts = [name for part in sets for name in composed("evaluate", f"metrics={part}")[0]["metrics"]]
+    parts += set(composed("evaluate", "metrics=matched")[0]["metrics"]) - {"cost", "utility"}
     assert sorted(parts) == sorted(NAMES + APART), "all holds every other set"
 
 

@@ -14,12 +14,13 @@ import torch
 from midefense.datasets.base import Dataset, resize_pixels
 from midefense.datasets.cache import Caches, cached_pixels
 from midefense.datasets.files import require_folder, stamp
-from midefense.datasets.splits import Part, Splits, choose_classes, hashes_of
+from midefense.datasets.splits import Part, Splits, choose_classes, fewer, hashes_of
 from midefense.foreign import path_of
-from midefense.ranges import Side, Whole
+from midefense.ranges import Count, Side, Whole
 from midefense.types import Images, Refused
 
 ROWS = 1024  # resized at a time, to bound the memory
+SUBSET_SEED = 42
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,15 @@ class ClassSet(Dataset):
     private; ten private classes leave nothing public.
 
     `root` is the folder torchvision takes; `download` lets torchvision fetch what is missing there. Images are resized
-    to size x size (bilinear, antialiased); ids count training images, then test images.
+    to size x size (bilinear, antialiased); ids count training images, then test images. `images_per_class` of the
+    private training images are used, drawn alike each time (None: all); the others are left out.
 
     A subclass sets `channels` and `class_names` and writes `tree`, `missing`, `official` and `fetch`.
     """
 
     places = ("root",)
     unhashed = ("download",)
+    later: ClassVar[dict[str, object]] = {"images_per_class": None}
     class_names: ClassVar[tuple[str, ...]]
 
     def __init__(
@@ -54,6 +57,7 @@ class ClassSet(Dataset):
         private_classes: Sequence[Whole] = (0, 1, 2, 3, 4),
         size: Side = 32,
         download: bool = False,
+        images_per_class: Count | None = None,
     ) -> None:
         self.private_classes = list(private_classes)
         distinct = set(self.private_classes)
@@ -65,6 +69,7 @@ class ClassSet(Dataset):
         self.root = root
         self.size = size
         self.download = download
+        self.images_per_class = images_per_class
 
     @abstractmethod
     def tree(self) -> str:
@@ -87,6 +92,7 @@ class ClassSet(Dataset):
         official = self.official(self.located())
         self._refuse_odd_labels(official)
         train, test, public = self.split(official.images, official.trained)
+        train = fewer(train, self.images_per_class, SUBSET_SEED)
         parts = train, test, _without(public, train, test)
 
         def fill(array: np.ndarray, first: int) -> Iterator[int]:
@@ -103,6 +109,7 @@ class ClassSet(Dataset):
             "what": f"{type(self).__name__} {self.revision}",
             "private": self.private_classes,
             "files": [stamp(path) for path in official.paths],
+            **({} if self.images_per_class is None else {"images_per_class": self.images_per_class}),
         }
         pixels, hashes = cached_pixels((sum(lengths), self.channels, self.size, self.size), fill, key, cache)
         return Splits(

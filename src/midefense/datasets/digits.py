@@ -6,6 +6,7 @@ The test half of UCI's Optical Recognition of Handwritten Digits (Alpaydin and K
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from sklearn.datasets import load_digits
@@ -13,8 +14,8 @@ from sklearn.datasets import load_digits
 from midefense.compute import require_memory
 from midefense.datasets.base import Dataset, resize, to_uint8
 from midefense.datasets.cache import Caches
-from midefense.datasets.splits import Splits, split_classes
-from midefense.ranges import InnerShare, Seed, Side, Whole
+from midefense.datasets.splits import Splits, fewer, split_classes
+from midefense.ranges import Count, InnerShare, Seed, Side, Whole
 from midefense.types import Images, Refused
 
 COUNT = 1797  # images
@@ -22,9 +23,11 @@ ENLARGED = 16  # bytes per pixel while images are enlarged, in float64
 
 
 class Digits(Dataset):
-    """Grey digits, enlarged to size x size. `private_classes` are private, in that order; the others are public."""
+    """Grey digits, enlarged to size x size. `private_classes` are private, in that order; the others are public.
+    `images_per_class` of the private training images are used (None: all); the others are left out."""
 
     channels = 1
+    later: ClassVar[dict[str, object]] = {"images_per_class": None}
 
     def __init__(
         self,
@@ -33,6 +36,7 @@ class Digits(Dataset):
         size: Side = 32,
         test_share: InnerShare = 0.2,
         split_seed: Seed = 42,
+        images_per_class: Count | None = None,
     ) -> None:
         self.private_classes = list(private_classes)
         distinct = set(self.private_classes)
@@ -45,6 +49,7 @@ class Digits(Dataset):
         self.size = size
         self.test_share = test_share
         self.split_seed = split_seed
+        self.images_per_class = images_per_class
 
     def read(self, cache: Caches) -> Splits:
         """Rows of scikit-learn's table, in its order; ids are row numbers."""
@@ -56,4 +61,5 @@ class Digits(Dataset):
             ids=torch.arange(len(table.target)),
             names=[str(digit) for digit in range(10)],
         )
-        return Splits(*split_classes(images, self.private_classes, self.test_share, self.split_seed))
+        train, test, public = split_classes(images, self.private_classes, self.test_share, self.split_seed)
+        return Splits(fewer(train, self.images_per_class, self.split_seed), test, public)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from midefense import seeds
 from midefense.datasets.cache import picture_hashes
 from midefense.datasets.files import Files
 from midefense.store.plain import writable
@@ -160,6 +161,23 @@ def cut(images: Part, test_share: float, seed: int) -> tuple[Part, Part]:
     """`images` as a training and a test set, see `stratify`."""
     train, test = stratify(images.labels, test_share, seed)
     return images.take(train), images.take(test)
+
+
+def fewer(images: Part, count: int | None, seed: int) -> Part:
+    """`count` images of each class, drawn alike each time, in the order they had; None: all of them. Refused where a
+    class has fewer."""
+    if count is None:
+        return images
+    found = torch.bincount(images.labels, minlength=len(images.names))
+    if int(found.min()) < count:
+        small = int(found.argmin())
+        raise Refused(
+            f"dataset.images_per_class: expected at most {int(found[small])}, the training images of "
+            f"{images.names[small]!r}, got {count}"
+        )
+    order = torch.randperm(len(images.labels), generator=seeds.generator(seed, "dataset", "images per class"))
+    rows = [order[images.labels[order] == label][:count] for label in range(len(images.names))]
+    return images.take(torch.cat(rows).sort().values)
 
 
 def legacy_shuffle_split(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:

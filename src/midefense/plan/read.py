@@ -506,6 +506,12 @@ def _check_metrics(plan: Plan) -> None:
             "metrics: expected some that hold each reconstruction against the private image it answers, as the "
             f"evidence points at images, got {', '.join(classes)}, which know classes alone; try metrics=paired"
         )
+    of_sets = any(metric.matches == "training_set" for metric in classes.values())
+    if evidence.points_at == "training_set" and not of_sets and any(metric.matches for metric in classes.values()):
+        problems.append(
+            "metrics: expected some that match reconstructions with training images one to one, as the evidence is the "
+            f"weights, got {', '.join(classes)}, which know classes alone; try metrics=matched"
+        )
     if pairs and not by_image:
         problems.append(
             f"metrics.{pairs[0]}: expected evidence that points at private images, got classes; try "

@@ -1,6 +1,19 @@
 """Recorded answers of the original implementations, replayed through our code. Importing it registers all pieces."""
 
-from . import bido, crafter, crafter_attackers, gmi, ked, lomma, losses, networks, plg, stylegan2, vmi
+from . import (
+    bido,
+    crafter,
+    crafter_attackers,
+    gmi,
+    ked,
+    lomma,
+    losses,
+    network_inversion,
+    networks,
+    plg,
+    stylegan2,
+    vmi,
+)
 
 __all__ = [
     "bido",
@@ -10,6 +23,7 @@ __all__ = [
     "ked",
     "lomma",
     "losses",
+    "network_inversion",
     "networks",
     "plg",
     "stylegan2",

@@ -1,0 +1,165 @@
+"""Reconstructions of a training set, matched one to one with its images, beside the same matching with images that were
+not trained on.
+
+A digit that looks like a digit of its class is no reconstruction: a blurred mean of a class is similar to all of its
+images. So every number stands beside what held-out images of the same classes, as many, get from the same candidates.
+Sources: Buzaglo et al., NeurIPS 2023 (SSIM above .4 is "good"); Suhail and Sethi, arXiv 2502.00760 (matching by class,
+one to one); SSIM of Wang et al., IEEE TIP 2004, with a uniform window as scikit-image has it by default.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from midefense import seeds
+from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
+from midefense.metrics.intervals import Span
+from midefense.ranges import Count, Share
+from midefense.types import Images, Refused
+
+SIMILARITY: Span = (-1.0, 1.0)
+DIFFERENCE: Span = (-2.0, 2.0)
+STABILISERS = (0.01**2, 0.03**2)  # of SSIM, for images in [0, 1]
+AT_ONCE = 2**24  # values of one block of pairs
+STRICTEST = 0.99  # quantile of the held-out matches that a reconstruction must exceed
+
+
+class Matched(Metric):
+    """SSIM of the pairs of a one-to-one matching, class by class, of reconstructions with training images:
+
+    - `matched_ssim/train` and `matched_ssim/held_out`: means over the images matched, in [-1, 1]. The second stands for
+      the same matching with as many private test images, a mean over `nulls` draws of them;
+    - `matched_ssim_gain/train`: the first minus the second, with its interval over classes; what a set leaks;
+    - `matched_best/train`: the largest SSIM of any pair; `reconstructed_share/train`: the share of the training images
+      whose match is above `good` and above the 99 % quantile of all held-out matches.
+
+    Args:
+        window: side of SSIM's uniform window in pixels (scikit-image: 7; Haim et al. take 3).
+        stretch: stretch every reconstruction to [0, 1] first, as Haim et al. do; faint ones become more similar.
+        good: least SSIM of a reconstruction that is called one (Buzaglo et al.: .4).
+        nulls: draws of held-out images.
+    """
+
+    matches = "training_set"
+    higher_leaks = True
+    best = {"matched_ssim": 1.0, "matched_best": 1.0}
+
+    def __init__(self, *, window: Count = 7, stretch: bool = False, good: Share = 0.4, nulls: Count = 20) -> None:
+        super().__init__()
+        if window % 2 == 0:
+            raise Refused(f"Matched.window: expected an odd side, got {window}; try {window + 1}")
+        self.window, self.stretch, self.good, self.nulls = window, stretch, good, nulls
+
+    def reset(self) -> None:
+        super().reset()
+        self._drawings: dict[str, Tensor] = {}
+
+    def drawings(self) -> dict[str, Tensor]:
+        """`matched.rows` int64 [K], the reconstruction that each training image was matched with, in the order of
+        metrics; `matched.ids` int64 [K] of those images; `matched.ssim` [K]."""
+        return self._drawings
+
+    def rows(self, judged: Judged, world: World) -> dict[str, Tensor]:
+        side = judged.images.shape[-1]
+        if side < self.window:
+            raise Refused(f"Matched.window: expected at most the {side} px of the images, got {self.window}")
+        return {"image": stretched(judged.images) if self.stretch else judged.images}
+
+    def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:
+        labels = rows["label"].unique().tolist()
+        tests = world.tests
+        counts = {label: int((world.references.labels == label).sum()) for label in labels}
+        held_out = {label: 0 if tests is None else int((tests.labels == label).sum()) for label in labels}
+        found = [self._match(rows, world.references, world, label, None) for label in labels]
+        train = [similarities for similarities, _, _ in found]
+        self._drawings = {
+            "matched.ssim": torch.cat(train).cpu(),
+            "matched.rows": torch.cat([rows_of for _, rows_of, _ in found]).cpu(),
+            "matched.ids": torch.cat([ids for _, _, ids in found]).cpu(),
+        }
+        owners = torch.cat([torch.full((len(one),), label) for one, label in zip(train, labels, strict=True)])
+        pairs = torch.cat(train)
+        measured = {
+            "matched_ssim/train": over_classes(pairs, owners, True, SIMILARITY),
+            "matched_best/train": Measured(value=float(pairs.max()), n=len(pairs), higher_leaks=True),
+        }
+        if few := [label for label in labels if held_out[label] < counts[label]]:
+            lonely = (
+                f"fewer test images than training images of classes {few[:5]}: nothing to hold the matching against; "
+                "try fewer training images (dataset.images_per_class)"
+            )
+            names = ("matched_ssim/held_out", "matched_ssim_gain/train", "reconstructed_share/train")
+            return measured | {
+                name: Measured.undefined(lonely, len(pairs), name.endswith("train") or None) for name in names
+            }
+        null = [self._null(rows, world, label, counts[label]) for label in labels]
+        means = torch.stack([one.mean() for one in null])
+        bar = max(self.good, float(torch.cat([one.flatten() for one in null]).quantile(STRICTEST)))
+        gain = pairs - means[[labels.index(int(owner)) for owner in owners]]
+        nulls = torch.cat([one.mean(0) for one in null])
+        return measured | {
+            "matched_ssim/held_out": over_classes(nulls, owners, None, SIMILARITY),
+            "matched_ssim_gain/train": over_classes(gain, owners, True, DIFFERENCE),
+            "reconstructed_share/train": over_classes((pairs > bar).double(), owners, True, (0.0, 1.0)),
+        }
+
+    def _null(self, rows: dict[str, Tensor], world: World, label: int, count: int) -> Tensor:
+        """Similarities [nulls, count] of the matching with `count` test images of a class, drawn again each time."""
+        of_class = (world.tests.labels == label).nonzero()[:, 0]
+        rng = seeds.generator("metrics", "matched", label)
+        draws = [of_class[torch.randperm(len(of_class), generator=rng)[:count]] for _ in range(self.nulls)]
+        return torch.stack([self._match(rows, world.tests, world, label, drawn)[0] for drawn in draws])
+
+    def _match(
+        self, rows: dict[str, Tensor], images: Images, world: World, label: int, among: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Similarities [K] of the best matching of a class's reconstructions with `images` (those at `among`, or all of
+        its class), the rows of the reconstructions and the ids of the images, int64 [K]."""
+        own = (rows["label"] == label).nonzero()[:, 0]
+        among = (images.labels == label).nonzero()[:, 0] if among is None else among
+        real = images.floats(among, world.device)
+        table = ssim_of_pairs(rows["image"][own], real, self.window).cpu()
+        chosen, matched = linear_sum_assignment(table.numpy(), maximize=True)
+        chosen, matched = torch.from_numpy(chosen), torch.from_numpy(matched)
+        return table[chosen, matched], own.cpu()[chosen], images.ids[among[matched]]
+
+
+def ssim_of_pairs(first: Tensor, second: Tensor, window: int) -> Tensor:
+    """SSIM of every image of `first` [N, C, H, W] with every one of `second` [M, C, H, W], float64 [N, M]: a uniform
+    window, sample covariances, the mean over all windows that lie within the image, and over channels; images in
+    [0, 1]. As `skimage.metrics.structural_similarity(data_range=1)`."""
+    first, second = first.double(), second.double()
+    count = window**2
+    unbiased = count / (count - 1)
+
+    def mean(images: Tensor) -> Tensor:
+        return F.avg_pool2d(images, window, stride=1)
+
+    def spread(images: Tensor, means: Tensor) -> Tensor:
+        return unbiased * (mean(images.square()) - means.square())
+
+    means = mean(first), mean(second)
+    spreads = spread(first, means[0]), spread(second, means[1])
+    width = max(1, AT_ONCE // second.numel())
+    tables = []
+    for rows in range(0, len(first), width):
+        part = slice(rows, rows + width)
+        together = mean((first[part, None] * second).flatten(0, 1)).unflatten(0, (-1, len(second)))
+        product = means[0][part, None] * means[1]
+        covariance = unbiased * (together - product)
+        light = (2 * product + STABILISERS[0]) / (means[0][part, None].square() + means[1].square() + STABILISERS[0])
+        contrast = (2 * covariance + STABILISERS[1]) / (spreads[0][part, None] + spreads[1] + STABILISERS[1])
+        tables.append((light * contrast).flatten(2).mean(2))
+    return torch.cat(tables)
+
+
+def stretched(images: Tensor) -> Tensor:
+    """Each image with its least pixel at 0 and its largest at 1; one of a single colour stays as it is."""
+    low, high = images.flatten(1).aminmax(dim=1)
+    low, span = low[:, None, None, None], (high - low)[:, None, None, None]
+    return torch.where(span > 0, (images - low) / span.clamp(min=math.ulp(1)), images)
