@@ -63,6 +63,8 @@ class AdaptiveGenerator(SearchAttack):
         group: Count = 60,
         chunk: Count | None = None,
         legacy: bool = False,
+        precision: str = "32-true",
+        compile: bool = False,
         purify: Part | None = None,
         rung: str | None = "A1",
     ):
@@ -78,6 +80,8 @@ class AdaptiveGenerator(SearchAttack):
             group=group,
             chunk=chunk,
             legacy=legacy,
+            precision=precision,
+            compile=compile,
             purify=purify,
             rung=rung,
         )
