@@ -37,6 +37,7 @@ RELATIVE = (
 )
 TARGET, ATTACK = "Target accuracy", "Attack accuracy"
 RELEASED, IDENTITY = "Released utility", "Identity accuracy"  # of rows that hold images against their own originals
+MATCHED = "Matched SSIM gain"  # of rows that reconstruct a training set
 LEADING = (
     (TARGET, ("utility/test_accuracy_top1", "utility/")),
     (RELEASED, ("released_auc", "released_accuracy_top1")),
@@ -44,6 +45,10 @@ LEADING = (
     (IDENTITY, ("paired_accuracy_top1/",)),
     ("Feature cosine", ("id_feature_cosine/",)),
     ("SSIM", ("ssim",)),
+    ("Matched SSIM", ("matched_ssim/train",)),
+    ("Held-out SSIM", ("matched_ssim/held_out",)),
+    (MATCHED, ("matched_ssim_gain/train",)),
+    ("Reconstructed", ("reconstructed_share/train",)),
     ("EMD gap", ("emd_gap",)),
     ("Confidence", ("target_class_confidence/",)),
     ("KNN distance", ("knn_distance/",)),
@@ -78,6 +83,20 @@ KNOWN = {
     "paired_accuracy": (
         "percent",
         "how often the evaluator sees the identity of the private image in what was recovered",
+    ),
+    "matched_ssim_gain": (
+        "number",
+        "how much more similar training images are to what was recovered than held-out ones",
+    ),
+    "matched_ssim/train": (
+        "number",
+        "structural similarity of reconstructions and training images, matched one to one",
+    ),
+    "matched_ssim/held_out": ("number", "the same matching with as many images of the same classes that were held out"),
+    "matched_best": ("number", "the largest structural similarity of any matched pair"),
+    "reconstructed_share": (
+        "percent",
+        "share of training images matched better than any chance match with held-out ones",
     ),
     "id_feature_cosine": ("number", "cosine between the evaluator's features of reconstruction and private image"),
     "ssim": ("number", "structural similarity of reconstruction and private image; 1 for a copy"),
@@ -120,7 +139,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
 def axes(shown: Sequence[Column]) -> tuple[Column, Column] | None:
     """Utility and leak of a table's rows, to be held against each other; None where one of them was not measured."""
     by_title = {column.title: column for column in shown}
-    pairs = ((RELEASED, IDENTITY), (TARGET, ATTACK))
+    pairs = ((RELEASED, IDENTITY), (TARGET, ATTACK), (TARGET, MATCHED))
     return next(((by_title[use], by_title[leak]) for use, leak in pairs if {use, leak} <= set(by_title)), None)
 
 
