@@ -116,8 +116,9 @@ FACES = Part(
     text=(
         f"Private: 100 people of CelebA, 20 training images each, {PEOPLE} of them attacked, 4 images of each; public: "
         f"9,840 pictures of others. {SIZE} px, which is what a CPU core allows. Target: `cnn` from random weights, 24 "
-        "epochs, flips and crops. BiDO learns from batches of 16 identities x 4 images; COCO's lambdas are a tenth of "
-        "those published for MNIST (1, 50), at which this network learns nothing (2.2 % test accuracy). Evaluators: "
+        "epochs, flips and crops. BiDO learns from batches of 16 identities x 4 images. COCO's lambdas are a tenth of "
+        "those published for MNIST (1, 50), at which this network learns nothing (2.2 % test accuracy); it still "
+        "learns little, so that its row says nothing of the defense: smaller ones are to be tried. Evaluators: "
         "MobileFaceNet (by the nearest class mean; the pack was filtered by this network, so its scores are "
         "optimistic), and `cnn_wide`, trained here on the same pictures from other random weights, 14 epochs, which "
         "also gives the FID its 64 features; it is of the target's kind and may be fooled with it. Chance "
