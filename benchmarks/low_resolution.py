@@ -1,0 +1,351 @@
+"""The low-resolution table at the size of a CPU core: five targets (undefended, BiDO-HSIC, BiDO-COCO, random erasing,
+negative label smoothing) under five attacks (GMI, KED-MI, PLG-MI, LOMMA on KED-MI, VMI), on MNIST and on real faces.
+
+    python benchmarks/low_resolution.py --packs DIR --store DIR [--only mnist|faces] [--seeds 0 1 2] --write
+
+`--packs` holds mnist/MNIST/raw (the published files), celeba_id_aligned/celeba (the private people, official layout),
+celeba_10k_public/*.jpg (others at half size, 89x109: celeba_10k_half without the rows that its index flags as private
+people) and nets/mobilefacenet_068.ckpt. Everything is kept in `--store`: the same command goes on where a run was
+ended, several may share a store (`--rows` and `--columns` divide the work), and what is not measured yet is said so in
+the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from midefense.pipeline.pipeline import Pipeline
+from midefense.plan.compose import compose
+from midefense.plan.read import read_plan
+from midefense.store.artefacts import Artefact, content_id, write_whole
+
+REPORT = Path(__file__).with_suffix(".md")
+RECORD = "low_resolution"  # folder in the store: what the page says of every run
+PEOPLE = 20  # of 100 are attacked
+ABSENT = "not measured"
+STAGES = ("prior", "preparation", "search")
+KINDS = ("real", "prior")  # of anchors
+
+SEEDS = (0, 1, 2)
+T_QUANTILES = {2: 12.706, 3: 4.303}  # 95 %, by the number of seeds
+
+Cell = dict[str, list[float]]  # a number, or a number and the ends of its 95 % interval
+Cells = Mapping[str, Cell]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the two tables: command-line words, with {packs} where the folder stands.
+
+    `world` says data, target and evaluators. `attacks` and `defenses` have the words of each column and row, `further`
+    those of single cells, and `evaluators` what the evaluators are called in the page.
+    """
+
+    title: str
+    text: str
+    world: str
+    attacks: Mapping[str, str]
+    defenses: Mapping[str, str]
+    evaluators: Mapping[str, str]
+    further: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+
+def students(steps: int) -> str:
+    """Words for LOMMA's two small students."""
+    return f"attack/surrogate=distilled_small {_both('steps', steps)}"
+
+
+def features(evaluator: str) -> str:
+    """Words for whose features FID is measured in, and without what compares all pairs of images: not in the table,
+    and of 30,000 private images the longest part of judging."""
+    return f"metrics.fid.features={evaluator} ~metrics.kid ~metrics.prdc"
+
+
+def _both(option: str, value: object) -> str:
+    return " ".join(f"attack.surrogate.students.{name}.{option}={value}" for name in ("narrow", "wide"))
+
+
+MNIST = Part(
+    title="MNIST",
+    text=(
+        "Private: digits 0 to 4 of MNIST; public: 5 to 9. Target: `cnn` of widths 16, 32, 64, two epochs: a step of "
+        "the benchmark's MCNN takes six times as long, and a core has no time for it. Evaluator: a `cnn` twice as wide "
+        "that knows all ten digits; its 64 features also give the FID. 14 images of each of the five digits; chance is "
+        "10 %. VMI against NLS has the rate 1e-6: at that of the others, 1e-3, and at 1e-4 its flows end in NaN."
+    ),
+    world=(
+        "dataset=mnist dataset.root={packs}/mnist architecture=cnn architecture.widths=[16,32,64] recipe.epochs=2 "
+        "evaluators.main.architecture.widths=[32,64,128] evaluators.main.recipe.epochs=1 "
+        f"metrics=[privacy,cost] {features('main')}"
+    ),
+    attacks={
+        "GMI": "attack=gmi_small attack.init.candidates=14",
+        "KED-MI": "attack=ked_mi_small attack.search.steps=300 attack.search.draws=14",
+        "LOMMA+KED-MI": "attack=lomma_ked_mi prior=ked_gan_small attack.search.steps=300 attack.search.draws=14 "
+        f"attack.objective.terms.features.weight=1.0 {students(200)}",
+        "PLG-MI": "attack=plg_mi_small attack.init.candidates=14 attack.search.steps=60",
+        "VMI": "attack=vmi_small attack.init.candidates=14 attack.search.batch_size=8",
+    },
+    defenses={
+        "none": "defense=none",
+        "BiDO-HSIC": "defense=bido_hsic",
+        "BiDO-COCO": "defense=bido_coco",
+        "random erasing": "defense=random_erasing",
+        "NLS": "defense=negative_label_smoothing",
+    },
+    evaluators={"main": "wide CNN"},
+    further={("NLS", "VMI"): "attack.search.optimizer.lr=1.0e-6"},
+)
+SIZE, BOX = 32, "[35,55,143,163]"
+AUGMENT = (
+    "augment=[{{_target_:midefense.training.augmentations.HorizontalFlip,p:0.5}},"
+    "{{_target_:midefense.training.augmentations.ResizedCrop,scale:[0.8,1.0],ratio:[1.0,1.0]}}]"
+)
+FACES = Part(
+    title="Faces",
+    text=(
+        f"Private: 100 people of CelebA, 20 training images each, {PEOPLE} of them attacked, 4 images of each; public: "
+        f"9,840 pictures of others. {SIZE} px, which is what a CPU core allows. Target: `cnn` from random weights, 24 "
+        "epochs, flips and crops. BiDO learns from batches of 16 identities x 4 images. COCO's lambdas are a tenth of "
+        "those published for MNIST (1, 50), at which this network learns nothing (2.2 % test accuracy); it still "
+        "learns little, so that its row says nothing of the defense: smaller ones are to be tried. Evaluators: "
+        "MobileFaceNet (by the nearest class mean; the pack was filtered by this network, so its scores are "
+        "optimistic), and `cnn_wide`, trained here on the same pictures from other random weights, 14 epochs, which "
+        "also gives the FID its 64 features; it is of the target's kind and may be fooled with it. Chance "
+        "is 1 %."
+    ),
+    world=(
+        "dataset=celeba dataset.root={packs}/celeba_id_aligned/celeba dataset.partial=true dataset.identities=100 "
+        f"dataset.min_images=25 dataset.test_share=0.2 dataset.public_images=0 dataset.size={SIZE} "
+        "public=picture_folder public.dataset.root={packs}/celeba_10k_public "
+        "public.dataset.crop=[17,27,71,81,89,109] "
+        f"architecture=cnn recipe=lowres_sgd recipe.epochs=24 recipe.{AUGMENT} "
+        "evaluator@evaluators.main=mobilefacenet "
+        "evaluators.main.architecture.weights={packs}/nets/mobilefacenet_068.ckpt "
+        f"evaluators.main.architecture.warp.box={BOX} +evaluator@evaluators.trained=cnn_wide "
+        "recipe@evaluators.trained.recipe=lowres_sgd evaluators.trained.train_on=private "
+        f"evaluators.trained.recipe.epochs=14 evaluators.trained.recipe.{AUGMENT} metrics=[privacy,cost] "
+        f"{features('trained')} "
+        f"evidence.classes=[{','.join(map(str, range(PEOPLE)))}]"
+    ),
+    attacks={
+        "GMI": "attack=gmi_small attack.init.candidates=4 attack.search.steps=100",
+        "KED-MI": "attack=ked_mi_small attack.search.steps=200 attack.search.draws=4",
+        "LOMMA+KED-MI": "attack=lomma_ked_mi prior=ked_gan_small attack.search.steps=200 attack.search.draws=4 "
+        f"attack.objective.terms.features.weight=1.0 {students(150)}",
+        "PLG-MI": "attack=plg_mi_small attack.init.candidates=4 attack.views.flip=0.5 prior.augmentation.flip=0.5 "
+        "attack.search.steps=40 prior.steps=300",
+        "VMI": "attack=vmi_small attack.init.candidates=4 attack.search.batch_size=3 attack.search.steps=60",
+    },
+    defenses={
+        "none": "defense=none",
+        "BiDO-HSIC": "defense=bido_hsic defense.sampler={{identities:16,images:4,leftover:drop}}",
+        "BiDO-COCO": "defense=bido_coco defense.lambda_x=0.1 defense.lambda_y=5 "
+        "defense.sampler={{identities:16,images:4,leftover:drop}}",
+        "random erasing": "defense=random_erasing",
+        "NLS": "defense=negative_label_smoothing",
+    },
+    evaluators={"main": "MobileFaceNet", "trained": "CNN"},
+)
+PARTS = {"mnist": MNIST, "faces": FACES}
+
+
+def words(part: Part, defense: str, attack: str, without: str | None = None) -> list[str]:
+    """The command-line words of one cell but its seed, with {packs} in them, maybe without one of the evaluators."""
+    further = part.further.get((defense, attack), "")
+    all_words = " ".join((part.attacks[attack], part.world, part.defenses[defense], further)).split()
+    if without is None:
+        return all_words
+    return [*(word for word in all_words if f"evaluators.{without}" not in word), f"~evaluators.{without}"]
+
+
+def pipeline(verb: str, given: list[str], packs: Path, store: Path, threads: int) -> Pipeline:
+    """What a command would carry out."""
+    given = [word.format(packs=packs) for word in given]
+    given += ["compute=cpu", f"compute.threads={threads}", "tracking=none", f"store={store}"]
+    return Pipeline(read_plan(verb, *compose(verb, given), given))
+
+
+def cell(made: Pipeline) -> Cell:
+    """The numbers of one cell, found in the store or measured now."""
+    found: Mapping[str, Mapping] = made.result.metrics["metrics"]
+    numbers = {name: _ends(number) for name, number in found.items()}
+    anchors = made.result.metrics["anchors"]
+    numbers |= {f"{kind}:{name}": [value] for kind, values in anchors.items() for name, value in values.items()}
+    search = made.recovered
+    prepared = search.provenance["parents"].get("prepared")
+    numbers["seconds/target"] = [_seconds(made.target.artefact)]
+    numbers["seconds/prior"] = [_seconds(made.prior.artefact)]
+    numbers["seconds/preparation"] = [_seconds(made.store.open(prepared, "prepared")) if prepared else 0.0]
+    numbers["seconds/search"] = [_seconds(search)]
+    return {**numbers, "target accuracy": [made.target.artefact.metrics["test_accuracy_top1"]]}
+
+
+def _seconds(artefact: Artefact) -> float:
+    return artefact.provenance["seconds"]
+
+
+def _ends(number: Mapping) -> list[float]:
+    ends = [number["low"], number["high"]]
+    return [number["value"], *(ends if None not in ends else [])]
+
+
+def over_seeds(runs: Sequence[Cell], number: str, scale: float = 1.0) -> str:
+    """A number of one run with its interval over classes, or the mean of several with that over seeds (Student's t)."""
+    values = [run[number] for run in runs if number in run]
+    if not values:
+        return ABSENT
+    if len(values) == 1:
+        value, *ends = (f"{value * scale:.3g}" for value in values[0])
+        return f"{value} ({ends[0]} to {ends[1]})" if ends else value
+    found = [value[0] * scale for value in values]
+    width = T_QUANTILES[len(found)] * statistics.stdev(found) / len(found) ** 0.5
+    return f"{statistics.mean(found):.3g} ± {width:.2g}"
+
+
+def grid(part: Part, cells: Cells, number: str, scale: float = 1.0) -> list[str]:
+    """One number of all cells as markdown: a row for each defense, a column for each attack."""
+    lines = ["| target | " + " | ".join(part.attacks) + " |", "|---" * (len(part.attacks) + 1) + "|"]
+    for defense in part.defenses:
+        row = [over_seeds(runs(part, cells, defense, attack), number, scale) for attack in part.attacks]
+        lines.append(f"| {defense} | " + " | ".join(row) + " |")
+    return lines
+
+
+def key(part: Part, defense: str, attack: str, seed: int, without: str | None = None) -> str:
+    """What a run is recorded under: its words, so that a number of other words is not shown as its own."""
+    return " ".join([*words(part, defense, attack, without), f"seed={seed}"])
+
+
+def runs(part: Part, cells: Cells, defense: str, attack: str) -> list[Cell]:
+    """What was measured of one cell, by seed; of a seed that not all evaluators have judged, what the others said."""
+    found = []
+    for seed in SEEDS:
+        keys = [key(part, defense, attack, seed, without) for without in (None, *part.evaluators)]
+        found += [cells[name] for name in keys if name in cells][:1]
+    return found
+
+
+def costs(part: Part, cells: Cells) -> list[str]:
+    """Seconds of everything that was made, as markdown."""
+    lines = ["| target | target | " + " | ".join(part.attacks) + " |", "|---" * (len(part.attacks) + 2) + "|"]
+    for defense in part.defenses:
+        known = [runs(part, cells, defense, attack) for attack in part.attacks]
+        target = over_seeds(next(filter(None, known), [])[:1], "seconds/target")
+        row = [_sum(found) if found else ABSENT for found in known]
+        lines.append(f"| {defense} | {target} | " + " | ".join(row) + " |")
+    return lines
+
+
+def _sum(found: Sequence[Cell]) -> str:
+    means = (statistics.mean(run[f"seconds/{stage}"][0] for run in found) for stage in STAGES)
+    return " + ".join(f"{mean:.0f}" for mean in means)
+
+
+def anchors(part: Part, cells: Cells) -> list[str]:
+    """What targets reach on test images, and evaluators on real pictures and on unattacked samples, as markdown."""
+    lines = ["| target | test accuracy |", "|---|---|"]
+    known = {defense: [runs(part, cells, defense, attack) for attack in part.attacks] for defense in part.defenses}
+    for defense, row in known.items():
+        lines.append(f"| {defense} | {over_seeds(next(filter(None, row), []), 'target accuracy', 100)} |")
+    first = next((found for row in known.values() for found in row if found), [])
+    lines += ["", "| evaluator | real test images | samples of GMI's prior |", "|---|---|---|"]
+    for name, title in part.evaluators.items():
+        row = [over_seeds(first[:1], f"{kind}:attack_accuracy_top1/{name}", 100) for kind in KINDS]
+        lines.append(f"| {title} | " + " | ".join(row) + " |")
+    return lines
+
+
+def section(part: Part, cells: Cells) -> list[str]:
+    """One part of the page."""
+    counts = [len(runs(part, cells, defense, attack)) for defense in part.defenses for attack in part.attacks]
+    seeds = f"Seeds: {' or '.join(map(str, sorted(set(counts) - {0})))} per cell." if any(counts) else ""
+    lines = [f"## {part.title}", "", f"{part.text} {seeds}".strip(), "", *anchors(part, cells)]
+    for name, title in part.evaluators.items():
+        lines += ["", f"Attack accuracy, top-1 of {title}, per cent:", ""]
+        lines += grid(part, cells, f"attack_accuracy_top1/{name}", 100)
+    for name, title in part.evaluators.items():
+        lines += ["", f"KNN distance in the features of {title} (squared L2):", ""]
+        lines += grid(part, cells, f"knn_distance/{name}")
+    narrow = list(part.evaluators)[-1]
+    lines += ["", f"Frechet distance in the features of {part.evaluators[narrow]} (biased upwards: few images):", ""]
+    lines += grid(part, cells, f"fid/{narrow}")
+    lines += ["", "The target's own confidence in what was recovered, per cent:", ""]
+    lines += grid(part, cells, "target_class_confidence/target", 100)
+    stages = (
+        "Seconds by the clock: of the target, and of each attack (prior + preparation + search; a shared prior counts "
+        "each time). Several ran at once, and work that was ended and went on counts from its last start: only "
+        "searches compare."
+    )
+    return [*lines, "", stages, "", *costs(part, cells), ""]
+
+
+def report(cells: Cells, threads: int) -> str:
+    """The page, of what was measured so far."""
+    lines = [
+        "# The low-resolution table on a CPU core",
+        "",
+        "`python benchmarks/low_resolution.py --packs DIR --store DIR --write`",
+        f"measured {time.strftime('%Y-%m-%d')}, cpu ({platform.machine()}), threads: {threads}, "
+        f"torch {torch.__version__}, on a machine that others used too. Intervals are 95 %: of one seed over the "
+        "attacked classes (`docs/metrics.md`), which does not hold what another seed would change; of several (±) over "
+        "seeds. Networks, GANs and searches are small and short: the numbers say how attacks and defenses stand to "
+        "each other at this size, and are not the papers'.",
+        "",
+    ]
+    return "\n".join([*lines, *section(MNIST, cells), *section(FACES, cells)]).rstrip() + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--packs", type=Path, required=True)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--only", choices=tuple(PARTS))
+    parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, default=SEEDS[:1], help="which, in which order")
+    parser.add_argument("--rows", nargs="+", choices=tuple(MNIST.defenses), default=tuple(MNIST.defenses))
+    parser.add_argument("--columns", nargs="+", choices=tuple(MNIST.attacks), default=tuple(MNIST.attacks))
+    parser.add_argument("--without", choices=("main",), help="faces: leave MobileFaceNet, the slow judge, for later")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help=f"write {REPORT.name} beside this file after every cell")
+    arguments = parser.parse_args()
+    place = (arguments.packs, arguments.store, arguments.threads)
+    chosen = [arguments.only] if arguments.only else list(PARTS)
+    for seed, name in itertools.product(arguments.seeds, chosen):
+        part = PARTS[name]
+        for attack, defense in itertools.product(arguments.columns, arguments.rows):
+            asked = words(part, defense, attack, arguments.without)
+            found = cell(pipeline("evaluate", [*asked, f"seed={seed}"], *place))
+            cells = keep(arguments.store, key(part, defense, attack, seed, arguments.without), found)
+            accuracies = [found.get(f"attack_accuracy_top1/{evaluator}", [None])[0] for evaluator in part.evaluators]
+            print(time.strftime("%H:%M:%S"), name, seed, attack, defense, accuracies, flush=True)
+            if arguments.write:
+                REPORT.write_text(report(cells, arguments.threads))
+    print(report(recorded(arguments.store), arguments.threads), end="")
+
+
+def recorded(store: Path) -> Cells:
+    """What was measured so far, by this process or another."""
+    kept = [json.loads(path.read_text()) for path in (store / RECORD).glob("*.json")]
+    return {one["key"]: one["cell"] for one in kept}
+
+
+def keep(store: Path, name: str, found: Cell) -> Cells:
+    """Record a run; returns all that was recorded."""
+    (store / RECORD).mkdir(parents=True, exist_ok=True)
+    path = store / RECORD / f"{content_id({'key': name})}.json"
+    write_whole(path, json.dumps({"key": name, "cell": found}, indent=1).encode())
+    return recorded(store)
+
+
+if __name__ == "__main__":
+    main()
