@@ -43,7 +43,7 @@ COMMAND_LINE = [
         ["attack/objectiv=gmi"],
         ["no such config group: got 'attack/objectiv'; choices:", "mean 'attack/objective'"],
     ),
-    ("misspelt option", "attack", ["attack=gmii"], ["got 'gmii'; choices: gmi, ", "Did you mean 'gmi'?"]),
+    ("misspelt option", "attack", ["attack=gmii"], ["got 'gmii'; choices: feature_decoder, ", "Did you mean 'gmi'?"]),
     ("misspelt slot option", "attack", ["attack/objective=poincaree"], ["choices: confidence", "mean 'poincare'?"]),
     ("misspelt key", "attack", ["attack.stepz=3"], ["attack.stepz: no such option: got 'stepz'; choices: views"]),
     ("added key", "attack", ["+attack.stepz=3"], ["SearchAttack has no such option", "remove it with ~attack.stepz"]),
@@ -503,7 +503,11 @@ def test_a_spent_budget_keeps_what_was_found_and_marks_it(run_verb):
 @pytest.mark.parametrize("verb", list(conftest.DONE_BY))
 def test_help_lists_groups_and_choices(call, verb):
     code, out, _ = call(verb, "--help")
-    assert code == 0 and "defense: bido_coco, bido_hsic, " in out and "dataset: att_faces, celeba" in out
+    assert (
+        code == 0
+        and "defense: adversarial_learning, bido_coco, bido_hsic, " in out
+        and "dataset: att_faces, celeba" in out
+    )
     assert ("attack/objective: " in out) == ("\nprior: " in out) == (verb != "train_target")
     assert ("\nevaluator: cnn_wide, facenet112" in out) == ("\nmetrics: all" in out) == (verb == "evaluate")
 

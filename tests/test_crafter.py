@@ -380,7 +380,7 @@ def test_generator_and_amortiser_are_artefacts_that_strengths_share(full):
             "defense.prior: expected a generator that offers realism, critic, got Pixels",
         ),
         (("prior@defense.prior=ked_gan_small",), "defense.prior: expected a generator that"),
-        (("dataset.size=16", "architecture.size=16"), "crafter_gan makes images of 32, 64 or 128 px, got 16"),
+        (("dataset.size=16", "architecture.size=16"), "crafter_gan: expected a size of 32, 64 or 128, got 16"),
     ],
 )
 def test_a_generator_that_will_not_do_is_refused_before_anything_is_trained(tmp_path, words, said):

@@ -21,7 +21,7 @@ FILES = {
     "evidence/released": "defaults: [released_features]\nimages: 5\ncut: hidden1\n",
     "attack/readback": READBACK,
     "defense/noise": "_target_: test_released_features.Noise\nscale: 0.0\n",
-    "metrics/matched": "matched: {_target_: test_released_features.MatchedError}\n",
+    "metrics/matched_error": "matched: {_target_: test_released_features.MatchedError}\n",
 }
 WORDS = (
     "dataset=toy",
@@ -105,7 +105,7 @@ def planned(folder, *overrides, store="store"):
     words = (
         f"hydra.searchpath=[file://{folder / 'conf'}]",
         *WORDS,
-        "metrics=matched",
+        "metrics=matched_error",
         "judge_at_chance=true",
         *overrides,
     )

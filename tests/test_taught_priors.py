@@ -19,7 +19,7 @@ from midefense.attacks.search.gradient import Gradient
 from midefense.exchange.priors import import_prior
 from midefense.identity_losses import max_margin
 from midefense.oracle import Oracle
-from midefense.pipeline import pipeline
+from midefense.pipeline import priors as making
 from midefense.pipeline.pipeline import Pipeline
 from midefense.priors.augmentation import Augmentation
 from midefense.priors.ked import KedGan, discriminator_loss, entropy, generator_loss, realness
@@ -292,7 +292,7 @@ def test_a_prior_of_another_target_is_refused_unless_asked_for_and_every_row_say
 def test_a_target_is_asked_in_the_mode_that_the_prior_names(prior, mode, store, monkeypatch):
     """By default as deployed; a prior that asks no target is given none."""
     modes = []
-    monkeypatch.setattr(pipeline, "Oracle", lambda *given, mode="eval": modes.append(mode) or Oracle(*given, mode=mode))
+    monkeypatch.setattr(making, "Oracle", lambda *given, mode="eval": modes.append(mode) or Oracle(*given, mode=mode))
     switch = ("prior.target_mode=train",) if mode == "train" else ()
     words = (*WORLD, "attack=pool_small", f"prior={prior}", *GAN, *switch)
     made = Pipeline(plan_for("attack", *words, store=store))

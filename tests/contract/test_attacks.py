@@ -18,6 +18,7 @@ from torch import nn
 from contract.listing import composed, options, within
 from midefense import seeds
 from midefense.attacks.base import run_group
+from midefense.metrics.base import with_ids
 from midefense.oracle import Oracle
 from midefense.pipeline.pipeline import Pipeline
 from midefense.plan.read import cut_of, read_plan
@@ -124,10 +125,15 @@ class Scene:
     @functools.cached_property
     def answers(self):
         """What is looked for, per row of the evidence [N, 1, 16, 16]: the image it points at, or that of its class."""
-        if self.pipeline.plan.evidence.target.points_at == "class":
+        if self.pipeline.plan.evidence.target.points_at != "image":
             return self.toy.answer(self.evidence.labels)
-        private = self.pipeline.splits.private_test
-        return private.floats(torch.cat([(private.ids == number).nonzero()[0] for number in self.evidence.ids]))
+        splits = self.pipeline.splits
+        return with_ids((splits.private_train, splits.private_test), self.evidence.ids).floats()
+
+    @property
+    def view(self):
+        """The prior as it decodes what answers this evidence: one that completes pictures completes those."""
+        return self.prior.given(self.evidence.observed) if self.prior.completes else self.prior
 
     def oracle(self, attack=None, model=None, budget=None):
         """What an attack asks of the target, or of `model` in its place."""
@@ -162,7 +168,7 @@ class Scene:
         if found.pixels is not None:
             return found.pixels.float() / 255
         with torch.no_grad():
-            return clip_images(self.prior.decode(found.latents))
+            return clip_images(self.view.decode(found.latents))
 
     def errors(self, images, owners):
         """Mean squared distance of images [M, ...] to what their rows of the evidence look for [M]."""
@@ -334,7 +340,9 @@ def test_closer_to_the_answer_than_random_draws(scene, name):
     ends = scene.errors(scene.images(stages["selected"]), owners)
     drawn_for = rows.repeat(200)
     with torch.no_grad():
-        drawn = scene.prior.decode(scene.prior.sample(len(drawn_for), seeds.generator("draws")))
+        drawn = scene.view.decode(
+            scene.view.of_rows(scene.prior.sample(len(drawn_for), seeds.generator("draws")), drawn_for)
+        )
     draws = scene.errors(drawn, drawn_for)
     shares = [float(ends[owners == row].mean() / draws[drawn_for == row].mean()) for row in rows]
     assert max(shares) < 1, f"none may end farther than chance: {shares}"

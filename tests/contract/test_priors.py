@@ -57,7 +57,8 @@ SHORT = {
     **dict.fromkeys(("ked_gan", "ked_gan_small"), QUICK_SCORES),
     **dict.fromkeys(("plg_gan", "plg_gan_small"), QUICK_CLASSES),
     **dict.fromkeys(("inpainting_gan", "inpainting_gan_small"), QUICK_COMPLETIONS),
-    **dict.fromkeys(("deblurring_gan", "deblurring_gan_small"), QUICK_COMPLETIONS),
+    # of fewer channels the first layers, which see the picture, end dead
+    **dict.fromkeys(("deblurring_gan", "deblurring_gan_small"), (*QUICK_COMPLETIONS, "prior.width=4")),
     "stylegan2_small": QUICK_STYLES,
 }
 IMPORTED = tuple(name for name in NAMES if name.startswith("stylegan2_") and name not in SHORT)

@@ -85,7 +85,7 @@ class GmiGan(Prior):
         *some, last = map(str, self.sizes)
         *tries, final = (f"dataset.size={one}" for one in self.sizes)
         return (
-            f"{self.called} makes images of {', '.join(some)} or {last} px, got {size}; "
+            f"{self.called}: expected a size of {', '.join(some)} or {last}, got {size}; "
             f"set {', '.join(tries)} or {final}"
         )
 
