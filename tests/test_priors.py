@@ -55,7 +55,7 @@ def test_the_gan_speaks_images(channels, size):
 
 
 def test_other_sizes_are_refused():
-    with pytest.raises(Refused, match="images of 32 or 64 px, got 28; set dataset.size=32 or dataset.size=64"):
+    with pytest.raises(Refused, match="expected a size of 32 or 64, got 28; set dataset.size=32 or dataset.size=64"):
         GmiGan(channels=1, size=28)
 
 

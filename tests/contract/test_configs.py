@@ -97,7 +97,13 @@ def identity(file: Path) -> str:
     return file.as_posix()
 
 
-@pytest.mark.parametrize("file", FILES, ids=identity)
+def bound(file: Path) -> object:
+    """On slow runs: the published setups, which tests/test_experiments.py composes and dry-runs in any case."""
+    rows = file.parts[0] == "experiment" and len(file.parts) > 2 and file.parts[1] != "base"
+    return pytest.param(file, id=identity(file), marks=[pytest.mark.slow] if rows else [])
+
+
+@pytest.mark.parametrize("file", [bound(file) for file in FILES])
 def test_commands_of_the_header_use_the_file_all_of_which_binds_and_is_written_out(file, store, monkeypatch):
     monkeypatch.setattr(pairwise, "require_perceptual", lambda: None)  # as if the weights of LPIPS were at hand
     for number, (verb, overrides) in enumerate(commands(file)):

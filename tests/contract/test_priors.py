@@ -293,7 +293,10 @@ def test_what_does_not_learn_has_nothing_to_fit(name):
     assert not prior.learns and prior.fit_steps(public()) == 0 and list(prior.fit(public(), seed=0)) == []
 
 
-@pytest.mark.parametrize("name", sorted(SHORT))
+# `gmi_gan_small` and the like are `gmi_gan` again in their quick settings.
+@pytest.mark.parametrize(
+    "name", [name for name in sorted(SHORT) if name.removesuffix("_small") not in {*SHORT} - {name}]
+)
 def test_an_interrupted_fit_ends_bit_equal(name):
     whole = learnt(name)[1]
     _, saved, _ = fitted(name, stop=1)
