@@ -18,12 +18,10 @@ from torch import Tensor
 
 from midefense import seeds
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
-from midefense.metrics.intervals import Span
+from midefense.metrics.intervals import REAL, SHARE
 from midefense.ranges import Count, Share
 from midefense.types import Images, Refused
 
-SIMILARITY: Span = (-1.0, 1.0)
-DIFFERENCE: Span = (-2.0, 2.0)
 STABILISERS = (0.01**2, 0.03**2)  # of SSIM, for images in [0, 1]
 AT_ONCE = 2**24  # values of one block of pairs
 STRICTEST = 0.99  # quantile of the held-out matches that a reconstruction must exceed
@@ -85,7 +83,7 @@ class Matched(Metric):
         owners = torch.cat([torch.full((len(one),), label) for one, label in zip(train, labels, strict=True)])
         pairs = torch.cat(train)
         measured = {
-            "matched_ssim/train": over_classes(pairs, owners, True, SIMILARITY),
+            "matched_ssim/train": over_classes(pairs, owners, True, REAL),
             "matched_best/train": Measured(value=float(pairs.max()), n=len(pairs), higher_leaks=True),
         }
         if few := [label for label in labels if held_out[label] < counts[label]]:
@@ -103,9 +101,9 @@ class Matched(Metric):
         gain = pairs - means[[labels.index(int(owner)) for owner in owners]]
         nulls = torch.cat([one.mean(0) for one in null])
         return measured | {
-            "matched_ssim/held_out": over_classes(nulls, owners, None, SIMILARITY),
-            "matched_ssim_gain/train": over_classes(gain, owners, True, DIFFERENCE),
-            "reconstructed_share/train": over_classes((pairs > bar).double(), owners, True, (0.0, 1.0)),
+            "matched_ssim/held_out": over_classes(nulls, owners, None, REAL),
+            "matched_ssim_gain/train": over_classes(gain, owners, True, REAL),
+            "reconstructed_share/train": over_classes((pairs > bar).double(), owners, True, SHARE),
         }
 
     def _null(self, rows: dict[str, Tensor], world: World, label: int, count: int) -> Tensor:
