@@ -261,6 +261,15 @@ def test_what_is_found_repeats_under_a_seed_and_differs_under_another():
     assert torch.equal(one, again) and not torch.equal(one, other)
 
 
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_the_start_is_kept_as_it_was(precision):
+    """The pipeline holds the last of each stage until the group ends: later steps must not move it."""
+    found, _ = recovered(attack(steps=3, precision=precision))
+    start = 0.3 * torch.randn(12, 1, 4, 4, dtype=getattr(torch, precision), generator=seeds.generator(0))
+    assert found[0].stage == "initial" and torch.equal(found[0].latents, start.float())
+    assert not torch.equal(found[0].latents, found[-1].latents)
+
+
 # Gates
 
 

@@ -294,7 +294,8 @@ class TrainingSet(Attack):
         owners = torch.arange(len(evidence)).repeat_interleave(self.candidates)
         labels, theta, rest = self._world(oracle, evidence.labels[owners], prior.device)
         images = self._start(prior, len(owners), rng)
-        yield Found(images.detach().float(), torch.full((len(owners),), torch.nan), owners, "initial")
+        # a copy: the optimiser moves these very numbers, and the start is kept until the end
+        yield Found(images.detach().float().clone(), torch.full((len(owners),), torch.nan), owners, "initial")
         classes = int(oracle(images[:1].detach(), evidence.ids[owners[:1]], ("logits",)).logits.shape[1])
         multipliers = self.stationarity.multipliers(len(owners), classes, rng, self.dtype)
         if multipliers is not None:
