@@ -270,6 +270,16 @@ def test_the_start_is_kept_as_it_was(precision):
     assert not torch.equal(found[0].latents, found[-1].latents)
 
 
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_target_of_float32_is_searched_in_either_precision(precision):
+    torch.manual_seed(0)
+    model = HomogeneousMLP(classes=2, channels=1, size=4, widths=(6,), first_deviation=None)
+    evidence = Evidence(torch.tensor([0, 1]), torch.tensor([0, 1]))
+    part = attack(steps=2, precision=precision, stationarity=distance(gate=30.0))
+    found = list(part.recover({}, Pixels(channels=1, size=4), Oracle(model, "whitebox"), evidence, seeds.generator(0)))
+    assert found[-1].stage == "selected" and found[-1].latents.isfinite().all()
+
+
 # Gates
 
 

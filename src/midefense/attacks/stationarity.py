@@ -296,15 +296,16 @@ class TrainingSet(Attack):
         images = self._start(prior, len(owners), rng)
         # a copy: the optimiser moves these very numbers, and the start is kept until the end
         yield Found(images.detach().float().clone(), torch.full((len(owners),), torch.nan), owners, "initial")
-        classes = int(oracle(images[:1].detach(), evidence.ids[owners[:1]], ("logits",)).logits.shape[1])
-        multipliers = self.stationarity.multipliers(len(owners), classes, rng, self.dtype)
-        if multipliers is not None:
-            multipliers = multipliers.to(prior.device).requires_grad_()
 
         def ask(rows: slice, weights: Weights) -> Tensor:
             ids = evidence.ids[owners[rows]]
             return oracle(images[rows], ids, ("logits",), {**rest, **weights}, self.stationarity.gate).logits
 
+        with torch.no_grad():  # with weights of the search's precision, whatever that of the target is
+            classes = ask(slice(0, 1), theta).shape[1]
+        multipliers = self.stationarity.multipliers(len(owners), classes, rng, self.dtype)
+        if multipliers is not None:
+            multipliers = multipliers.to(prior.device).requires_grad_()
         unit = self.stationarity.unit(theta, ask, labels, multipliers, self.chunk)
         movers = [self.optimizer([images])]
         movers += [] if multipliers is None else [self.multiplier_optimizer([multipliers])]
