@@ -47,7 +47,7 @@ def residual(
     pieces: list[slice],
     wanted: list[Tensor],
     scale: float = 1.0,
-) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+) -> tuple[Tensor, list[Tensor]]:
     """The squared distance of `theta` from `scale` times the gradient of the `weighted` margins, and what it moves.
 
     Args:
@@ -57,18 +57,17 @@ def residual(
         pieces: slices that together hold each image once; only one of them is in memory with its graph.
         wanted: tensors whose gradients are asked for.
     Returns:
-        The squared distance; its gradient for each of `wanted`; and theta minus the sum, by parameter.
+        The squared distance, and its gradient for each of `wanted`.
 
     Cut to pieces the result is the same up to rounding: the distance depends on a piece through the sum alone, so the
     gradient of each is that of its inner product with what is left over, -2 <rest, gradient>.
     """
-    names, values = list(theta), list(theta.values())
+    values = list(theta.values())
     if len(pieces) == 1:
         made = _gradient(weighted(pieces[0]), values, create_graph=True)
         rest = [value.detach() - scale * part for value, part in zip(values, made, strict=True)]
         loss = sum(part.square().sum() for part in rest)
-        moved = torch.autograd.grad(loss, wanted)
-        return loss.detach(), list(moved), {n: part.detach() for n, part in zip(names, rest, strict=True)}
+        return loss.detach(), list(torch.autograd.grad(loss, wanted))
     rest = [value.detach().clone() for value in values]
     for rows in pieces:
         for left, part in zip(rest, _gradient(weighted(rows), values), strict=True):
@@ -79,7 +78,7 @@ def residual(
         inner = sum((left * part).sum() for left, part in zip(rest, made, strict=True))
         for so_far, part in zip(moved, torch.autograd.grad(-2 * scale * inner, wanted), strict=True):
             so_far.add_(part)
-    return sum(left.square().sum() for left in rest), moved, dict(zip(names, rest, strict=True))
+    return sum(left.square().sum() for left in rest), moved
 
 
 def _pieces(count: int, chunk: int | None) -> list[slice]:
@@ -176,7 +175,7 @@ class Stationarity(Part):
         """
         wanted = [images] if multipliers is None else [images, multipliers]
         weighted = self._over(theta, ask, labels, multipliers)
-        loss, moved, _ = residual(theta, weighted, _pieces(len(images), chunk), wanted, self._scale(images) * unit)
+        loss, moved = residual(theta, weighted, _pieces(len(images), chunk), wanted, self._scale(images) * unit)
         if self.relative:
             norm = sum(value.detach().square().sum() for value in theta.values())
             loss, moved = loss / norm, [part / norm for part in moved]
@@ -345,4 +344,4 @@ class TrainingSet(Attack):
         """What each candidate weighs [M]; all alike where there are no multipliers."""
         if multipliers is None:
             return torch.zeros(len(images))
-        return multipliers.detach().float().flatten(1).sum(1) if multipliers.ndim > 1 else multipliers.detach().float()
+        return multipliers.detach().float().view(len(images), -1).sum(1)

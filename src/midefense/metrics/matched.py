@@ -20,7 +20,7 @@ from midefense import seeds
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
 from midefense.metrics.intervals import REAL, SHARE
 from midefense.ranges import Count, Share
-from midefense.types import Images, Refused
+from midefense.types import Refused
 
 STABILISERS = (0.01**2, 0.03**2)  # of SSIM, for images in [0, 1]
 AT_ONCE = 2**24  # values of one block of pairs
@@ -73,7 +73,7 @@ class Matched(Metric):
         tests = world.tests
         counts = {label: int((world.references.labels == label).sum()) for label in labels}
         held_out = {label: 0 if tests is None else int((tests.labels == label).sum()) for label in labels}
-        found = [self._match(rows, world.references, world, label, None) for label in labels]
+        found = [self._match(rows, world, label) for label in labels]
         train = [similarities for similarities, _, _ in found]
         self._drawings = {
             "matched.ssim": torch.cat(train).cpu(),
@@ -98,7 +98,7 @@ class Matched(Metric):
         null = [self._null(rows, world, label, counts[label]) for label in labels]
         means = torch.stack([one.mean() for one in null])
         bar = max(self.good, float(torch.cat([one.flatten() for one in null]).quantile(STRICTEST)))
-        gain = pairs - means[[labels.index(int(owner)) for owner in owners]]
+        gain = pairs - means.repeat_interleave(torch.tensor([len(one) for one in train]))
         nulls = torch.cat([one.mean(0) for one in null])
         return measured | {
             "matched_ssim/held_out": over_classes(nulls, owners, None, REAL),
@@ -110,21 +110,26 @@ class Matched(Metric):
         """Similarities [nulls, count] of the matching with `count` test images of a class, drawn again each time."""
         of_class = (world.tests.labels == label).nonzero()[:, 0]
         rng = seeds.generator("metrics", "matched", label)
-        draws = [of_class[torch.randperm(len(of_class), generator=rng)[:count]] for _ in range(self.nulls)]
-        return torch.stack([self._match(rows, world.tests, world, label, drawn)[0] for drawn in draws])
+        draws = torch.stack([torch.randperm(len(of_class), generator=rng)[:count] for _ in range(self.nulls)])
+        looked_at, columns = draws.unique(return_inverse=True)  # an image that is drawn again is compared once
+        own = rows["image"][rows["label"] == label]
+        table = ssim_of_pairs(own, world.tests.floats(of_class[looked_at], world.device), self.window).cpu()
+        return torch.stack([best_pairs(table[:, drawn])[0] for drawn in columns])
 
-    def _match(
-        self, rows: dict[str, Tensor], images: Images, world: World, label: int, among: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Similarities [K] of the best matching of a class's reconstructions with `images` (those at `among`, or all of
-        its class), the rows of the reconstructions and the ids of the images, int64 [K]."""
-        own = (rows["label"] == label).nonzero()[:, 0]
-        among = (images.labels == label).nonzero()[:, 0] if among is None else among
-        real = images.floats(among, world.device)
-        table = ssim_of_pairs(rows["image"][own], real, self.window).cpu()
-        chosen, matched = linear_sum_assignment(table.numpy(), maximize=True)
-        chosen, matched = torch.from_numpy(chosen), torch.from_numpy(matched)
-        return table[chosen, matched], own.cpu()[chosen], images.ids[among[matched]]
+    def _match(self, rows: dict[str, Tensor], world: World, label: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Similarities [K] of the best matching of a class's reconstructions with its training images, the rows of the
+        reconstructions and the ids of the images, int64 [K]."""
+        own, private = (rows["label"] == label).nonzero()[:, 0], world.references.of_class(label)
+        table = ssim_of_pairs(rows["image"][own], private.floats(device=world.device), self.window).cpu()
+        similarities, chosen, matched = best_pairs(table)
+        return similarities, own.cpu()[chosen], private.ids[matched]
+
+
+def best_pairs(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The one-to-one matching of rows and columns of a table [N, M] whose values add up to most: those values, and
+    their rows and columns, each [min(N, M)]."""
+    rows, columns = map(torch.from_numpy, linear_sum_assignment(table.numpy(), maximize=True))
+    return table[rows, columns], rows, columns
 
 
 def ssim_of_pairs(first: Tensor, second: Tensor, window: int) -> Tensor:
