@@ -10,6 +10,7 @@ from midefense.commands.report import run as report
 from midefense.metrics.against_queries import against_queries, next_line
 from midefense.pipeline.trace import Trace
 from midefense.priors.pixels import Pixels
+from midefense.store.store import Store
 from midefense.types import Evidence, Found
 
 EVIDENCE = Evidence(torch.tensor([4, 7]), torch.tensor([40, 70]))
@@ -181,8 +182,10 @@ def only(*labels):
 
 
 def test_the_trace_ends_where_the_attack_does_and_is_judged(run_verb, store):
-    asked = (*TOY, "attack=gmi", "attack.init.candidates=3", "attack.search.steps=40", "attack.group=3")
-    kept = run_verb("attack", *asked).tensors()
+    asked = (*TOY, "attack=gmi", "attack/select=confidence", "attack.init.candidates=3", "attack.search.steps=40")
+    asked += ("attack.group=3",)
+    result = run_verb("evaluate", *asked)
+    kept = Store(store).open(result.provenance["parents"]["recovered"], "recovered").tensors()
     owners, queries = kept["trace.evidence"], kept["trace.queries"]
     assert owners.unique().tolist() == [0, 1, 2, 3], "rows of both groups"
     for target in range(4):
@@ -193,7 +196,6 @@ def test_the_trace_ends_where_the_attack_does_and_is_judged(run_verb, store):
         losses = kept["trace.loss"][owners == target][:-1]
         assert (losses[1:].diff() < 0).all(), "each row but the last is better than the one before"
         assert len(own) <= 1 + 8 * 3, "no more than a logarithmic curve needs"
-    result = run_verb("evaluate", *asked)
     drawn = result.tensors()
     assert drawn["curve.main.queries"][-1] == 123
     every = {name: number for name, number in result.metrics["metrics"].items() if name == "attack_accuracy_top1/main"}
@@ -201,7 +203,7 @@ def test_the_trace_ends_where_the_attack_does_and_is_judged(run_verb, store):
 
 
 def test_labels_that_are_never_reached_count_as_failed_and_are_listed(run_verb, store, capsys):
-    row = run_verb("evaluate", *LOST, only(0, 2), "attack.select.keep=1")
+    row = run_verb("evaluate", *LOST, only(0, 2))
     accuracy = row.metrics["metrics"]["attack_accuracy_top1/main"]
     reached = [accuracy["per_class"][label] for label in ("0", "2")]
     assert row.metrics["row"]["unreached"] == [1, 3]
