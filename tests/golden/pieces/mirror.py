@@ -1,5 +1,5 @@
-"""MIRROR's bounds, its genetic and its white-box search and its final pick (`mirror.npz`), as conf/attack composes them,
-with every habit of the authors' code; draws are the recorded ones."""
+"""MIRROR's bounds, its genetic and its white-box search and its final pick (`mirror.npz`), as conf/attack composes
+them, with every habit of the authors' code; draws are the recorded ones."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def attack_of(preset: str, *changes: str) -> SearchAttack:
     return bind(compose("attack", words)[0]["attack"], "attack").build()
 
 
-def searched(attack: SearchAttack, prior: Prior, target: nn.Module, label: int, found: Found, pool: Tensor) -> list[Found]:
+def searched(
+    attack: SearchAttack, prior: Prior, target: nn.Module, label: int, found: Found, pool: Tensor
+) -> list[Found]:
     """All that a search yields from `found`, for one target of class `label`."""
     evidence = Evidence(torch.tensor([label]), torch.tensor([label]))
     problem = Problem(
