@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import plan_for
+from stylegan2_files import write_imported
 from torch import nn
 
 from midefense import seeds
@@ -20,6 +21,7 @@ from midefense.attacks.select import LowestLoss, MostAlike
 from midefense.attacks.views import Flip
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
+from midefense.priors.stylegan2.prior import StyleGan2
 from midefense.types import Answer, Evidence, Found, Refused, Trace
 
 WIDTH, CLASSES = 32, 10
@@ -273,3 +275,22 @@ def test_held_entries_are_those_of_the_first_parent():
 def test_found_of_the_init_is_known_without_a_question():
     _, found, oracle = problem_of(Genetic())
     assert oracle.bill == {} and isinstance(found, Found) and (found.loss > 0).all()
+
+
+@pytest.mark.parametrize("cutoff", [None, 0, 4, 8])
+def test_a_generator_truncates_within_whatever_style_it_is_given(tmp_path, cutoff):
+    """The style that is searched stays untruncated; its picture is that of truncated rows."""
+    weights = str(write_imported(tmp_path / "tiny.safetensors"))
+    plain, truncating = (
+        StyleGan2(channels=3, size=32, weights=weights, **options).eval().requires_grad_(False)
+        for options in ({}, {"psi": 0.5, "cutoff": cutoff})
+    )
+    for prior in (plain, truncating):
+        prior.generator.mapping.w_avg.copy_(torch.linspace(-1, 1, 16))
+    whole = plain.styles(3, seeds.generator("w"))
+    near = plain.styles(3, seeds.generator("w"), psi=0.5, cutoff=cutoff)
+    torch.testing.assert_close(truncating.draw(whole[:, 0]), plain.draw(near))
+    torch.testing.assert_close(truncating.draw(whole), plain.draw(near))
+    assert torch.equal(truncating.styles(3, seeds.generator("w")), whole)
+    if cutoff != 0:
+        assert not torch.allclose(truncating.draw(whole), plain.draw(whole), atol=1e-4)

@@ -88,14 +88,14 @@ class MirrorPool(BestOfPool):
     def __call__(self, problem: Problem) -> Found:
         """The `candidates` best of the pool for each target's label, best first. Their loss is that of the objective,
         where it is known from probabilities, else 1 - p."""
-        found = super().__call__(problem)
-        if not set(problem.objective.reads) <= {"probs"}:
-            return found
-        labels = problem.evidence.labels
-        best = problem.state["pool.scores"][:, labels].topk(self.candidates, dim=0).indices.T.flatten()
-        probs = problem.state["pool.scores"][best].to(problem.device)
-        wanted = labels.repeat_interleave(self.candidates).to(problem.device)
-        return Found(found.latents, problem.objective(answered(probs, wanted, problem)), found.evidence, "initial")
+        labels, scores = problem.evidence.labels, problem.state["pool.scores"]
+        best = scores[:, labels].T.contiguous().topk(self.candidates, dim=1)
+        rows, owners = best.indices.flatten(), torch.arange(len(labels)).repeat_interleave(self.candidates)
+        loss = 1 - best.values.flatten().to(problem.device)
+        if set(problem.objective.reads) <= {"probs"}:
+            wanted = labels[owners].to(problem.device)
+            loss = problem.objective(answered(scores[rows].to(problem.device), wanted, problem))
+        return Found(problem.state["pool.latents"][rows].to(problem.device), loss, owners, stage="initial")
 
 
 def answered(probs: Tensor, labels: Tensor, problem: Problem) -> Look:

@@ -108,7 +108,7 @@ class Genetic(Part):
         told = None
         for generation in range(self.generations + 1):
             order = torch.argsort(loss, dim=1, stable=True)
-            population, loss = population.gather(1, order[..., None].expand_as(population)), loss.gather(1, order)
+            population, loss = _taken(population, order), loss.gather(1, order)
             yield self._fittest(population, loss, shape, told)
             awake = (loss[:, 0] > self.enough).nonzero()[:, 0].cpu() if self.stops else torch.arange(targets)
             if generation == self.generations or len(awake) == 0 or population.shape[1] + self.rescore == 1:
@@ -128,10 +128,9 @@ class Genetic(Part):
         count = loss.shape[1] - 1
         odds = self.odds(loss)
         parents = [torch.multinomial(own, 2 * count, True, generator=rng) for own, rng in zip(odds, rngs, strict=True)]
-        shapes = ((count, width), (count, width), (1 if self.shared_noise else count, width))
-        rolled = [[torch.rand(shape, generator=rng) for shape in shapes] for rng in rngs]
-        crossing, mutating, noise = (torch.stack(kind) for kind in zip(*rolled, strict=True))
-        return Dice(torch.stack(parents).view(-1, 2, count), crossing, mutating, noise)
+        rows = (count, count, 1 if self.shared_noise else count)
+        rolled = torch.stack([torch.rand(sum(rows), width, generator=rng) for rng in rngs])
+        return Dice(torch.stack(parents).view(-1, 2, count), *rolled.split(rows, 1))
 
     def odds(self, loss: Tensor) -> Tensor:
         """With which probability each of populations with their `loss` [T, N] is drawn as a parent, float64."""
@@ -140,9 +139,9 @@ class Genetic(Part):
     def breed(self, population: Tensor, loss: Tensor, dice: Dice, space: PSpace, held: int = 0) -> Tensor:
         """Children [T, N - 1, D] of sorted populations [T, N, D] with their `loss` [T, N]; the last `held` coordinates
         are those of the first parent."""
-        device, width = population.device, population.shape[2]
+        device = population.device
         parents = dice.parents.to(device)
-        first, second = (population.gather(1, own[..., None].expand(-1, -1, width)) for own in parents.unbind(1))
+        first, second = (_taken(population, own) for own in parents.unbind(1))
         losses = [loss.gather(1, own) for own in parents.unbind(1)]
         of_first = dice.crossing.to(device) < self._share(*losses)[..., None]
         child = space.coordinates(torch.where(of_first, first, second))
@@ -169,3 +168,11 @@ class Genetic(Part):
         owners = torch.arange(len(population)).repeat_interleave(keep)
         latents = population[:, :keep].reshape(-1, *shape).clone()
         return Found(latents, loss[:, :keep].flatten().clone(), owners, "optimised", seen=told)
+
+
+def _taken(population: Tensor, places: Tensor) -> Tensor:
+    """Rows of populations [T, N, D] at their `places` int64 [T, C]: [T, C, D]. Whole rows are copied, which is several
+    times as fast as gathering their numbers."""
+    targets, count = population.shape[:2]
+    first = count * torch.arange(targets, device=places.device)[:, None]
+    return population.flatten(0, 1).index_select(0, (places + first).flatten()).view(*places.shape, -1)
