@@ -1,5 +1,5 @@
 """Run by tests/test_stylegan2_kernels.py in a process of its own, in which Triton's interpreter stands for a GPU: each
-kernel beside what it is for in torch's operations. Tells the largest differences, for the memory format named, as JSON."""
+kernel beside what it is for in torch's operations. Tells the largest differences, for one memory format, as JSON."""
 
 from __future__ import annotations
 
