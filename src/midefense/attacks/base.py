@@ -56,6 +56,8 @@ class Part:
         separates: it asks about some of a group's candidates without the others, which no coupled part can bear.
         asks_question: its `prepare` takes the `Question`, which is then part of what the preparation is stored by.
         asks_public: its `prepare`, as an init, takes the public images.
+        decides: an objective whose loss is 0 where the target gives the label wanted and 1 elsewhere, nothing between.
+        asks_decisions: a search that walks by such a loss alone.
         prepares: an objective that has a `prepare(prior, oracle, public, rng, state)`, yielding progress; what it makes
             is handed back with every look (`Look.known`).
     """
@@ -67,6 +69,8 @@ class Part:
     separates = False
     asks_question = False
     asks_public = False
+    decides = False
+    asks_decisions = False
     prepares = False
 
     def check(self, setting: Setting) -> None:
@@ -75,6 +79,11 @@ class Part:
     def preparation(self, recipe: Mapping[str, object]) -> object:
         """What of this part's recipe decides what its `prepare` makes."""
         return recipe
+
+    def chosen(self, state: Mapping[str, Tensor], labels: Tensor) -> Tensor | None:
+        """Which of the targets, of these `labels` int64 [N], an init has starts for where it chooses among them, bool
+        [N]; None: it does not choose."""
+        return None
 
     def check_prior(self, prior: Prior) -> None:
         """Refuse a prior it cannot work with, as built from the plan: it knows its shapes and has no weights yet."""
@@ -147,6 +156,11 @@ class Attack:
     def preparation(self, recipe: Mapping[str, object]) -> object:
         """The part of this attack's recipe that decides what `prepare` makes, so that attacks share it."""
         return recipe
+
+    def chosen(self, state: Mapping[str, Tensor], evidence: Evidence) -> Tensor | None:
+        """Which of the targets it takes up, bool [N], where it chooses among them (None: all). The others are in no
+        mean; one that it takes up and has no candidate of is a failure."""
+        return None
 
     def recover(
         self, state: Mapping[str, Tensor], prior: Prior, oracle: Oracle, evidence: Evidence, rng: torch.Generator
@@ -353,6 +367,11 @@ class SearchAttack(Attack):
         for slot, part in self.parts.items():
             access = self.access if slot in OF_THE_TARGET else searched
             access.require(part.reads, f"attack.{slot} ({type(part).__name__})")
+        if search.asks_decisions and not objective.decides:
+            raise Refused(
+                f"attack.objective: expected one that says yes or no, because attack.search ({type(search).__name__}) "
+                f"walks by decisions, got {type(objective).__name__}; try attack/objective=wrong_label"
+            )
         self.needs = tuple({need for part in self.parts.values() for need in part.needs})
         self.init, self.objective, self.search, self.select, self.views, self.surrogate, self.purify = slots.values()
         self.chunk, self.precision = chunk, require_precision("attack.precision", precision)
@@ -434,6 +453,10 @@ class SearchAttack(Attack):
             drawn = {name: value for name, value in saved.items() if not name.startswith((SURROGATE, OBJECTIVE))}
             work = self.init.prepare(prior, oracle, rng, drawn or None, **asked)
             yield from passed_on(work, "", drawn, done, made)
+
+    def chosen(self, state: Mapping[str, Tensor], evidence: Evidence) -> Tensor | None:
+        """As `Attack.chosen`: those that the init has starts for, where it chooses."""
+        return self.init.chosen(state, evidence.labels)
 
     def preparation(self, recipe: Mapping[str, object]) -> object:
         """The recipes of the slots that prepare; the init's alone, where no other does."""

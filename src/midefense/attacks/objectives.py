@@ -34,6 +34,18 @@ class CrossEntropy(Part):
         return over_models(look, lambda logits: F.cross_entropy(logits.float(), look.labels, reduction="none"))
 
 
+class WrongLabel(Part):
+    """1 where the target says another label than the one wanted, else 0: all that an answer of labels tells (BREP-MI's
+    Phi is 1 - 2 of it)."""
+
+    reads = ("labels",)
+    decides = True
+
+    def __call__(self, look: Look) -> Tensor:
+        """Loss per image [B], 0 or 1."""
+        return (look.answer.labels != look.labels).float()
+
+
 class MaxMargin(Part):
     """The best other logit minus that of the label (PLG-MI): see `identity_losses.max_margin`. It has no lower bound,
     so that latents may leave the region they are drawn from."""

@@ -2,6 +2,7 @@
 
 from . import (
     bido,
+    brep_mi,
     crafter,
     crafter_attackers,
     gmi,
@@ -17,6 +18,7 @@ from . import (
 
 __all__ = [
     "bido",
+    "brep_mi",
     "crafter",
     "crafter_attackers",
     "gmi",
