@@ -238,6 +238,14 @@ class Problem:
         """A generator for `purpose`, the same whatever was drawn before."""
         return seeds.fork(self.rng, purpose)
 
+    def draws_of(self, purpose: str, owners: Tensor) -> list[torch.Generator]:
+        """A generator for `purpose` for each candidate, with their rows of the evidence, `owners` int64 [M], ascending:
+        of its target and its place among that target's, so that it draws the same whoever else is in the group."""
+        places = torch.arange(len(owners)) - torch.searchsorted(owners, owners)
+        keys = zip(self.evidence.ids[owners].tolist(), places.tolist(), strict=True)
+        rng = self.draw(purpose)
+        return [seeds.fork(rng, f"target {target}, start {place}") for target, place in keys]
+
     @functools.cached_property
     def cut(self) -> Fixed | Measured:
         """How this group is cut."""

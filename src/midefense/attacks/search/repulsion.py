@@ -10,7 +10,6 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from midefense import seeds
 from midefense.attacks.base import Part, Problem
 from midefense.ranges import Batch, Count, Positive, Range
 from midefense.types import Found, Refused, refuse_unknown
@@ -166,16 +165,13 @@ class _Walk:
 
     @classmethod
     def begin(cls, rule: BoundaryRepulsion, problem: Problem, found: Found) -> _Walk:
-        """At the starts, a generator for each: of its target, and its place among that target's."""
+        """At the starts, with a generator for each."""
         if found.noise is None:
             raise Refused(
                 "attack.search (BoundaryRepulsion): expected starts that tell the normal noise they were made of, got "
                 "latents alone; try attack/init=inside_the_class"
             )
-        places = torch.arange(len(found)) - torch.searchsorted(found.evidence, found.evidence)
-        ids, rng = problem.evidence.ids[found.evidence].tolist(), problem.draw("search")
-        keys = zip(ids, places.tolist(), strict=True)
-        draws = [seeds.fork(rng, f"target {target}, start {place}") for target, place in keys]
+        draws = problem.draws_of("search", found.evidence)
         noise = found.noise.cpu().clone()
         latents, views = found.latents.detach(), problem.draw("views")
         return cls(rule, noise, latents, found.evidence, draws, views, torch.tensor(torch.nan))
