@@ -353,6 +353,44 @@ def test_it_walks_by_decisions_alone():
         SearchAttack(init=InsideTheClass(), objective=CrossEntropy(), search=BoundaryRepulsion(), select=Everything())
 
 
+TOY = (
+    "dataset=toy",
+    "prior=toy",
+    "architecture=mlp",
+    "architecture.widths=[16]",
+    "recipe.epochs=2",
+    "compute.threads=1",
+    "attack=brep_mi_untargeted",
+    "attack.search.patience=5",
+)
+JUDGE = ("evaluators.main.architecture.widths=[8,16]", "evaluators.main.recipe.epochs=4")
+
+
+def test_what_untargeted_does_not_choose_is_in_no_mean(run_verb):
+    options = ("attack.init.distinct=2", "attack.init.batch_size=4", "attack.group=1", "attack.search.radius=0.1")
+    asked = (*TOY, *options)
+    kept = run_verb("attack", *asked)
+    tensors = kept.tensors()
+    chosen = tensors["evidence.chosen"]
+    assert int(chosen.sum()) == 2 and ((tensors["queries"] > 0) == chosen).all()
+    spent = tensors["queries"][chosen].double()
+    assert kept.provenance["bill"]["queries_per_target_mean"] == spent.mean()
+    row = run_verb("evaluate", *asked, *JUDGE)
+    accuracy = row.metrics["metrics"]["attack_accuracy_top1/main"]
+    assert sorted(map(int, accuracy["per_class"])) == chosen.nonzero()[:, 0].tolist()
+    assert "unreached" not in row.metrics["row"] and accuracy["n"] == 2
+    drawn = row.tensors()
+    assert drawn["curve.main.accuracy"][-1] == accuracy["value"]
+    assert drawn["curve.main.queries"][-1] == spent.max() + kept.provenance["bill"]["shared_queries"] / 2
+
+
+def test_a_sphere_that_never_grew_is_a_failure_in_the_mean_and_the_curve(run_verb):
+    asked = ("attack.init.distinct=4", "attack.search.radius=5", "attack.search.max_rounds=4", "attack.group=2")
+    row = run_verb("evaluate", *TOY, *asked, *JUDGE)
+    accuracy = row.metrics["metrics"]["attack_accuracy_top1/main"]
+    assert accuracy["value"] == 0 and row.metrics["row"]["unreached"] == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("prior", "reason"),
     [("pixels", "needs a prior that offers normal"), ("ked_gan", "learned with access=scores, more than")],
