@@ -132,6 +132,8 @@ def starts(world: World) -> Walks:
 class At(Part):
     """Given starts."""
 
+    gives = ("noise",)
+
     def __init__(self, noise: Tensor):
         self.noise = noise
 

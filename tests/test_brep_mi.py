@@ -10,6 +10,7 @@ from torch import nn
 
 from midefense import seeds
 from midefense.attacks.base import Part, SearchAttack, run_group
+from midefense.attacks.init import Random
 from midefense.attacks.inside import InsideTheClass
 from midefense.attacks.objectives import CrossEntropy, WrongLabel
 from midefense.attacks.search.gradient import Gradient
@@ -62,6 +63,8 @@ def everywhere(points):
 
 class At(Part):
     """Given starts, one per target."""
+
+    gives = ("noise",)
 
     def __init__(self, noise):
         self.noise = noise
@@ -336,6 +339,8 @@ def test_the_deepest_of_several_starts_can_be_told_by_labels():
     starts[0, 0] = 1.5
 
     class Both(Part):
+        gives = ("noise",)
+
         def __call__(self, problem):
             return Found(starts, torch.full((2,), torch.nan), torch.tensor([0, 0]), "initial", noise=starts)
 
@@ -401,12 +406,10 @@ def test_priors_that_do_not_fit_are_refused_when_it_is_composed(prior, reason, s
 
 
 def test_starts_that_do_not_tell_their_noise_are_refused():
-    class Latents(Part):
-        def __call__(self, problem):
-            return Found(torch.zeros(1, WIDTH), torch.zeros(1), torch.zeros(1).long(), "initial")
-
-    with pytest.raises(Refused, match="try attack/init=inside_the_class"):
-        attacked(attack_of(Latents()), Regions(everywhere), 1)
+    with pytest.raises(
+        Refused, match="goes on from what the init knows .noise.*Random.*try attack/init=inside_the_class"
+    ):
+        attack_of(Random())
 
 
 def test_labels_are_all_it_reads():

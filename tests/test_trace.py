@@ -10,6 +10,7 @@ from midefense.commands.report import run as report
 from midefense.metrics.against_queries import against_queries, next_line
 from midefense.pipeline.trace import Trace
 from midefense.priors.pixels import Pixels
+from midefense.store.store import Store
 from midefense.types import Evidence, Found
 
 EVIDENCE = Evidence(torch.tensor([4, 7]), torch.tensor([40, 70]))
@@ -23,13 +24,14 @@ class Bill:
         self.bill = {}
 
 
-def found(first, second, stage="optimised", pixels=None):
+def found(first, second, stage="optimised", pixels=None, scores=None):
     """Candidates of two targets: losses by list, latents that say (target, place)."""
     losses = [*first, *second]
     owners = torch.tensor([0] * len(first) + [1] * len(second), dtype=torch.int64)
     places = [*range(len(first)), *range(len(second))]
     latents = torch.tensor([[owner, place] for owner, place in zip(owners.tolist(), places, strict=True)]).float()
-    return Found(latents.view(-1, 2), torch.tensor(losses), owners, stage, pixels=pixels)
+    scores = None if scores is None else torch.tensor(scores)
+    return Found(latents.view(-1, 2), torch.tensor(losses), owners, stage, scores, pixels)
 
 
 def rows(trace):
@@ -83,12 +85,12 @@ def test_each_target_is_looked_at_when_its_own_bill_passes_a_line():
     assert [row[:3] for row in rows(trace)] == [(0, 10, 9.0), (0, 14, 7.0), (1, 100, 9.0), (1, 200, 8.0)]
 
 
-def test_the_last_row_is_what_the_attack_stands_by():
+def test_the_last_row_is_of_the_highest_score_and_of_equals_of_the_lowest_loss():
     trace = watched(
         ((10, 10), found([1.0], [1.0])),
-        ((11, 11), found([2.0, 0.5], [3.0, 0.1], stage="selected")),
+        ((11, 11), found([2.0, 0.5], [3.0, 0.1], stage="selected", scores=[0.9, 0.2, 0.5, 0.5])),
     )
-    assert [row[:3] for row in rows(trace)] == [(0, 10, 1.0), (0, 11, 2.0), (1, 10, 1.0), (1, 11, 3.0)]
+    assert [row[:3] for row in rows(trace)] == [(0, 10, 1.0), (0, 11, 2.0), (1, 10, 1.0), (1, 11, 0.1)]
 
 
 def test_a_budget_that_ends_it_leaves_the_best_so_far():
@@ -181,8 +183,10 @@ def only(*labels):
 
 
 def test_the_trace_ends_where_the_attack_does_and_is_judged(run_verb, store):
-    asked = (*TOY, "attack=gmi", "attack.init.candidates=3", "attack.search.steps=40", "attack.group=3")
-    kept = run_verb("attack", *asked).tensors()
+    asked = (*TOY, "attack=gmi", "attack/select=confidence", "attack.init.candidates=3", "attack.search.steps=40")
+    asked += ("attack.group=3",)
+    result = run_verb("evaluate", *asked)
+    kept = Store(store).open(result.provenance["parents"]["recovered"], "recovered").tensors()
     owners, queries = kept["trace.evidence"], kept["trace.queries"]
     assert owners.unique().tolist() == [0, 1, 2, 3], "rows of both groups"
     for target in range(4):
@@ -193,7 +197,6 @@ def test_the_trace_ends_where_the_attack_does_and_is_judged(run_verb, store):
         losses = kept["trace.loss"][owners == target][:-1]
         assert (losses[1:].diff() < 0).all(), "each row but the last is better than the one before"
         assert len(own) <= 1 + 8 * 3, "no more than a logarithmic curve needs"
-    result = run_verb("evaluate", *asked)
     drawn = result.tensors()
     assert drawn["curve.main.queries"][-1] == 123
     every = {name: number for name, number in result.metrics["metrics"].items() if name == "attack_accuracy_top1/main"}
@@ -201,7 +204,7 @@ def test_the_trace_ends_where_the_attack_does_and_is_judged(run_verb, store):
 
 
 def test_labels_that_are_never_reached_count_as_failed_and_are_listed(run_verb, store, capsys):
-    row = run_verb("evaluate", *LOST, only(0, 2), "attack.select.keep=1")
+    row = run_verb("evaluate", *LOST, only(0, 2))
     accuracy = row.metrics["metrics"]["attack_accuracy_top1/main"]
     reached = [accuracy["per_class"][label] for label in ("0", "2")]
     assert row.metrics["row"]["unreached"] == [1, 3]

@@ -42,6 +42,7 @@ RUNGS = ("A0", "A1", "A2", "A3", "A4", "A5")
 OF_THE_TARGET = ("select", "surrogate", "purify")  # slots that ask the target even where the others ask a surrogate
 SURROGATE = "surrogate."  # what a prepared state holds of the surrogate has names that begin so
 OF_CLASSES = frozenset({"labels", "probs", "logits"})  # what a target of attributes has none of
+GIVERS = {"pool": "mirror_pool", "noise": "inside_the_class"}  # an init that gives what a search may want
 OBJECTIVE = "objective."  # and what it holds of the objective
 
 
@@ -58,6 +59,9 @@ class Part:
         asks_public: its `prepare`, as an init, takes the public images.
         decides: an objective whose loss is 0 where the target gives the label wanted and 1 elsewhere, nothing between.
         asks_decisions: a search that walks by such a loss alone.
+        gives: what an init knows and hands on to the search: `pool`, latents of the prior as they are drawn and what
+            the target says of them (`state["pool.latents"]`, `state["pool.scores"]`).
+        wants: what a search must be handed by the init.
         prepares: an objective that has a `prepare(prior, oracle, public, rng, state)`, yielding progress; what it makes
             is handed back with every look (`Look.known`).
     """
@@ -72,6 +76,8 @@ class Part:
     decides = False
     asks_decisions = False
     prepares = False
+    gives: tuple[str, ...] = ()
+    wants: tuple[str, ...] = ()
 
     def check(self, setting: Setting) -> None:
         """Refuse a setting in which it cannot work; see `Setting` for when this is called."""
@@ -379,6 +385,12 @@ class SearchAttack(Attack):
             raise Refused(
                 f"attack.objective: expected one that says yes or no, because attack.search ({type(search).__name__}) "
                 f"walks by decisions, got {type(objective).__name__}; try attack/objective=wrong_label"
+            )
+        if missing := sorted(set(search.wants) - set(init.gives)):
+            raise Refused(
+                f"attack.search ({type(search).__name__}) goes on from what the init knows ({', '.join(missing)}), got "
+                f"{type(init).__name__}, which hands on {', '.join(init.gives) or 'nothing'}; "
+                f"try attack/init={GIVERS[missing[0]]}"
             )
         self.needs = tuple({need for part in self.parts.values() for need in part.needs})
         self.init, self.objective, self.search, self.select, self.views, self.surrogate, self.purify = slots.values()

@@ -36,6 +36,7 @@ class InsideTheClass(Part):
 
     reads = ("labels",)
     needs = ("sample", "normal")
+    gives = ("noise",)
     asks_question = True
 
     def __init__(

@@ -53,6 +53,8 @@ class Shape(nn.Module):
 class At(Part):
     """One recorded start."""
 
+    gives = ("noise",)
+
     def __init__(self, noise: Tensor) -> None:
         self.noise = noise
 

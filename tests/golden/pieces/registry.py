@@ -22,7 +22,6 @@ REPLAYS: dict[str, Replay] = {}
 
 # Method to the pieces (patterns) that record it.
 NOT_THERE_YET = {
-    "MIRROR": tuple(f"mirror/{piece}" for piece in ("ga*", "wb", "bounds", "select", "pool_w", "W", "b", "target")),
     "C2FMI": tuple(f"c2f_mi/{piece}" for piece in ("p2f", "stage[12]", "de_*", "f64", "A", "W", "b", "E")),
     "LOKT": (
         *(f"lokt/{piece}" for piece in ("A", "wd", "W[qt]", "reals", "randn", "labels", "loss", "final", "margin")),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from midefense.attacks.base import Part, Problem
 from midefense.ranges import Batch, Count, Positive, Range
-from midefense.types import Found, Refused, refuse_unknown
+from midefense.types import Found, refuse_unknown
 
 Growth = Annotated[float, Range(1)]
 MeanOfSigns = Annotated[float, Range(-1, 0.999999)]  # at 1 no sphere would ever grow
@@ -50,6 +50,7 @@ class BoundaryRepulsion(Part):
 
     asks_decisions = True
     needs = ("normal",)
+    wants = ("noise",)
     keeps = ("growth", "last")
 
     def __init__(
@@ -166,11 +167,6 @@ class _Walk:
     @classmethod
     def begin(cls, rule: BoundaryRepulsion, problem: Problem, found: Found) -> _Walk:
         """At the starts, with a generator for each."""
-        if found.noise is None:
-            raise Refused(
-                "attack.search (BoundaryRepulsion): expected starts that tell the normal noise they were made of, got "
-                "latents alone; try attack/init=inside_the_class"
-            )
         draws = problem.draws_of("search", found.evidence)
         noise = found.noise.cpu().clone()
         latents, views = found.latents.detach(), problem.draw("views")
