@@ -698,7 +698,7 @@ def colours_as_they_are(monkeypatch):
         (penalty_of_one_weight, "attacks/crafter.npz", "crafter/craftz", "critic_then_z_loss"),
         (norm_per_image, "attacks/crafter.npz", "crafter/outer", "inner_attack_loss"),
         (threshold_of_the_lowest, "attacks/crafter.npz", "crafter/disco", "gate"),
-        (divided_by_what_it_was, "attacks/brep_mi.npz", "brep_mi/linear", "cand"),
+        (divided_by_what_it_was, "attacks/brep_mi.npz", "brep_mi/ball_norep", "cand"),
         (grown_at_three_quarters, "attacks/brep_mi.npz", "brep_mi/ball", "R"),
         (pushed_from_inside, "attacks/brep_mi.npz", "brep_mi/ball", "z"),
         (density_as_a_sum, "attacks/rlb_mi.npz", "rlb_mi/main", "losses"),
