@@ -39,6 +39,8 @@ class Row:
 
 
 POOL = ("init.size=40", "init.candidates=7", "search.stop=null", "search.generations=5")
+WALK = ("init.batch_size=400", "search.radius=0.01", "search.patience=null", "search.max_rounds=5")
+AGENTS = ("search.episodes=6", "search.hidden=8", "search.batch_size=2")
 FACE = ("search.steps=3", "search.stop=null")
 ROWS = (
     # MIRROR: the pool, then a child for all of a population but its fittest, who is known; the authors ask again
@@ -52,6 +54,27 @@ ROWS = (
     Row("mi_face_numeric", (*FACE, "search.differences=forward"), each=3 * (PIXELS + 1), prior="pixels"),
     Row("mi_face_numeric", (*FACE, "init.candidates=2"), each=2 * 3 * (2 * PIXELS + 1), prior="pixels"),
     Row("mi_face_numeric_small", (*FACE, "search.directions=5"), each=3 * (2 * 5 + 1), prior="pixels"),
+    # BREP-MI: whole batches until every label is met, then 32 points and a move per round, accepted or not
+    Row("brep_mi", WALK, shared=400, each=5 * 33),
+    Row("brep_mi", (*WALK, "init.candidates=3", "search.points=8"), shared=400, each=3 * 5 * 9),
+    Row(
+        "brep_mi",
+        (*WALK[:2], "search.growth=1", "search.grow_above=-1", "search.max_rounds=7"),
+        shared=400,
+        each=7 * 33,
+    ),
+    Row("brep_mi_paper", WALK, shared=400, each=5 * 33),
+    Row("brep_mi_small", WALK, shared=400, each=5 * 33),
+    Row("brep_mi_untargeted", WALK, shared=400, each=5 * 33),
+    Row("brep_mi_toolbox", (*WALK, "init.candidates=2"), shared=400, each=2 * 5 * 32),
+    # RLB-MI: an image per step and a test per episode; another for the action where it leads elsewhere
+    Row("rlb_mi", AGENTS, each=6 * 2),
+    Row("rlb_mi", (*AGENTS, "search.diversity=0.5"), each=6 * 3),
+    Row("rlb_mi", (*AGENTS, "search.length=3", "init.candidates=2"), each=2 * 6 * 4),
+    Row("rlb_mi", (*AGENTS, "search.tests=false"), each=6),
+    Row("rlb_mi_quick", AGENTS, each=6 * 2),
+    Row("rlb_mi_small", AGENTS, each=6 * 2),
+    Row("rlb_mi_toolbox", AGENTS, each=6 * 2),
 )
 
 

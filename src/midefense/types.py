@@ -215,9 +215,11 @@ class Found:
     evidence that each candidate answers. `stage` names the moment: initial, optimised, selected, or a method's
     own. `scores` [M] are the selection's (None before it). `pixels` uint8 [M, C, H, W] are the images themselves,
     where the prior alone cannot decode them from the latents (None: it can); `pictures` uint8 [M, C, S, S], the same
-    framed larger, for networks of other sizes than the target's (None: `pixels` will do). `seen` is for curves alone:
-    means over the candidates of what the search saw at this step, by name, each a tensor of no dimension on the
-    search's device, so that nobody waits for it before it is drawn."""
+    framed larger, for networks of other sizes than the target's (None: `pixels` will do). `noise` [M, width] is what
+    the latents were made of, where an attack searches the normal noise of its prior (`Prior.of_normal`). A row of the
+    evidence without a candidate was not reached. `seen` is for curves alone: means over the candidates of what the
+    search saw at this step, by name, each a tensor of no dimension on the search's device, so that nobody waits for
+    it before it is drawn."""
 
     latents: Tensor
     loss: Tensor
@@ -226,6 +228,7 @@ class Found:
     scores: Tensor | None = None
     pixels: Tensor | None = None
     pictures: Tensor | None = None
+    noise: Tensor | None = None
     seen: Mapping[str, Tensor] | None = None
 
     def __len__(self) -> int:

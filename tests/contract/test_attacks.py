@@ -334,6 +334,17 @@ def test_a_weaker_access_is_refused_before_compute(scene, name, store):
             read_plan("attack", {**config, "attack": {**config["attack"], "access": level}}, choices)
 
 
+def test_an_attack_by_labels_cannot_use_more(scene):
+    """Before an oracle that tells probabilities too, every bit of what it finds is the same."""
+    if scene.attack().access is not Access.LABELS:
+        pytest.skip("it is no attack by labels alone")
+    telling = Oracle(scene.model, Access.SCORES)
+    attack = scene.attack()
+    state = scene.prepare(attack, telling)
+    torch.testing.assert_close(state, scene.start, rtol=0, atol=0)
+    assert same(scene.recover()[0], scene.recover(attack, telling, state=state)[0])
+
+
 def test_closer_to_the_answer_than_random_draws(scene, name):
     stages, _ = scene.recover()
     owners, rows = stages["selected"].evidence, torch.arange(len(scene.evidence))

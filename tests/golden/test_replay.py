@@ -16,6 +16,7 @@ from conftest import ROOT
 from kornia.metrics import ssim as kornia_ssim
 from pieces import (
     bido,
+    brep_mi,
     crafter,
     crafter_attackers,
     gmi,
@@ -38,14 +39,17 @@ from torch.nn.functional import cross_entropy
 
 from midefense.architectures.state_names import to_published
 from midefense.attacks import matching, objectives, surrogate
-from midefense.attacks.objectives import Poincare
+from midefense.attacks.agents import Actor, Agents
+from midefense.attacks.objectives import Poincare, Reward
 from midefense.attacks.search.distribution import Distribution
+from midefense.attacks.search.repulsion import BoundaryRepulsion
 from midefense.defenses import crafting, disco
 from midefense.defenses.bido import BiDO
 from midefense.defenses.implicit import Linearised
 from midefense.defenses.label_smoothing import LabelSmoothing
 from midefense.priors.nets.gmi import Critic, Generator
 from midefense.priors.nets.ked import MinibatchDiscrimination
+from midefense.types import Answer
 
 REFERENCE = ROOT.parent / "shared" / "reference"
 FILES = sorted(REFERENCE.rglob("*.npz"))
@@ -594,6 +598,48 @@ def no_clamp_of_the_saturation(monkeypatch):
     monkeypatch.setattr(plg, "parameters_of", changed)
 
 
+def divided_by_what_it_was(monkeypatch):
+    monkeypatch.setattr(BoundaryRepulsion, "as_published", lambda self: self)
+
+
+def grown_at_three_quarters(monkeypatch):
+    """Of the share inside, where the code takes the signed mean."""
+    original = brep_mi.attack_of
+    monkeypatch.setattr(brep_mi, "attack_of", lambda changes: original({**changes, "search.grow_above": 0.5}))
+
+
+def pushed_from_inside(monkeypatch):
+    original = brep_mi.attack_of
+    monkeypatch.setattr(brep_mi, "attack_of", lambda changes: original({**changes, "search.repulsion_only": False}))
+
+
+def density_as_a_sum(monkeypatch):
+    original = Actor.act_with_density
+
+    def summed(self, states, noise):
+        actions, density = original(self, states, noise)
+        return actions, density * states.shape[2]
+
+    monkeypatch.setattr(Actor, "act_with_density", summed)
+
+
+def temperature_of_the_next_loss(monkeypatch):
+    """Believed of what comes after at its newest, where the code takes that of the actor's last loss."""
+    original = Agents._worth
+
+    def worth(self, *given):
+        self.believed = self.log_temperature.detach().exp()
+        return original(self, *given)
+
+    monkeypatch.setattr(Agents, "_worth", worth)
+
+
+def margin_the_wrong_way_round(monkeypatch):
+    original = Reward.__call__
+    turned = lambda self, look: original(self, replace(look, answer=Answer(probs=1 - look.answer.probs)))  # noqa: E731
+    monkeypatch.setattr(Reward, "__call__", turned)
+
+
 def one_look(monkeypatch):
     original = plg.attack_of
 
@@ -652,6 +698,12 @@ def colours_as_they_are(monkeypatch):
         (penalty_of_one_weight, "attacks/crafter.npz", "crafter/craftz", "critic_then_z_loss"),
         (norm_per_image, "attacks/crafter.npz", "crafter/outer", "inner_attack_loss"),
         (threshold_of_the_lowest, "attacks/crafter.npz", "crafter/disco", "gate"),
+        (divided_by_what_it_was, "attacks/brep_mi.npz", "brep_mi/ball_norep", "cand"),
+        (grown_at_three_quarters, "attacks/brep_mi.npz", "brep_mi/ball", "R"),
+        (pushed_from_inside, "attacks/brep_mi.npz", "brep_mi/ball", "z"),
+        (density_as_a_sum, "attacks/rlb_mi.npz", "rlb_mi/main", "losses"),
+        (temperature_of_the_next_loss, "attacks/rlb_mi.npz", "rlb_mi/hot", "losses"),
+        (margin_the_wrong_way_round, "attacks/rlb_mi.npz", "rlb_mi/alpha", "reward"),
         (earlier_of_equals, "attacks/plg_mi.npz", "plg_topn", "selected_ascending"),
         (padded_window, "attacks/crafter.npz", "crafter/other", "ssim_per_image"),
         (no_clamp_of_the_saturation, "attacks/plg_mi.npz", "plg_augment", "jitter_order_2310"),

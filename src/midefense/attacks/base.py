@@ -42,6 +42,7 @@ RUNGS = ("A0", "A1", "A2", "A3", "A4", "A5")
 OF_THE_TARGET = ("select", "surrogate", "purify")  # slots that ask the target even where the others ask a surrogate
 SURROGATE = "surrogate."  # what a prepared state holds of the surrogate has names that begin so
 OF_CLASSES = frozenset({"labels", "probs", "logits"})  # what a target of attributes has none of
+GIVERS = {"pool": "mirror_pool", "noise": "inside_the_class"}  # an init that gives what a search may want
 OBJECTIVE = "objective."  # and what it holds of the objective
 
 
@@ -56,6 +57,8 @@ class Part:
         separates: it asks about some of a group's candidates without the others, which no coupled part can bear.
         asks_question: its `prepare` takes the `Question`, which is then part of what the preparation is stored by.
         asks_public: its `prepare`, as an init, takes the public images.
+        decides: an objective whose loss is 0 where the target gives the label wanted and 1 elsewhere, nothing between.
+        asks_decisions: a search that walks by such a loss alone.
         gives: what an init knows and hands on to the search: `pool`, latents of the prior as they are drawn and what
             the target says of them (`state["pool.latents"]`, `state["pool.scores"]`).
         wants: what a search must be handed by the init.
@@ -70,6 +73,8 @@ class Part:
     separates = False
     asks_question = False
     asks_public = False
+    decides = False
+    asks_decisions = False
     prepares = False
     gives: tuple[str, ...] = ()
     wants: tuple[str, ...] = ()
@@ -80,6 +85,11 @@ class Part:
     def preparation(self, recipe: Mapping[str, object]) -> object:
         """What of this part's recipe decides what its `prepare` makes."""
         return recipe
+
+    def chosen(self, state: Mapping[str, Tensor], labels: Tensor) -> Tensor | None:
+        """Which of the targets, of these `labels` int64 [N], an init has starts for where it chooses among them, bool
+        [N]; None: it does not choose."""
+        return None
 
     def check_prior(self, prior: Prior) -> None:
         """Refuse a prior it cannot work with, as built from the plan: it knows its shapes and has no weights yet."""
@@ -152,6 +162,11 @@ class Attack:
     def preparation(self, recipe: Mapping[str, object]) -> object:
         """The part of this attack's recipe that decides what `prepare` makes, so that attacks share it."""
         return recipe
+
+    def chosen(self, state: Mapping[str, Tensor], evidence: Evidence) -> Tensor | None:
+        """Which of the targets it takes up, bool [N], where it chooses among them (None: all). The others are in no
+        mean; one that it takes up and has no candidate of is a failure."""
+        return None
 
     def recover(
         self, state: Mapping[str, Tensor], prior: Prior, oracle: Oracle, evidence: Evidence, rng: torch.Generator
@@ -228,6 +243,14 @@ class Problem:
     def draw(self, purpose: str) -> torch.Generator:
         """A generator for `purpose`, the same whatever was drawn before."""
         return seeds.fork(self.rng, purpose)
+
+    def draws_of(self, purpose: str, owners: Tensor) -> list[torch.Generator]:
+        """A generator for `purpose` for each candidate, with their rows of the evidence, `owners` int64 [M], ascending:
+        of its target and its place among that target's, so that it draws the same whoever else is in the group."""
+        places = torch.arange(len(owners)) - torch.searchsorted(owners, owners)
+        keys = zip(self.evidence.ids[owners].tolist(), places.tolist(), strict=True)
+        rng = self.draw(purpose)
+        return [seeds.fork(rng, f"target {target}, start {place}") for target, place in keys]
 
     @functools.cached_property
     def cut(self) -> Fixed | Measured:
@@ -358,11 +381,16 @@ class SearchAttack(Attack):
         for slot, part in self.parts.items():
             access = self.access if slot in OF_THE_TARGET else searched
             access.require(part.reads, f"attack.{slot} ({type(part).__name__})")
+        if search.asks_decisions and not objective.decides:
+            raise Refused(
+                f"attack.objective: expected one that says yes or no, because attack.search ({type(search).__name__}) "
+                f"walks by decisions, got {type(objective).__name__}; try attack/objective=wrong_label"
+            )
         if missing := sorted(set(search.wants) - set(init.gives)):
             raise Refused(
                 f"attack.search ({type(search).__name__}) goes on from what the init knows ({', '.join(missing)}), got "
                 f"{type(init).__name__}, which hands on {', '.join(init.gives) or 'nothing'}; "
-                "try attack/init=mirror_pool"
+                f"try attack/init={GIVERS[missing[0]]}"
             )
         self.needs = tuple({need for part in self.parts.values() for need in part.needs})
         self.init, self.objective, self.search, self.select, self.views, self.surrogate, self.purify = slots.values()
@@ -445,6 +473,10 @@ class SearchAttack(Attack):
             drawn = {name: value for name, value in saved.items() if not name.startswith((SURROGATE, OBJECTIVE))}
             work = self.init.prepare(prior, oracle, rng, drawn or None, **asked)
             yield from passed_on(work, "", drawn, done, made)
+
+    def chosen(self, state: Mapping[str, Tensor], evidence: Evidence) -> Tensor | None:
+        """As `Attack.chosen`: those that the init has starts for, where it chooses."""
+        return self.init.chosen(state, evidence.labels)
 
     def preparation(self, recipe: Mapping[str, object]) -> object:
         """The recipes of the slots that prepare; the init's alone, where no other does."""

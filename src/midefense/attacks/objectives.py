@@ -15,7 +15,7 @@ from midefense.attacks.base import Look, Part, passed_on, within
 from midefense.identity_losses import max_margin, poincare
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
-from midefense.ranges import Batch, Count, InnerShare
+from midefense.ranges import Batch, Count, InnerShare, NotNegative, Share
 from midefense.types import Images, Progress, Refused, Setting, refuse_unknown
 
 
@@ -32,6 +32,54 @@ class CrossEntropy(Part):
     def __call__(self, look: Look) -> Tensor:
         """Loss per image [B], from 0."""
         return over_models(look, lambda logits: F.cross_entropy(logits.float(), look.labels, reduction="none"))
+
+
+class WrongLabel(Part):
+    """1 where the target says another label than the one wanted, else 0: all that an answer of labels tells (BREP-MI's
+    Phi is 1 - 2 of it)."""
+
+    reads = ("labels",)
+    decides = True
+
+    def __call__(self, look: Look) -> Tensor:
+        """Loss per image [B], 0 or 1."""
+        return (look.answer.labels != look.labels).float()
+
+
+class Reward(Part):
+    """Minus the reward of RLB-MI for an image (Han et al., CVPR 2023, equation 3): `confidence` log p_y + `margin` log
+    max(`least_margin`, p_y - max_k p_k), k not y. It takes no gradient. Where y does not come first, the margin's term
+    is at its floor, and p_y alone tells where to go.
+
+    Args:
+        confidence, margin: weights of the two terms.
+        least_margin: floor of the margin.
+        least: floor of p_y: an oracle that rounds may say 0. The authors' code has none (0).
+    """
+
+    reads = ("probs",)
+
+    def __init__(
+        self,
+        *,
+        confidence: NotNegative = 2.0,
+        margin: NotNegative = 8.0,
+        least_margin: InnerShare = 1e-7,
+        least: Share = 1e-7,
+    ):
+        self.confidence, self.margin, self.least_margin, self.least = confidence, margin, least_margin, least
+
+    def as_published(self) -> Reward:
+        """Without a floor under p_y."""
+        return Reward(confidence=self.confidence, margin=self.margin, least_margin=self.least_margin, least=0.0)
+
+    def __call__(self, look: Look) -> Tensor:
+        """Loss per image [B]."""
+        probs, labels = look.answer.probs.detach(), look.labels[:, None]
+        sure = probs.gather(1, labels)[:, 0]
+        margin = sure - probs.scatter(1, labels, -torch.inf).amax(1)
+        reward = self.confidence * sure.clamp_min(self.least).log()
+        return -(reward + self.margin * margin.clamp_min(self.least_margin).log())
 
 
 class MaxMargin(Part):

@@ -110,6 +110,8 @@ class Stages:
         self._classes = file.get_tensor("evidence.labels")
         self._ids = file.get_tensor("evidence.ids") if matched else None
         self._keys = set(file.keys())
+        everyone = torch.ones(len(self._classes), dtype=torch.bool)
+        self._chosen = file.get_tensor("evidence.chosen") if "evidence.chosen" in self._keys else everyone
         observed = file.get_tensor("evidence.observed") if "evidence.observed" in self._keys else None
         self.prior = prior.given(observed)
         kept = {key.rsplit(".", 1)[0] for key in self._keys if key.endswith((".latents", ".pixels"))}
@@ -121,7 +123,8 @@ class Stages:
         what the prior makes of `<stage>.latents`."""
         evidence, rows = self._file.get_tensor(f"{stage}.evidence"), batch_rows(BATCH, max(self._sides))
         labels, ids = self._classes[evidence], None if self._ids is None else self._ids[evidence]
-        unreached = (torch.bincount(evidence, minlength=len(self._classes)) == 0).nonzero()[:, 0]
+        reached = torch.bincount(evidence, minlength=len(self._classes)) > 0
+        unreached = (self._chosen & ~reached).nonzero()[:, 0]
         if f"{stage}.pixels" in self._keys:
             kept = [f"{stage}.{name}" for name in ("pixels", "pictures") if f"{stage}.{name}" in self._keys]
             pictures = [self._aligned(name, labels) for name in kept]
@@ -137,6 +140,11 @@ class Stages:
     def classes(self) -> Tensor:
         """The class of every target of the attack, int64 [N]."""
         return self._classes
+
+    @property
+    def targets(self) -> Tensor:
+        """The rows of the evidence that are targets, int64 [T]: all, unless the attack chose among them."""
+        return self._chosen.nonzero()[:, 0]
 
     @property
     def costs(self) -> Tensor | None:

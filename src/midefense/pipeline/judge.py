@@ -213,7 +213,7 @@ def _measure(
 
 def _facing(world: World, candidates: Candidates, stages: Stages) -> World:
     """The world of the candidates of a stage: it knows which targets they lack."""
-    reached = len(stages.classes) - len(candidates.unreached)
+    reached = len(stages.targets) - len(candidates.unreached)
     each = max(1, round(len(candidates) / max(1, reached)))
     return replace(world, unreached=stages.classes[candidates.unreached], each=each)
 
@@ -252,7 +252,8 @@ def _curves(stages: Stages, world: World) -> dict[str, Tensor]:
     costs = stages.costs
     if costs is None:
         return {}
-    traced = stages[TRACE]
+    traced, targets = stages[TRACE], stages.targets
+    owners = torch.searchsorted(targets, traced.owners)
     hits: dict[str, list[Tensor]] = {name: [] for name in world.evaluators}
     for judged in traced.batches():
         for name, kept in hits.items():
@@ -261,7 +262,7 @@ def _curves(stages: Stages, world: World) -> dict[str, Tensor]:
     shared = int(world.bill.get("shared_queries", 0))
     drawn = {}
     for name, kept in hits.items():
-        curve = against_queries(torch.cat(kept), costs, traced.owners, stages.classes, shared)
+        curve = against_queries(torch.cat(kept), costs, owners, stages.classes[targets], shared)
         drawn |= {f"curve.{name}.{field}": value for field, value in curve.tensors().items()}
     return drawn
 

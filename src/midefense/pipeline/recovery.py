@@ -152,8 +152,9 @@ class Recovery:
         work.save(_group_name(index), tensors, notes)
 
     def _join(self, work: Work, names: list[str]) -> Artefact | None:
-        """Write the artefact: per stage aligned rows of latents, loss, evidence (and scores), sorted by evidence, and
-        the `trace` (`pipeline.trace`). None if a group was spoilt and set aside: it must be attacked again."""
+        """Write the artefact: per stage aligned rows of latents, loss, evidence (and scores), sorted by evidence,
+        and the `trace` (`pipeline.trace`); where the attack chose among its targets, which they are. None if a
+        group was spoilt and set aside: it must be attacked again."""
         saved = [work.saved(name) for name in names]
         if None in saved:
             return None
@@ -167,6 +168,10 @@ class Recovery:
             "queries": torch.tensor(queries),
         }
         tensors |= {} if self.evidence.observed is None else {"evidence.observed": self.evidence.observed}
+        chosen = self.attack.chosen(self.state, self.evidence)
+        if chosen is not None:
+            tensors["evidence.chosen"] = chosen
+            queries = [asked for asked, taken in zip(queries, chosen.tolist(), strict=True) if taken] or [0]
         # what was asked once for all targets is charged to each user, cached or not
         once = [a.provenance["bill"].get("shared_queries", 0) for a in (self.prepared, self.prior.artefact) if a]
         bill = {

@@ -60,7 +60,11 @@ class Trace:
             self._due[owner] = next_line(asked[owner])
 
     def end(self, found: Found, stopped: str) -> None:
-        """The last of it: the candidate that the attack stands by, or the best so far where the budget ended it."""
+        """The last of it: the candidate that the attack stands by, or the best so far where the budget ended it. Of a
+        target that an attack came to the end with, and stands by nothing, no row is left."""
+        if not stopped:
+            stood_by = set(found.evidence.tolist())
+            self._rows = [own if owner in stood_by else [] for owner, own in enumerate(self._rows)]
         self._keep(found, range(len(self._ids)), self._asked(), better=bool(stopped))
 
     def tensors(self) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from . import (
     bido,
+    brep_mi,
     crafter,
     crafter_attackers,
     gmi,
@@ -12,12 +13,14 @@ from . import (
     network_inversion,
     networks,
     plg,
+    rlb_mi,
     stylegan2,
     vmi,
 )
 
 __all__ = [
     "bido",
+    "brep_mi",
     "crafter",
     "crafter_attackers",
     "gmi",
@@ -28,6 +31,7 @@ __all__ = [
     "network_inversion",
     "networks",
     "plg",
+    "rlb_mi",
     "stylegan2",
     "vmi",
 ]

@@ -22,8 +22,6 @@ REPLAYS: dict[str, Replay] = {}
 
 # Method to the pieces (patterns) that record it.
 NOT_THERE_YET = {
-    "BREP-MI": tuple(f"brep_mi/{piece}" for piece in ("ball*", "linear*", "slab*", "init_*targeted")),
-    "RLB-MI": tuple(f"rlb_mi/{piece}" for piece in ("main", "alpha*", "len[0-9]*", "hot*", "G", "T")),
     "C2FMI": tuple(f"c2f_mi/{piece}" for piece in ("p2f", "stage[12]", "de_*", "f64", "A", "W", "b", "E")),
     "LOKT": (
         *(f"lokt/{piece}" for piece in ("A", "wd", "W[qt]", "reals", "randn", "labels", "loss", "final", "margin")),
