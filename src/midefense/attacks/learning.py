@@ -42,13 +42,24 @@ def public_images(public: Images, device: torch.device) -> Questions:
 
 def samples(prior: Prior, count: int, rng: torch.Generator) -> Questions:
     """What the prior makes of `count` latents drawn from `rng`; the latents are kept, not the images."""
-    latents = prior.sample(count, rng)
+    return decoded(prior, prior.sample(count, rng))
+
+
+def decoded(prior: Prior, latents: Tensor) -> Questions:
+    """What the prior makes of latents [count, ...]; they are kept, not the images."""
 
     @torch.no_grad()
     def images(rows: Tensor) -> Tensor:
         return clip_images(prior.decode(latents[rows].to(prior.device)))
 
-    return Questions(count, images)
+    return Questions(len(latents), images)
+
+
+def samples_of_classes(prior: Prior, classes: int, each: int, rng: torch.Generator) -> Questions:
+    """What the prior makes of `each` latents per class of the target, class by class, drawn from `rng`; a prior that
+    knows no classes makes as many of any."""
+    labels = torch.arange(classes).repeat_interleave(each)
+    return decoded(prior, prior.of_classes(prior.sample(len(labels), rng), labels))
 
 
 class Learner:
@@ -63,6 +74,10 @@ class Learner:
     def loss(self, network: nn.Module, images: Tensor, answers: Tensor) -> Tensor:
         """Loss per image [B]."""
         raise NotImplementedError
+
+    def shown(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """What the network is shown of a batch it learns from [B, C, H, W]; here the images themselves."""
+        return images
 
     def rehearse(self, network: nn.Module, images: Tensor, answers: Tensor) -> Tensor:
         """One number per image [B] from a network that learned nothing yet, to see before any compute that it fits what
@@ -141,13 +156,16 @@ class Learning(Part):
         device: torch.device,
         state: Mapping[str, Tensor] | None,
         network: nn.Module | None = None,
+        shown: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     ) -> Iterator[Progress]:
         """Learn from `answers` [count, ...] that are known; `state` is that of an earlier step, `network` who learns
-        (None: a fresh one)."""
+        (None: a fresh one), `shown` what it is shown of a batch (None: the images themselves)."""
 
         def batch_loss(network: nn.Module, draws: torch.Generator) -> Tensor:
             rows = torch.randint(questions.count, (self.batch_size,), generator=draws)
-            return loss(network, questions.images(rows), answers[rows].to(device, non_blocking=True)).mean()
+            images = questions.images(rows)
+            images = images if shown is None else shown(images, seeds.fork(draws, "shown"))
+            return loss(network, images, answers[rows].to(device, non_blocking=True)).mean()
 
         if network is None:
             network = self.build(rng, observed=answers.shape[1:])
@@ -165,6 +183,12 @@ class Learning(Part):
         network = self.build(seeds.generator("learned"), **shapes)  # any weights: they are replaced
         network.load_state_dict(within(state, "network."))
         return network.to(device).eval().requires_grad_(False)
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes the network was told to tell apart; None where it takes no such number, or knows none."""
+        takes = inspect.signature(self.network).parameters.get("classes")
+        return None if takes is None or takes.default in OPEN else takes.default
 
     def lasting(self, steps: int) -> Learning:
         """The same for another number of steps."""
