@@ -307,9 +307,7 @@ def test_a_student_that_is_not_told_its_classes_is_refused():
         def forward(self, images, taps=()):
             return Trace(images.flatten(1), images.flatten(1))
 
-    attack = attack_of(
-        surrogate=students(students={"one": silent(Silent)})
-    )
+    attack = attack_of(surrogate=students(students={"one": silent(Silent)}))
     with pytest.raises(Refused, match="attack.surrogate.students.one.network: expected one that is told its classes"):
         prepare(attack)
 

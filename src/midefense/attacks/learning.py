@@ -4,6 +4,7 @@ from its answers, in one loop that stops and goes on to the same bits. Surrogate
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,8 @@ class Learning(Part):
     Args:
         network: a partial of the network (`_partial_: true`); an architecture of ours is told the target's classes and
             the images' channels and size, where the configuration leaves them open. One that reads what was observed of
-            a target is told its shape, as `observed`, and one that gives latents theirs, as `latents`.
+            a target is told its shape, as `observed`, one that gives latents theirs, as `latents`, and one that gives
+            what another network makes of an image that shape, as `embedded`.
         optimizer: a partial torch optimiser.
         steps: updates.
         batch_size: images per update, drawn with replacement; the target is asked about as many at once.
@@ -123,12 +125,15 @@ class Learning(Part):
         rng: torch.Generator,
         device: torch.device,
         state: Mapping[str, Tensor] | None,
+        **shapes: Sequence[int],
     ) -> Iterator[Progress]:
         """Put every question to `ask` (images [B, C, H, W] -> answers [B, ...]), then learn. The answers are part of
-        the state, so that work that goes on asks about no image twice. Steps count batches: asked, then learned."""
+        the state, so that work that goes on asks about no image twice. Steps count batches: asked, then learned.
+        `shapes`: what the network may be told beside that of an answer (`build`)."""
         answers = yield from self.ask(questions, ask, state)
         asked, before = -(-questions.count // self.batch_size), state if state and "step" in state else None
-        for step, logs, give in self.learn(questions, answers, loss, rng=rng, device=device, state=before):
+        work = self.learn(questions, answers, loss, rng=rng, device=device, state=before, **shapes)
+        for step, logs, give in work:
             yield asked + step, logs, lambda give=give: {**give(), "asked": answers}
 
     def ask(
@@ -157,6 +162,7 @@ class Learning(Part):
         state: Mapping[str, Tensor] | None,
         network: nn.Module | None = None,
         shown: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        **shapes: Sequence[int],
     ) -> Iterator[Progress]:
         """Learn from `answers` [count, ...] that are known; `state` is that of an earlier step, `network` who learns
         (None: a fresh one), `shown` what it is shown of a batch (None: the images themselves)."""
@@ -168,7 +174,7 @@ class Learning(Part):
             return loss(network, images, answers[rows].to(device, non_blocking=True)).mean()
 
         if network is None:
-            network = self.build(rng, observed=answers.shape[1:])
+            network = self.build(rng, observed=answers.shape[1:], **shapes)
         return self.teach(network.to(device), batch_loss, rng, state)
 
     def build(self, rng: torch.Generator, **shapes: Sequence[int]) -> nn.Module:
@@ -189,6 +195,12 @@ class Learning(Part):
         """How many classes the network was told to tell apart; None where it takes no such number, or knows none."""
         takes = inspect.signature(self.network).parameters.get("classes")
         return None if takes is None or takes.default in OPEN else takes.default
+
+    def telling(self, **told: object) -> Learning:
+        """The same for a network that is told so, whatever the configuration says."""
+        other = copy.copy(self)
+        other.network = functools.partial(self.network, **told)
+        return other
 
     def lasting(self, steps: int) -> Learning:
         """The same for another number of steps."""

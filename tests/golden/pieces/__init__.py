@@ -2,6 +2,7 @@
 
 from . import (
     bido,
+    c2f_mi,
     crafter,
     crafter_attackers,
     gmi,
@@ -18,6 +19,7 @@ from . import (
 
 __all__ = [
     "bido",
+    "c2f_mi",
     "crafter",
     "crafter_attackers",
     "gmi",
