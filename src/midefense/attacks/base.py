@@ -56,6 +56,9 @@ class Part:
         separates: it asks about some of a group's candidates without the others, which no coupled part can bear.
         asks_question: its `prepare` takes the `Question`, which is then part of what the preparation is stored by.
         asks_public: its `prepare`, as an init, takes the public images.
+        gives: what an init knows and hands on to the search: `pool`, latents of the prior as they are drawn and what
+            the target says of them (`state["pool.latents"]`, `state["pool.scores"]`).
+        wants: what a search must be handed by the init.
         prepares: an objective that has a `prepare(prior, oracle, public, rng, state)`, yielding progress; what it makes
             is handed back with every look (`Look.known`).
     """
@@ -68,6 +71,8 @@ class Part:
     asks_question = False
     asks_public = False
     prepares = False
+    gives: tuple[str, ...] = ()
+    wants: tuple[str, ...] = ()
 
     def check(self, setting: Setting) -> None:
         """Refuse a setting in which it cannot work; see `Setting` for when this is called."""
@@ -353,6 +358,11 @@ class SearchAttack(Attack):
         for slot, part in self.parts.items():
             access = self.access if slot in OF_THE_TARGET else searched
             access.require(part.reads, f"attack.{slot} ({type(part).__name__})")
+        if missing := sorted(set(search.wants) - set(init.gives)):
+            raise Refused(
+                f"attack.search ({type(search).__name__}) goes on from what the init knows ({', '.join(missing)}), got "
+                f"{type(init).__name__}, which hands on {', '.join(init.gives) or 'nothing'}; try attack/init=mirror_pool"
+            )
         self.needs = tuple({need for part in self.parts.values() for need in part.needs})
         self.init, self.objective, self.search, self.select, self.views, self.surrogate, self.purify = slots.values()
         self.chunk, self.precision = chunk, require_precision("attack.precision", precision)

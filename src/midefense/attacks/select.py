@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -90,6 +92,59 @@ class TargetConfidence(Part):
                 total += problem.oracle(shown, ids=ids, reads=("probs",)).probs.gather(1, wanted)[:, 0]
             scores[rows] = total.cpu()
         return scores / self.repeats
+
+
+class MostAlike(Part):
+    """The candidate whose runner-up labels most others share, and of these the one of the largest logit (MIRROR's final
+    pick; An et al., NDSS 2022, by the authors' code).
+
+    Of the candidates of a target whose first label is the one wanted (of all, where there is none), the largest set of
+    two or more that have `shared` of the labels from the second to the fifth place in common; else with one label
+    less, and at last everyone. Of several sets equally large, the one that holds the largest logit.
+
+    Args:
+        places: how many labels behind the first are compared.
+        shared: labels in common.
+    """
+
+    reads = ("logits",)
+    keep = 1
+
+    def __init__(self, *, places: Count = 4, shared: Count = 2):
+        if shared > places:
+            raise Refused(f"attack.select.shared: expected at most the {places} places compared, got {shared}")
+        self.places, self.shared = places, shared
+
+    @torch.no_grad()
+    def __call__(self, problem: Problem, found: Found) -> Tensor:
+        """1 for the candidate chosen of each target, 0 for others [M]; asks about every candidate once."""
+        labels, logits = problem.evidence.labels[found.evidence], []
+        for rows in problem.chunks(len(found)):
+            ids = problem.evidence.ids[found.evidence[rows]]
+            logits.append(problem.oracle(problem.images(found, rows), ids=ids, reads=("logits",)).logits.cpu())
+        told, scores = torch.cat(logits), torch.zeros(len(found))
+        for target in found.evidence.unique():
+            own = (found.evidence == target).nonzero()[:, 0]
+            scores[own[self.choose(told[own], int(labels[own[0]]))]] = 1
+        return scores
+
+    def choose(self, logits: Tensor, label: int) -> int:
+        """Which of the candidates [C, classes] of one target."""
+        ranked = logits.argsort(dim=1, descending=True, stable=True)[:, : 1 + self.places].tolist()
+        right = [row for row, labels in enumerate(ranked) if labels[0] == label]
+        sure = logits[:, label].tolist()
+        behind = {row: set(ranked[row][1:]) for row in right}
+        for shared in range(self.shared, 0, -1):
+            together: dict[tuple[int, ...], list[int]] = {}
+            for row, labels in behind.items():
+                for common in itertools.combinations(sorted(labels), shared):
+                    together.setdefault(common, []).append(row)
+            sets = [rows for rows in together.values() if len(rows) > 1]
+            if sets:
+                largest = max(map(len, sets))
+                right = [row for rows in sets if len(rows) == largest for row in rows]
+                break
+        return max(right or range(len(sure)), key=sure.__getitem__)
 
 
 def _at_least_one(keep: int) -> int:

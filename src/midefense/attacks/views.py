@@ -97,6 +97,32 @@ class RandomResizedCrop(Part):
         return resampling.cropped(images, draws, self.smallest)
 
 
+class Flip(Part):
+    """A mirror image, or the image itself (MIRROR's `do_flip`).
+
+    Args:
+        p: share of images that are mirrored.
+        shared: one draw for all images of a call, as in the original.
+    """
+
+    columns = 1
+
+    def __init__(self, *, p: Share = 0.5, shared: bool = False):
+        self.p, self.shared = p, shared
+
+    def as_published(self) -> Flip:
+        """One draw for all images."""
+        return Flip(p=self.p, shared=True)
+
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
+        """Dice [count, 1] in [0, 1)."""
+        return torch.rand(1 if self.shared else count, 1, generator=rng).expand(count, 1)
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Views [B, C, H, W] of images [B, C, H, W]; `draws` [B, 1] on the images' device."""
+        return torch.where((draws < self.p)[..., None, None], images.flip(3), images)
+
+
 class RandomErase(Part):
     """Show the target what it was trained on: one rectangle per image overwritten, as by the defense of random erasing.
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
+import torch
 from torch import Tensor
 
-from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
+from midefense.metrics.base import Judged, Measured, Metric, World, over_classes, share_of_hits
 from midefense.metrics.features import class_count, evaluator_names, judged_trace, require_names
 from midefense.metrics.intervals import SHARE
 from midefense.ranges import Count, Some
@@ -42,6 +43,8 @@ class AttackAccuracy(Metric):
     All classes of the evaluator compete, also those that are not private: what looks like a public digit is no leak.
     `target_class_confidence/target` is the attacked target's own confidence, where it was recorded: high there and low
     with the evaluators means that the attack fooled the target without recovering the class.
+
+    A target that was never reached counts as failed in the accuracy; nobody's confidence in it is known.
 
     `stages`: patterns of the attack's other stages to measure too, as `attack_accuracy_top1@optimised/<evaluator>` and
     so on: `initial` (before the search), `optimised` (all candidates, before the selection), `stage*` (the stages of a
@@ -114,6 +117,15 @@ class AttackAccuracy(Metric):
             measured["target_class_confidence/target"] = Measured.undefined(reason, len(asked), higher_leaks=True)
         return measured
 
+    def nothing(self, world: World) -> dict[str, Measured]:
+        none = torch.zeros(0, dtype=torch.int64, device=world.device)
+        rows = {"label": none, **{f"rank/{name}": none for name in evaluator_names(world)}}
+        return {
+            f"attack_accuracy_top{top}/{name}": self._accuracy(rows, world, name, top)
+            for name in evaluator_names(world)
+            for top in self.top
+        }
+
     def chance(self, world: World) -> dict[str, float]:
         counts = {name: class_count(world, name) for name in evaluator_names(world)}
         return {
@@ -128,7 +140,7 @@ class AttackAccuracy(Metric):
         if top >= classes:
             reason = f"top-{top} of the {classes} classes of evaluator {name!r} is always right"
             return Measured.undefined(reason, len(rows["label"]), higher_leaks=True)
-        return over_classes(rows[f"rank/{name}"] <= top, rows["label"], True, SHARE)
+        return share_of_hits(rows[f"rank/{name}"] <= top, rows["label"], world)
 
     def _correct_confidence(self, rows: dict[str, Tensor], name: str) -> Measured:
         correct = rows[f"rank/{name}"] == 1

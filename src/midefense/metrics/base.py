@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from midefense.metrics.intervals import Interval, Span, mean_interval
+from midefense.metrics.intervals import SHARE, Interval, Span, mean_interval
 from midefense.types import Images, Refused, Trace
 
 
@@ -94,7 +94,9 @@ class World:
     `bill`, what the attack cost; `tests`, the private test images, and `target`, the attacked network (None where a
     judge has neither). `shown`: the references as images of another size, by the name of the network that is shown them
     (others are shown `references`); `shown_tests`: the test images likewise. `released`: what left the edge of a target
-    that is cut, where evidence points at images. `samples(count)`: unattacked samples of the prior, float
+    that is cut, where evidence points at images. `unreached` int64 [U]: the classes of targets of which there is no
+    candidate among those that are judged (None: of each there is one); where others have `each` candidates, such a
+    target counts as so many failures. `samples(count)`: unattacked samples of the prior, float
     [count, C, H, W] in [0, 1], the same each time; None where it generates nothing. `cache` keeps what the networks say
     of private images, once per network."""
 
@@ -109,6 +111,8 @@ class World:
     shown: Mapping[str, Images] = field(default_factory=dict)
     shown_tests: Mapping[str, Images] = field(default_factory=dict)
     released: Released | None = None
+    unreached: Tensor | None = None
+    each: int = 1
     samples: Callable[[int], Tensor] | None = None
     cache: dict[object, object] = field(default_factory=dict, repr=False)
 
@@ -197,7 +201,13 @@ class Metric:
 
     def compute(self, world: World) -> dict[str, Measured]:
         """All numbers over the images seen since `reset`, by name."""
+        if not self._batches and world.unreached is not None and len(world.unreached):
+            return self.nothing(world)
         return self.measure(self._sorted_rows(), world)
+
+    def nothing(self, world: World) -> dict[str, Measured]:
+        """The numbers where no target was reached, and there is no image: those of accuracies, which are 0."""
+        return {}
 
     def chance(self, world: World) -> dict[str, float]:
         """What blind guessing scores, for those names that have a closed form."""
@@ -298,6 +308,20 @@ def over_classes(values: Tensor, labels: Tensor, higher_leaks: bool | None, span
         higher_leaks=higher_leaks,
     )
     return measured.within(mean_interval(sums, counts, span))
+
+
+def share_of_hits(hits: Tensor, labels: Tensor, world: World, each: int | None = None) -> Measured:
+    """The share of `hits` bool [M], per class `labels` int64 [M], and with its interval over classes; a target that was
+    never reached (`World.unreached`) counts as `each` failures (None: as many as others have candidates)."""
+    if world.unreached is None or len(world.unreached) == 0:
+        return over_classes(hits, labels, True, SHARE)
+    lost = world.unreached.to(labels.device).repeat_interleave(world.each if each is None else each)
+    failed = torch.zeros(len(lost), dtype=torch.bool, device=labels.device)
+    measured = over_classes(torch.cat([hits, failed]), torch.cat([labels, lost]), True, SHARE)
+    count = len(world.unreached)
+    told = f"{count} target{' was' if count == 1 else 's were'} never reached and count{'s' * (count == 1)} as failed"
+    measured.reason = "; ".join(filter(None, (measured.reason, told)))
+    return measured
 
 
 def recorded(group: str, numbers: dict[str, float], expects: Sequence[str]) -> dict[str, Measured]:

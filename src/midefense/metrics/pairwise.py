@@ -23,7 +23,7 @@ from kornia.metrics import ssim as structural_similarity
 from torch import Tensor
 
 from midefense.metrics.accuracy import answers, ranks
-from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
+from midefense.metrics.base import Judged, Measured, Metric, World, over_classes, share_of_hits
 from midefense.metrics.features import (
     batch_rows,
     class_count,
@@ -33,7 +33,7 @@ from midefense.metrics.features import (
     require_names,
 )
 from midefense.metrics.fsim import fsim
-from midefense.metrics.intervals import POSITIVE, REAL, SHARE
+from midefense.metrics.intervals import POSITIVE, REAL
 from midefense.ranges import Count, Some
 from midefense.types import Refused
 
@@ -110,7 +110,7 @@ class PairedAccuracy(PairedMetric):
         for name in names:
             classes = class_count(world, name)
             for top in self.top:
-                found = over_classes(rows[f"rank/{name}"] <= top, identities, True, SHARE)
+                found = share_of_hits(rows[f"rank/{name}"] <= top, identities, world)
                 if top >= classes:
                     reason = f"top-{top} of the {classes} people whom evaluator {name!r} knows is always right"
                     found = Measured.undefined(reason, len(identities), higher_leaks=True)

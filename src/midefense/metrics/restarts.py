@@ -12,9 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from midefense.metrics.base import Judged, Measured, Metric, World, over_classes
+from midefense.metrics.base import Judged, Measured, Metric, World, share_of_hits
 from midefense.metrics.features import class_count, evaluator_names, judged_trace, require_names
-from midefense.metrics.intervals import SHARE
 from midefense.ranges import Count
 
 
@@ -67,11 +66,12 @@ class RestartAccuracy(Metric):
         for name in evaluator_names(world):
             hits, labels = rows[f"hit/{name}"][order], rows["label"][order]
             measured |= {
-                f"{number}/{name}": value for number, value in _over_restarts(hits, labels, counts, restarts).items()
+                f"{number}/{name}": value
+                for number, value in _over_restarts(hits, labels, counts, restarts, world).items()
             }
             best = _surest(confidence[order], counts)
             measured[f"best_of_restarts_accuracy/{name}"] = (
-                over_classes(hits[best], labels[best], True, SHARE)
+                share_of_hits(hits[best], labels[best], world, each=1)
                 if confidence.isfinite().all()
                 else Measured.undefined("the target was not asked how sure it is", len(hits), True)
             )
@@ -81,15 +81,16 @@ class RestartAccuracy(Metric):
         return {f"restart_accuracy/{name}": 1 / class_count(world, name) for name in evaluator_names(world)}
 
 
-def _over_restarts(hits: Tensor, labels: Tensor, counts: Tensor, restarts: int) -> dict[str, Measured]:
+def _over_restarts(hits: Tensor, labels: Tensor, counts: Tensor, restarts: int, world: World) -> dict[str, Measured]:
     """Mean and deviation of hits [M], target by target with `counts` candidates each."""
     if restarts < 2:
         reason = f"from {int(counts.min())} to {int(counts.max())} candidates per target: expected two or more of each"
         lost = Measured.undefined(reason, len(hits), higher_leaks=True)
         return {"restart_accuracy": lost, "restart_accuracy_std": Measured.undefined(reason, len(hits))}
-    each = hits.double().view(-1, restarts).mean(0)
+    targets = len(counts) + (0 if world.unreached is None else len(world.unreached))
+    each = hits.double().view(-1, restarts).sum(0) / targets
     return {
-        "restart_accuracy": over_classes(hits, labels, True, SHARE),
+        "restart_accuracy": share_of_hits(hits, labels, world, each=restarts),
         "restart_accuracy_std": Measured(value=float(each.std()), n=restarts),
     }
 

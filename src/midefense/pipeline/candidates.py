@@ -21,6 +21,7 @@ from midefense.types import Images, Refused, clip_images
 
 BATCH = 256
 HEADLINE = "selected"  # the stage whose numbers bear no mark
+TRACE = "trace"  # no stage: the best candidate of each target by what it had cost
 
 
 class Rows(Protocol):
@@ -36,7 +37,7 @@ class Candidates:
     from the same pictures; `sides`, of which sizes they are wanted, the target's first; `rows`, how many to hold at
     once; `diverged`, how many of them are no images at all; `ids` int64 [M] on the CPU: the private image each stands
     for (None where the evidence was a class); `owners` int64 [M] on the CPU: its row of the evidence, if
-    any."""
+    any; `unreached` int64 [U] on the CPU: the rows of the evidence that have no candidate (None: unknown)."""
 
     labels: Tensor
     read: Callable[[slice, Sequence[int]], Mapping[int, Tensor]]
@@ -45,6 +46,7 @@ class Candidates:
     diverged: int = 0
     ids: Tensor | None = None
     owners: Tensor | None = None
+    unreached: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -110,24 +112,37 @@ class Stages:
         self._keys = set(file.keys())
         observed = file.get_tensor("evidence.observed") if "evidence.observed" in self._keys else None
         self.prior = prior.given(observed)
-        self.names = sorted({key.rsplit(".", 1)[0] for key in self._keys if key.endswith((".latents", ".pixels"))})
+        kept = {key.rsplit(".", 1)[0] for key in self._keys if key.endswith((".latents", ".pixels"))}
+        self.names = sorted(kept - {TRACE})
 
     def __getitem__(self, stage: str) -> Candidates:
-        """Its images: `<stage>.pixels` where the attack left them (no stored prior decodes a generator's inner
-        features alone), and for networks of other sizes `<stage>.pictures` if there are any; else what the prior makes
-        of `<stage>.latents`."""
+        """Its images, and which targets have none: `<stage>.pixels` where the attack left them (no stored prior decodes
+        a generator's inner features alone), and for networks of other sizes `<stage>.pictures` if there are any; else
+        what the prior makes of `<stage>.latents`."""
         evidence, rows = self._file.get_tensor(f"{stage}.evidence"), batch_rows(BATCH, max(self._sides))
         labels, ids = self._classes[evidence], None if self._ids is None else self._ids[evidence]
+        unreached = (torch.bincount(evidence, minlength=len(self._classes)) == 0).nonzero()[:, 0]
         if f"{stage}.pixels" in self._keys:
             kept = [f"{stage}.{name}" for name in ("pixels", "pictures") if f"{stage}.{name}" in self._keys]
             pictures = [self._aligned(name, labels) for name in kept]
             scale = partial(_scale, pictures, self._device)
-            return Candidates(labels, scale, self._sides, rows, ids=ids, owners=evidence)
+            return Candidates(labels, scale, self._sides, rows, ids=ids, owners=evidence, unreached=unreached)
         latents = self._aligned(f"{stage}.latents", labels)
         parts = (latents[start : min(start + rows, len(labels))] for start in range(0, len(labels), rows))
         diverged = sum(int((~part.isfinite().flatten(1).all(1)).sum()) for part in parts)
         read = partial(_decode, self.prior, latents, self._device, owners=evidence)
-        return Candidates(labels, read, self._sides, rows, diverged, ids, evidence)
+        return Candidates(labels, read, self._sides, rows, diverged, ids, evidence, unreached)
+
+    @property
+    def classes(self) -> Tensor:
+        """The class of every target of the attack, int64 [N]."""
+        return self._classes
+
+    @property
+    def costs(self) -> Tensor | None:
+        """What the target of each candidate of the trace had been asked when that was its best, int64 [R]; None where
+        an attack left no trace."""
+        return self._file.get_tensor(f"{TRACE}.queries") if f"{TRACE}.queries" in self._keys else None
 
     def _aligned(self, name: str, labels: Tensor) -> Rows:
         """A tensor of the file, one row per label, that is read when it is sliced."""

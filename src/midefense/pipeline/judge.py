@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from midefense import seeds
 from midefense.datasets.splits import Splits
+from midefense.metrics.accuracy import ranks
+from midefense.metrics.against_queries import against_queries
 from midefense.metrics.base import Judged, Measured, Metric, Released, World, with_ids
 from midefense.metrics.feature_distance import class_distances
 from midefense.metrics.features import (
@@ -31,7 +33,7 @@ from midefense.metrics.features import (
     original_features,
     reference_features,
 )
-from midefense.pipeline.candidates import BATCH, HEADLINE, Candidates, Stages, open_stages
+from midefense.pipeline.candidates import BATCH, HEADLINE, TRACE, Candidates, Stages, open_stages
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact
 from midefense.types import Images, clip_images, to_pixels
@@ -45,7 +47,8 @@ PICTURE_COLUMNS = ["class", "candidate", "recovered", NEAREST, "distance", "targ
 @dataclass
 class Judgement:
     """Numbers by name, their anchors by anchor and name, and what to look at. `candidates`: of each target; `matched`:
-    whether each answers one private image, which the pictures then show beside it."""
+    whether each answers one private image, which the pictures then show beside it; `unreached`: the classes of targets
+    of which the attack stands by nothing."""
 
     measured: dict[str, Measured]
     kinds: dict[str, str]
@@ -53,6 +56,7 @@ class Judgement:
     tensors: dict[str, Tensor]
     candidates: int
     matched: bool = False
+    unreached: Sequence[int] = ()
 
     @property
     def picture_columns(self) -> list[str]:
@@ -147,16 +151,20 @@ def judge(
     with open_stages(recovered, prior, device, world.sides) as stages:
         candidates = stages[HEADLINE]
         pictures = _Pictures(world, len(candidates.labels.unique()))
-        found = _measure(metrics, candidates.batches(asked), world, pictures)
+        unreached = stages.classes[candidates.unreached]
+        found = _measure(metrics, candidates.batches(asked), _facing(world, candidates, stages), pictures)
         marked = _measure_stages(metrics, stages, asked, world, found.by_metric)
+        curves = _curves(stages, world)
     known |= {name: world.cache[key] for name in evaluators if (key := ("references", name)) in world.cache}
     return Judgement(
         measured={**found.numbers, **marked.numbers},
         kinds={**found.kinds(metrics), **marked.kinds(metrics)},
         anchors=_anchors(metrics, candidates, stages.prior, draws, private, world),
-        tensors={**pictures.tensors(), **found.drawings},
-        candidates=len(candidates) // len((candidates.labels if candidates.ids is None else candidates.ids).unique()),
+        tensors={**pictures.tensors(), **found.drawings, **curves},
+        candidates=len(candidates)
+        // max(1, len((candidates.labels if candidates.ids is None else candidates.ids).unique())),
         matched=candidates.ids is not None,
+        unreached=unreached.tolist(),
     )
 
 
@@ -203,6 +211,13 @@ def _measure(
     return found
 
 
+def _facing(world: World, candidates: Candidates, stages: Stages) -> World:
+    """The world of the candidates of a stage: it knows which targets they lack."""
+    reached = len(stages.classes) - len(candidates.unreached)
+    each = max(1, round(len(candidates) / max(1, reached)))
+    return replace(world, unreached=stages.classes[candidates.unreached], each=each)
+
+
 def _measure_stages(
     metrics: Mapping[str, Metric],
     stages: Stages,
@@ -223,11 +238,32 @@ def _measure_stages(
             lost = {k: {name: Measured.undefined(reason, len(candidates)) for name in headline[k]} for k in asking}
             own = _Found(lost)
         else:
-            own = _measure(asking, candidates.batches(target), world)
+            own = _measure(asking, candidates.batches(target), _facing(world, candidates, stages))
         for key, numbers in own.by_metric.items():
             marked = {name.replace("/", f"@{stage}/", 1): number for name, number in numbers.items()}
             found.by_metric.setdefault(key, {}).update(marked)
     return found
+
+
+@torch.no_grad()
+def _curves(stages: Stages, world: World) -> dict[str, Tensor]:
+    """Top-1 accuracy of the best candidate of every target against what it had cost, as every evaluator sees it:
+    `curve.<evaluator>.queries`, `.accuracy`, `.low` and `.high`, float64 [P] each. {} where an attack left no trace."""
+    costs = stages.costs
+    if costs is None:
+        return {}
+    traced = stages[TRACE]
+    hits: dict[str, list[Tensor]] = {name: [] for name in world.evaluators}
+    for judged in traced.batches():
+        for name, kept in hits.items():
+            logits = judged_trace(judged, world, name, BATCH).logits
+            kept.append((ranks(logits, judged.labels) == 1).cpu())
+    shared = int(world.bill.get("shared_queries", 0))
+    drawn = {}
+    for name, kept in hits.items():
+        curve = against_queries(torch.cat(kept), costs, traced.owners, stages.classes, shared)
+        drawn |= {f"curve.{name}.{field}": value for field, value in curve.tensors().items()}
+    return drawn
 
 
 def _anchors(
@@ -308,7 +344,7 @@ class _Pictures:
 
     def __init__(self, world: World, classes: int) -> None:
         self._world, self._evaluator = world, next(iter(world.evaluators))
-        self._per_class = max(1, min(PICTURES_PER_CLASS, PICTURES // classes))
+        self._per_class = max(1, min(PICTURES_PER_CLASS, PICTURES // max(1, classes)))
         self._kept: list[dict[str, Tensor]] = []
 
     def update(self, judged: Judged) -> None:
@@ -331,6 +367,11 @@ class _Pictures:
 
     def tensors(self) -> dict[str, Tensor]:
         """`reconstructions` and `nearest` uint8 [K, C, H, W]; `labels`, `candidates`, `distance`, `confidence` [K]."""
+        if not self._kept:  # no target was reached
+            none, numbers = self._world.references.pixels[:0], torch.zeros(0)
+            places = torch.zeros(0, dtype=torch.int64)
+            shown = {"reconstructions": none, "nearest": none, "labels": places, "candidates": places}
+            return {**shown, "distance": numbers, "confidence": numbers}
         shown = {name: torch.cat([part[name] for part in self._kept]) for name in self._kept[0]}
         if "ids" in shown:
             originals = with_ids((self._world.references, self._world.tests), shown.pop("ids"))

@@ -433,6 +433,7 @@ class Pipeline:
                 **self._row(recovered, evaluators),
                 "protocol": protocol,
                 "candidates": judgement.candidates,
+                **({"unreached": list(judgement.unreached)} if judgement.unreached else {}),
                 "date": time.strftime("%Y-%m-%d"),
                 "device": str(self.device),
                 "command": draft.command,

@@ -18,6 +18,7 @@ from midefense.attacks.base import Attack, run_group
 from midefense.oracle import Edge, Oracle
 from midefense.pipeline.classifiers import StoredTarget
 from midefense.pipeline.session import Session
+from midefense.pipeline.trace import Trace
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, Draft
 from midefense.store.store import POLL_SECONDS, Work
@@ -140,6 +141,8 @@ class Recovery:
             fields = {name: getattr(found, name) for name in STAGE_FIELDS}
             fields["evidence"] = found.evidence + int(rows[0])
             tensors |= {f"{stage}.{name}": value for name, value in fields.items() if value is not None}
+        for name, value in group.trace.tensors().items():
+            tensors[f"trace.{name}"] = value + int(rows[0]) if name == "evidence" else value
         notes = {
             "queries": [oracle.bill.get(int(i), 0) for i in evidence.ids],
             "shared_queries": oracle.shared_bill,
@@ -149,8 +152,8 @@ class Recovery:
         work.save(_group_name(index), tensors, notes)
 
     def _join(self, work: Work, names: list[str]) -> Artefact | None:
-        """Write the artefact: per stage aligned rows of latents, loss, evidence (and scores), sorted by evidence. None
-        if a group was spoilt and set aside: it must be attacked again."""
+        """Write the artefact: per stage aligned rows of latents, loss, evidence (and scores), sorted by evidence, and
+        the `trace` (`pipeline.trace`). None if a group was spoilt and set aside: it must be attacked again."""
         saved = [work.saved(name) for name in names]
         if None in saved:
             return None
@@ -177,7 +180,7 @@ class Recovery:
         metrics = {
             "stopped": sorted({note["stopped"] for note in notes} - {""}),
             "candidates": len(tensors["selected.latents"]),
-            "mean_loss": float(tensors["optimised.loss"].mean()) if "optimised.loss" in tensors else None,
+            "mean_loss": float(tensors["optimised.loss"].mean()) if len(tensors.get("optimised.loss", ())) else None,
         }
         return work.finish(tensors, metrics, bill=bill, device=str(self.session.device))
 
@@ -188,6 +191,8 @@ class _Group:
     def __init__(self, recovery: Recovery, oracle: Oracle, evidence: Evidence, index: int, run: Run):
         self.recovery, self.oracle, self.evidence, self.index = recovery, oracle, evidence, index
         self.curve = _Curve(run, recovery.attack)
+        pictured = "blocks" in recovery.attack.needs  # what is found inside a generator has pixels alone
+        self.trace = Trace(oracle, evidence, recovery.prior.prior, pictured)
         self.stages: dict[str, Found] = {}
         self.stopped = ""
 
@@ -201,6 +206,10 @@ class _Group:
             if self.stopped:  # what was found is kept, unselected
                 found = replace(found, stage="selected", scores=torch.full((len(found),), torch.nan))
             self.stages[found.stage] = found
+            if found.stage == "selected":
+                self.trace.end(found, self.stopped)
+            else:
+                self.trace.add(found)
             yield first + step, self.curve.add(step, first + step, found), dict
         self.curve.end()
 

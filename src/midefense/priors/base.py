@@ -42,6 +42,8 @@ class Prior(nn.Module):
             is entered at any block); of pixels, `pixels`.
         normal_width: how many numbers of normal noise make a latent, where it offers `normal`.
         rows: of styles in a latent, where it offers `styles`.
+        slope: below 0, of the leaky ReLU that latents come out of; 1 where they are as they were drawn (a P-space then
+            is the space of latents; An et al., NDSS 2022).
         coupled: how real an image looks depends on the others that `realism` is shown with it.
         held: how many entries at the end of a latent no search may move; a class-conditional generator keeps the class
             there, as a number, and one that completes what was observed the row of it.
@@ -57,6 +59,7 @@ class Prior(nn.Module):
     offers: frozenset[str] = frozenset({"sample"})
     normal_width: int
     rows: int
+    slope = 1.0
     coupled = False
     held = 0
     completes = False

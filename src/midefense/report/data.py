@@ -22,7 +22,7 @@ from midefense.report.rows import NAMES, SEEDS, Row, Setup, anchor_lines, spread
 
 MOST_CLASSES = 20  # of more, a number's spread over classes is told instead of every class
 # Parts of `about` that are told in words of their own, or are no facts about the setup.
-TOLD = ("seeds", "setup", "baseline", "ids", "command", "stopped", "class_names", "protocol", "selection")
+TOLD = ("seeds", "setup", "baseline", "ids", "command", "stopped", "unreached", "class_names", "protocol", "selection")
 
 
 class Places:

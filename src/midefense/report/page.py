@@ -18,6 +18,7 @@ from midefense.report.markup import Markup, join, tag, void
 from midefense.report.numbers import show, show_spread
 from midefense.report.plot import scatter
 from midefense.report.projection import projections
+from midefense.report.queries import against_queries
 from midefense.report.rows import Broken, Row, Setup, anchor_lines, by_protocol, notes_on, setups, spread, told_apart
 from midefense.report.tradeoff import trade_offs
 from midefense.report.worst import worst_cases
@@ -25,6 +26,7 @@ from midefense.report.worst import worst_cases
 HEADS = ("defense", "attack", "architecture", "dataset", "prior", "public", "access")
 BARRED = ("percent",)  # units whose cells carry a bar
 LONG_NAME = 10  # characters
+UNREACHED = "targets of which the attack stands by nothing; they count as failed"
 FEW_CLASSES = "so few classes tell little of others: mind the intervals"
 WORST = (
     "A release is as private as the strongest attack leaves it: how many identities this one finds, with its interval, "
@@ -85,6 +87,7 @@ def _protocol(name: str, rows: Sequence[Row], found: Sequence[Setup], numbered: 
     parts = [_alike(found), _table(found, numbered, shown, rows, name), *notes]
     if (held := axes(shown)) is not None:
         parts.append(_part("Privacy against utility", scatter(found, numbered, *held)))
+    parts.append(_part("Accuracy against queries", against_queries(found, numbered)))
     parts.append(_part("Trade-off", _trade_offs(found, numbered)))
     parts.append(_part("Worst case over attacks", _worst_cases(found, numbered)))
     below = "the private image that it answers" if rows[0].matched else "the private image nearest to it"
@@ -158,6 +161,7 @@ def _name_cell(setup: Setup, name: str, varied: Sequence[str], number: int) -> M
         early = tag("b", " · stopped early", title=setup.stopped) if setup.stopped else None
         below.append(tag("small", setup.note, early) if setup.note or early else None)
         below.append(tag("small", tag("b", setup.ladder)) if setup.ladder else None)
+        below.append(tag("small", tag("b", setup.unreached), title=UNREACHED) if setup.unreached else None)
         below.append(tag("small", tag("b", setup.few_classes), title=FEW_CLASSES) if setup.few_classes else None)
     if name == "architecture" and setup.legacy:
         below.append(tag("small", tag("b", setup.legacy)))
@@ -166,7 +170,7 @@ def _name_cell(setup: Setup, name: str, varied: Sequence[str], number: int) -> M
     # The first column stays in sight while numbers scroll; on a narrow screen it speaks for the other names too.
     others = " · ".join(setup[one] for one in HEADS[1:] if one in varied and setup[one])
     early = tag("b", " · stopped early") if setup.stopped else None
-    said = (others, setup.note, setup.ladder, setup.few_classes, setup.legacy)
+    said = (others, setup.note, setup.ladder, setup.unreached, setup.few_classes, setup.legacy)
     narrow = tag("small", " · ".join(word for word in said if word), early, class_="narrow")
     box = void("input", type="checkbox", class_="pick", aria_label=f"Compare {_title(setup)}", value=number)
     who = tag("label", box, tag("b", _breakable(value)))

@@ -114,7 +114,7 @@ def _picture(frame: Frame, found: Sequence[Setup], drawn: Sequence[Point], utili
     up = Axis(0, 1, frame.height - frame.bottom, frame.top)
     defenses, attacks = _names(drawn)
     marks = [
-        _point(point, across, up, _colour(defenses.index(point.setup["defense"])), _shape(point.setup, attacks))
+        _point(point, across, up, series(defenses.index(point.setup["defense"])), _shape(point.setup, attacks))
         for point in drawn
     ]
     levels = _levels(frame, found, attack, up)
@@ -141,8 +141,8 @@ def _axis(drawn: Sequence[Point], start: float, end: float) -> Axis:
     return Axis(max(0.0, lowest), min(1.01, highest), start, end)
 
 
-def _colour(number: int) -> str:
-    """The style of the defense that comes as `number`."""
+def series(number: int) -> str:
+    """The style of what comes as `number` in its legend."""
     return f"series-{number % COLOURS + 1}" + (" hollow" if number // COLOURS % 2 else "")
 
 
@@ -208,14 +208,15 @@ def _point(point: Point, across: Axis, up: Axis, colour: str, shape: str) -> Mar
         "g",
         tag("title", title),
         *bars,
-        _mark(shape, *centre),
+        mark(shape, *centre),
         class_=f"point {colour}",
         tabindex=0,
         data_setup=point.number,
     )
 
 
-def _mark(shape: str, x: float, y: float) -> Markup:
+def mark(shape: str, x: float, y: float) -> Markup:
+    """A mark of one of `SHAPES` around a place."""
     if shape == "circle":
         return tag("circle", cx=x, cy=y, r=6.5)
     if shape == "square":
@@ -225,12 +226,10 @@ def _mark(shape: str, x: float, y: float) -> Markup:
 
 def _legend(defenses: Sequence[str], attacks: Sequence[str]) -> Markup:
     def entry(name: str, shape: str, colour: str) -> Markup:
-        key = tag(
-            "svg", tag("g", _mark(shape, 9, 9), class_=f"point {colour}"), viewBox="0 0 18 18", aria_hidden="true"
-        )
+        key = tag("svg", tag("g", mark(shape, 9, 9), class_=f"point {colour}"), viewBox="0 0 18 18", aria_hidden="true")
         return tag("li", key, name)
 
-    colours = [entry(name, "circle", _colour(n)) for n, name in enumerate(defenses)]
+    colours = [entry(name, "circle", series(n)) for n, name in enumerate(defenses)]
     shapes = [entry(name, SHAPES[n % len(SHAPES)], "series-0") for n, name in enumerate(attacks)]
     return tag(
         "div", tag("ul", *colours, aria_label="Defense"), tag("ul", *shapes, aria_label="Attack"), class_="legend"

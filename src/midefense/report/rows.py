@@ -24,6 +24,7 @@ ALWAYS = ("defense", "attack")
 SEEDS = ("target", "prior", "attack")
 LEGACY = "selected on the test set (legacy)"  # a target whose test accuracy is too high
 PICTURES = ("reconstructions", "nearest", "labels", "distance", "confidence")
+CURVE = ("queries", "accuracy", "low", "high")
 PROJECTION = ("points", "labels", "sets")
 NOT_MEASURED = "not measured in this row"
 DERIVED = "derived"  # the kind of a number that is computed here, from others of its row
@@ -98,7 +99,9 @@ class Row:
         for name, seed in self.seeds.items():
             if name not in SEEDS or not (seed is None or type(seed) is int):  # None: a prior that draws nothing
                 raise Refused(f"metrics.json: expected whole numbers as seeds, got {name}={seed!r}")
-        "".join([*self.key, self.seed_text, self.stopped, self.selection, self.evaluators, self.machines])
+        "".join(
+            [*self.key, self.seed_text, self.stopped, self.unreached, self.selection, self.evaluators, self.machines]
+        )
         sum(self.evaluator_accuracy.values())
 
     def __getitem__(self, name: str) -> str:
@@ -122,6 +125,12 @@ class Row:
     def stopped(self) -> str:
         """Why the attack ended early (a budget spent), "" if it did not."""
         return "; ".join(self.about.get("stopped") or ())
+
+    @property
+    def unreached(self) -> str:
+        """Which classes the attack stands by nothing of, "" if it has a candidate of each: they count as failed."""
+        lost = self.about.get("unreached") or ()
+        return ", ".join(self.class_name(label) or f"class {label}" for label in lost)
 
     @property
     def few_classes(self) -> str:
@@ -199,6 +208,20 @@ class Row:
             ids, identities, seen = (tensors.get_tensor(name) for name in names)
         return ids, identities, seen
 
+    def curve(self) -> dict[str, np.ndarray] | None:
+        """Accuracy against queries, as the evaluator called main sees it, or the first: `queries` float [P], ascending,
+        and `accuracy`, `low` and `high` [P]; None if the row has none."""
+        names = [name for name in self.about.get("evaluators", {}) if name == "main"] or list(
+            self.about.get("evaluators", {})
+        )
+        if self.picture_file is None or not names:
+            return None
+        with safe_open(self.picture_file, framework="numpy") as tensors:
+            full = {name: f"curve.{names[0]}.{name}" for name in CURVE}
+            if not set(full.values()) <= set(tensors.keys()):
+                return None
+            return {name: tensors.get_tensor(one) for name, one in full.items()}
+
     def projections(self) -> dict[str, np.ndarray] | None:
         """Features of a few classes in a plane each: `points` [P, 2], `labels` [P], and `sets` [P] (0 private, 1
         erased, 2 recovered); None if the row has none."""
@@ -255,6 +278,12 @@ class Setup:
     def stopped(self) -> str:
         """Why attacks ended early, each reason once; "" if none did."""
         return "; ".join(dict.fromkeys(row.stopped for row in self.rows if row.stopped))
+
+    @property
+    def unreached(self) -> str:
+        """`never reached: class 3, class 8`, of all seeds together; "" where each class has a candidate."""
+        said = list(dict.fromkeys(row.unreached for row in self.rows if row.unreached))
+        return f"never reached: {'; '.join(said)}" if said else ""
 
     @property
     def few_classes(self) -> str:

@@ -18,6 +18,7 @@ SETUP = (
     "machines",
     "selection",
     "stopped",
+    "unreached",
     "few_classes",
     "rung",
     *(f"seed_{name}" for name in SEEDS),
@@ -67,7 +68,7 @@ def quoted(cell: object) -> object:
 
 def _about(row: Row) -> list[object]:
     seeds = [row.seeds.get(name, "") for name in SEEDS]
-    said = [row.evaluators, row.machines, row.selection, row.stopped, row.few_classes, row["rung"]]
+    said = [row.evaluators, row.machines, row.selection, row.stopped, row.unreached, row.few_classes, row["rung"]]
     return [*(row[name] for name in ABOUT), *said, *seeds, row.folder.name if row.folder else ""]
 
 

@@ -24,7 +24,6 @@ REPLAYS: dict[str, Replay] = {}
 NOT_THERE_YET = {
     "BREP-MI": tuple(f"brep_mi/{piece}" for piece in ("ball*", "linear*", "slab*", "init_*targeted")),
     "RLB-MI": tuple(f"rlb_mi/{piece}" for piece in ("main", "alpha*", "len[0-9]*", "hot*", "G", "T")),
-    "MIRROR": tuple(f"mirror/{piece}" for piece in ("ga*", "wb", "bounds", "select", "pool_w", "W", "b", "target")),
     "SecretGen": tuple(
         f"secret_gen/{piece}" for piece in ("net", "mask", "stage[12]", "attack", "toyselect", "psnr_*", "x_uint8")
     ),

@@ -82,7 +82,7 @@ class Gradient(Part):
         latents = found.latents.detach().clone().requires_grad_()
         optimizer = self.optimizer([latents])
         pace = paced(optimizer, self.schedule, self.steps)
-        best = _Best(latents) if self.keep == "best" else None
+        best = self._memory(latents, owners)
         rest = self.stop.watch(len(latents)) if self.stop else None
         rng = problem.draw("search")
         loss = latents.new_full((len(latents),), torch.inf)
@@ -94,10 +94,16 @@ class Gradient(Part):
                 best.update(latents, loss)
             held = rest.resting(loss) if rest else None
             self._move(latents, optimizer, held, problem.prior.held)
+            if best:
+                best.moved(latents)
             kept = best or _Last(latents, loss)
             yield Found(kept.latents.detach(), kept.loss, owners, stage="optimised", seen=seen(loss, sure))
             if rest and rest.all_rest(step):
                 return
+
+    def _memory(self, latents: Tensor, owners: Tensor) -> _Best | None:
+        """What remembers the best of each path; None where the last point counts."""
+        return _Best(latents) if self.keep == "best" else None
 
     def _descend(
         self,
@@ -160,6 +166,9 @@ class _Best:
         self.loss = torch.where(better, loss, self.loss)
         mask = better.view(-1, *[1] * (latents.ndim - 1))
         self.latents = torch.where(mask, latents.detach(), self.latents)
+
+    def moved(self, latents: Tensor) -> None:
+        """Nothing more to see: the point belongs to the loss before the update."""
 
 
 class Rest(Part):

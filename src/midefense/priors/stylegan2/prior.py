@@ -52,8 +52,15 @@ class StyleBased(Prior):
     """What trained and imported StyleGAN2 priors share. Latents are styles: [B, w_dim], one row for all layers, or
     [B, num_ws, w_dim]. `draw` makes pictures at the generator's own size, `frame` crops and resizes them to the images
     of the dataset; pictures and images are nominally in [0, 1] and not clamped.
+
+    Attributes:
+        psi, cutoff: the truncation within the generator: it draws the first `cutoff` rows (None: all) towards the mean
+            style, whatever latents say; 1 draws none.
     """
 
+    psi: float = 1.0
+    cutoff: int | None = None
+    slope = 0.2  # of the mapping's leaky ReLU, which styles come out of
     offers = frozenset({"sample", "realism", "normal", "styles", "blocks"})
 
     def __init__(
@@ -168,10 +175,12 @@ class StyleBased(Prior):
         return self.critic.features(self.draw(styles.to(self.device)) * 2 - 1)
 
     def _rows(self, latents: Tensor) -> Tensor:
-        """Styles for every layer [B, num_ws, w_dim]."""
-        if latents.ndim == 2:
-            return latents[:, None].expand(-1, self.config.num_ws, -1)
-        return latents
+        """Styles for every layer [B, num_ws, w_dim], the first `cutoff` of them drawn towards the mean style."""
+        rows = latents[:, None].expand(-1, self.config.num_ws, -1) if latents.ndim == 2 else latents
+        if self.psi == 1:
+            return rows
+        near = self.generator.mapping.w_avg.to(rows.dtype).lerp(rows[:, : self.cutoff], self.psi)
+        return near if self.cutoff is None else torch.cat([near, rows[:, self.cutoff :]], 1)
 
 
 @dataclass(frozen=True)
@@ -211,9 +220,11 @@ class StyleGan2(StyleBased):
         checkpoint: keep no activations of a block for the backward pass, compute them again: less memory, more time.
         half_blocks: how many of the highest blocks take half precision (float16), wherever a picture is drawn or
             judged. NVIDIA's files run so on a GPU, with 4; the clamp of their convolutions is made for it.
+        psi, cutoff: truncate within the generator: the first `cutoff` rows (None: all) of whatever latents it is given
+            are drawn towards the mean style by `psi`; 1 is none. Latents stay as they are (MIRROR: .7 and 8).
     """
 
-    later = {"half_blocks": 0}
+    later = {"half_blocks": 0, "psi": 1.0, "cutoff": None}
     places = ("weights",)
     unhashed = ("checkpoint",)
 
@@ -228,6 +239,8 @@ class StyleGan2(StyleBased):
         max_resolution: Count | None = None,
         checkpoint: bool = False,
         half_blocks: Whole = 0,
+        psi: Share = 1.0,
+        cutoff: Whole | None = None,
     ):
         if sha256 is not None:
             pinned_hash(weights, sha256)
@@ -246,7 +259,7 @@ class StyleGan2(StyleBased):
         if critic is not None:
             self.critic.load_state_dict(critic)
         self.last = _last_block(config, max_resolution)
-        self.measured = False
+        self.psi, self.cutoff, self.measured = psi, cutoff, False
 
     @classmethod
     def shaped(
@@ -260,12 +273,15 @@ class StyleGan2(StyleBased):
         max_resolution: int | None = None,
         checkpoint: bool = False,
         half_blocks: int = 0,
+        psi: float = 1.0,
+        cutoff: int | None = None,
     ) -> StyleBased:
         """The generator in the file, by what its header says."""
         config = read_configuration(weights)
         options = {"crop": crop, "checkpoint": checkpoint, "half_blocks": half_blocks}
         prior = StyleBased(channels=channels, size=size, config=config, critic=False, **options)
         prior.last = _last_block(config, max_resolution)
+        prior.psi, prior.cutoff = psi, cutoff
         return prior
 
     @classmethod

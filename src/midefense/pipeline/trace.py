@@ -1,0 +1,121 @@
+"""What a group's targets had cost when which candidate was their best: accuracy against queries, from one run.
+
+A row is kept where the bill of a target passes a line of a logarithmic grid, the same for every attack, and a better
+candidate is known then; the last row of a target is the first of those that the attack stands by. Rows hold latents,
+which the prior decodes when they are judged, or pixels where latents alone do not tell the picture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from midefense.metrics.against_queries import next_line
+from midefense.oracle import Oracle
+from midefense.priors.base import Prior
+from midefense.types import Evidence, Found, to_pixels
+
+
+@dataclass
+class _Row:
+    """One target's best so far: the evidence row `owner`, its `queries`, its `loss`, and the candidate itself."""
+
+    owner: int
+    queries: int
+    loss: float
+    latent: Tensor
+    pixels: Tensor | None
+
+
+class Trace:
+    """Watches one group.
+
+    Args:
+        oracle: whose bills are read. It is asked nothing.
+        evidence: the targets, one row each.
+        prior: decodes candidates, where an attack leaves pixels of some of them alone.
+        pictured: keep pixels, because latents alone do not tell the picture (a search inside a generator).
+    """
+
+    def __init__(self, oracle: Oracle, evidence: Evidence, prior: Prior, pictured: bool = False):
+        self._oracle, self._ids = oracle, evidence.ids.tolist()
+        self._prior, self._observed, self._pictured = prior, evidence.observed, pictured
+        self._due = [0] * len(evidence)
+        self._rows: list[list[_Row]] = [[] for _ in self._ids]
+
+    def add(self, found: Found) -> None:
+        """Look at what was found, for the targets whose bills have passed a line since the last look. Elsewhere the
+        device is not waited for."""
+        asked = self._asked()
+        due = [owner for owner, queries in enumerate(asked) if queries >= self._due[owner]]
+        if not due:
+            return
+        self._keep(found, due, asked, better=True)
+        for owner in due:
+            self._due[owner] = next_line(asked[owner])
+
+    def end(self, found: Found, stopped: str) -> None:
+        """The last of it: the candidate that the attack stands by, or the best so far where the budget ended it."""
+        self._keep(found, range(len(self._ids)), self._asked(), better=bool(stopped))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Rows by target and cost: `evidence` int64 [R], `queries` int64 [R] of the target's own bill, `loss` float
+        [R], and `latents` [R, ...] or `pixels` uint8 [R, C, H, W]. {} where no candidate was found."""
+        rows = [row for own in self._rows for row in own]
+        if not rows:
+            return {}
+        kept = {
+            "evidence": torch.tensor([row.owner for row in rows]),
+            "queries": torch.tensor([row.queries for row in rows]),
+            "loss": torch.tensor([row.loss for row in rows]),
+        }
+        if self._pictured or any(row.pixels is not None for row in rows):
+            return {**kept, "pixels": torch.stack([self._picture(row) for row in rows])}
+        return {**kept, "latents": torch.stack([row.latent for row in rows])}
+
+    def _asked(self) -> list[int]:
+        bill = self._oracle.bill
+        return [bill.get(one, 0) for one in self._ids]
+
+    def _keep(self, found: Found, owners: Sequence[int], asked: Sequence[int], better: bool) -> None:
+        """Add a row to each of `owners` that has a candidate; with `better`, only where its loss is below the last
+        row's."""
+        places = _best(found, owners, ranked=not better)
+        for owner, place in places.items():
+            loss, own = float(found.loss[place]), self._rows[owner]
+            if better and own and not loss < own[-1].loss and not math.isnan(own[-1].loss):
+                continue
+            if own and own[-1].queries == asked[owner]:
+                own.pop()
+            pixels = None if found.pixels is None else found.pixels[place].detach().cpu().clone()
+            latent = found.latents[place].detach().cpu().clone()
+            own.append(_Row(owner, asked[owner], loss, latent, pixels))
+
+    @torch.no_grad()
+    def _picture(self, row: _Row) -> Tensor:
+        if row.pixels is not None:
+            return row.pixels
+        prior = self._prior.given(self._observed)
+        owner = torch.tensor([row.owner], device=prior.device)
+        return to_pixels(prior.decode(prior.of_rows(row.latent[None].to(prior.device), owner)))[0].cpu()
+
+
+def _best(found: Found, owners: Sequence[int], ranked: bool) -> dict[int, int]:
+    """The row of the candidate of lowest loss per evidence row in `owners`, of those that have one; the first of each
+    where candidates are `ranked`. Candidates whose loss is NaN come last."""
+    rows = found.evidence.cpu()
+    if len(rows) == 0:
+        return {}
+    order = torch.arange(len(rows))
+    if not ranked:
+        order = torch.argsort(found.loss.detach().float().cpu().nan_to_num(nan=torch.inf), stable=True)
+    order = order[torch.argsort(rows[order], stable=True)]
+    sorted_rows = rows[order].contiguous()
+    wanted = torch.tensor(list(owners), dtype=sorted_rows.dtype)
+    first = torch.searchsorted(sorted_rows, wanted).clamp(max=len(rows) - 1)
+    pairs = zip(wanted.tolist(), first.tolist(), strict=True)
+    return {owner: int(order[place]) for owner, place in pairs if sorted_rows[place] == owner}
