@@ -17,7 +17,7 @@ from midefense.precision import require_precision
 from midefense.priors.conditional import ClassConditional
 from midefense.priors.gan import Losses, stepped, training_loop
 from midefense.priors.nets.lokt import ClassGenerator, ClassHead, Discriminator
-from midefense.priors.taught import require_answers
+from midefense.priors.taught import require_answers, require_mode
 from midefense.ranges import Batch, Betas, Classes, Count, NotNegative, Positive, Whole, Width
 from midefense.types import Access, Images, Progress, Refused, clip_images
 
@@ -46,6 +46,7 @@ class LoktGan(ClassConditional):
         class_weight: of the class in both losses.
         clip: ask about images cut to [0, 1], which is all that a picture can be; False asks about what the generator
             makes, as the authors' code does.
+        target_mode: `eval`, or `train`: labels then come from the statistics of each batch, with dropout.
         unit: steps between two saved states.
         precision: of the networks while they learn: see `midefense.precision`.
         compile: the generator goes through torch.compile while it learns.
@@ -71,6 +72,7 @@ class LoktGan(ClassConditional):
         warmup: Whole = 5000,
         class_weight: NotNegative = 1.5,
         clip: bool = True,
+        target_mode: str = "eval",
         unit: Count = 100,
         precision: str = "32-true",
         compile: bool = False,
@@ -78,6 +80,7 @@ class LoktGan(ClassConditional):
         super().__init__(channels=channels, size=size)
         if size not in (32, 64):
             raise Refused(f"lokt_gan: expected a size of 32 or 64, got {size}; set dataset.size=32 or dataset.size=64")
+        self.target_mode = require_mode(target_mode)
         self.classes, self.latent_size, self.steps, self.batch_size = classes, latent_size, steps, batch_size
         self.critic_steps, self.warmup, self.class_weight = critic_steps, warmup, class_weight
         self.clip, self.unit, self.precision = clip, unit, require_precision("prior.precision", precision)

@@ -27,8 +27,9 @@ def require_answers(prior: Prior, oracle: Oracle | None, reads: str = "probs") -
 
     def ask(images: Tensor) -> Tensor:
         answers = getattr(oracle(images, reads=(reads,)), reads)
-        if reads != "labels" and answers.shape[1] != classes:
-            raise Refused(f"{who}: expected a target of {classes} classes, got one of {answers.shape[1]}")
+        told = answers.shape[1] if reads != "labels" else max(classes, int(answers.max()) + 1)
+        if told != classes:
+            raise Refused(f"{who}: expected a target of {classes} classes, got one of {told}")
         return answers
 
     return ask

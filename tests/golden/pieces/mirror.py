@@ -71,7 +71,9 @@ def attack_of(preset: str, *changes: str) -> SearchAttack:
     return bind(compose("attack", words)[0]["attack"], "attack").build()
 
 
-def searched(attack: SearchAttack, prior: Prior, target: nn.Module, label: int, found: Found, pool: Tensor) -> list[Found]:
+def searched(
+    attack: SearchAttack, prior: Prior, target: nn.Module, label: int, found: Found, pool: Tensor
+) -> list[Found]:
     """All that a search yields from `found`, for one target of class `label`."""
     evidence = Evidence(torch.tensor([label]), torch.tensor([label]))
     problem = Problem(
