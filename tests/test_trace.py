@@ -24,13 +24,14 @@ class Bill:
         self.bill = {}
 
 
-def found(first, second, stage="optimised", pixels=None):
+def found(first, second, stage="optimised", pixels=None, scores=None):
     """Candidates of two targets: losses by list, latents that say (target, place)."""
     losses = [*first, *second]
     owners = torch.tensor([0] * len(first) + [1] * len(second), dtype=torch.int64)
     places = [*range(len(first)), *range(len(second))]
     latents = torch.tensor([[owner, place] for owner, place in zip(owners.tolist(), places, strict=True)]).float()
-    return Found(latents.view(-1, 2), torch.tensor(losses), owners, stage, pixels=pixels)
+    scores = None if scores is None else torch.tensor(scores)
+    return Found(latents.view(-1, 2), torch.tensor(losses), owners, stage, scores, pixels)
 
 
 def rows(trace):
@@ -84,12 +85,12 @@ def test_each_target_is_looked_at_when_its_own_bill_passes_a_line():
     assert [row[:3] for row in rows(trace)] == [(0, 10, 9.0), (0, 14, 7.0), (1, 100, 9.0), (1, 200, 8.0)]
 
 
-def test_the_last_row_is_what_the_attack_stands_by():
+def test_the_last_row_is_of_the_highest_score_and_of_equals_of_the_lowest_loss():
     trace = watched(
         ((10, 10), found([1.0], [1.0])),
-        ((11, 11), found([2.0, 0.5], [3.0, 0.1], stage="selected")),
+        ((11, 11), found([2.0, 0.5], [3.0, 0.1], stage="selected", scores=[0.9, 0.2, 0.5, 0.5])),
     )
-    assert [row[:3] for row in rows(trace)] == [(0, 10, 1.0), (0, 11, 2.0), (1, 10, 1.0), (1, 11, 3.0)]
+    assert [row[:3] for row in rows(trace)] == [(0, 10, 1.0), (0, 11, 2.0), (1, 10, 1.0), (1, 11, 0.1)]
 
 
 def test_a_budget_that_ends_it_leaves_the_best_so_far():

@@ -361,7 +361,8 @@ class SearchAttack(Attack):
         if missing := sorted(set(search.wants) - set(init.gives)):
             raise Refused(
                 f"attack.search ({type(search).__name__}) goes on from what the init knows ({', '.join(missing)}), got "
-                f"{type(init).__name__}, which hands on {', '.join(init.gives) or 'nothing'}; try attack/init=mirror_pool"
+                f"{type(init).__name__}, which hands on {', '.join(init.gives) or 'nothing'}; "
+                "try attack/init=mirror_pool"
             )
         self.needs = tuple({need for part in self.parts.values() for need in part.needs})
         self.init, self.objective, self.search, self.select, self.views, self.surrogate, self.purify = slots.values()

@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
-from midefense.attacks.base import Look, Part, Problem
+from midefense.attacks.base import Look, Problem
 from midefense.attacks.init import BestOfPool
 from midefense.priors.base import Prior
 from midefense.ranges import Count, Draws
 from midefense.types import Answer, Found
-
-LEAST = 1e-12  # of a probability that a logarithm is taken of: rounded answers hold zeros
 
 
 @dataclass(frozen=True)
@@ -104,18 +102,6 @@ def answered(probs: Tensor, labels: Tensor, problem: Problem) -> Look:
     """A look of which the answer alone is known: `probs` [B, classes] about the `labels` [B] wanted."""
     nothing = probs.new_zeros(len(probs), 0)
     return Look(nothing, nothing, nothing, nothing, Answer(probs=probs), labels, problem.prior, problem.known)
-
-
-class LogConfidence(Part):
-    """-log p_y from the target's probabilities alone: the cross-entropy of who sees scores and no gradient. A
-    probability of 0, which rounded or cut answers hold, counts as 1e-12."""
-
-    reads = ("probs",)
-
-    def __call__(self, look: Look) -> Tensor:
-        """Loss per image [B], from 0 to 27.7."""
-        sure = look.answer.probs.gather(1, look.labels[:, None])[:, 0]
-        return -sure.clamp_min(LEAST).log()
 
 
 def held_back(changed: Tensor, before: Tensor, entries: int) -> Tensor:

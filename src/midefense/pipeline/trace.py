@@ -1,7 +1,8 @@
 """What a group's targets had cost when which candidate was their best: accuracy against queries, from one run.
 
 A row is kept where the bill of a target passes a line of a logarithmic grid, the same for every attack, and a better
-candidate is known then; the last row of a target is the first of those that the attack stands by. Rows hold latents,
+candidate is known then; the last row of a target is the one that the attack stands by: that of its highest score, of
+equals the one of lowest loss. Rows hold latents,
 which the prior decodes when they are judged, or pixels where latents alone do not tell the picture.
 """
 
@@ -105,14 +106,15 @@ class Trace:
 
 
 def _best(found: Found, owners: Sequence[int], ranked: bool) -> dict[int, int]:
-    """The row of the candidate of lowest loss per evidence row in `owners`, of those that have one; the first of each
-    where candidates are `ranked`. Candidates whose loss is NaN come last."""
+    """The row of the candidate of lowest loss per evidence row in `owners`, of those that have one; where candidates
+    are `ranked`, of those of the highest score. Candidates whose loss is NaN come last."""
     rows = found.evidence.cpu()
     if len(rows) == 0:
         return {}
-    order = torch.arange(len(rows))
-    if not ranked:
-        order = torch.argsort(found.loss.detach().float().cpu().nan_to_num(nan=torch.inf), stable=True)
+    order = torch.argsort(found.loss.detach().float().cpu().nan_to_num(nan=torch.inf), stable=True)
+    if ranked and found.scores is not None:
+        scores = found.scores.detach().float().cpu().nan_to_num(nan=-torch.inf)
+        order = order[torch.argsort(scores[order], dim=0, descending=True, stable=True)]
     order = order[torch.argsort(rows[order], stable=True)]
     sorted_rows = rows[order].contiguous()
     wanted = torch.tensor(list(owners), dtype=sorted_rows.dtype)

@@ -17,7 +17,7 @@ from midefense.report.plot import SHAPES, Frame, mark, series
 from midefense.report.rows import Setup, told_apart
 
 WIDE = Frame("wide-only", 900, 420, left=62, right=24, top=16, bottom=52, longest=28)
-NARROW = Frame("narrow-only", 330, 340, left=62, right=14, top=16, bottom=48, longest=34)
+NARROW = Frame("narrow-only", 330, 340, left=62, right=24, top=16, bottom=48, longest=34)
 CAPTION = (
     "How many of the attacked classes an independent evaluator recognises in the best candidate that the attack had "
     "when it had asked so many images per target: its own, and its part of what was asked once for all targets. A "
@@ -124,7 +124,7 @@ def _picture(frame: Frame, drawn: Sequence[Line], names: tuple[list[str], list[s
     for power in powers:
         x = across(10**power)
         parts.append(tag("line", x1=x, x2=x, y1=top, y2=bottom + 5, class_="grid"))
-        parts.append(tag("text", show(10**power, "count"), x=x, y=bottom + 20, class_="tick middle"))
+        parts.append(tag("text", show(10**power, "number"), x=x, y=bottom + 20, class_="tick middle"))
     parts.append(tag("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
     middle = (left + right) / 2
     parts.append(tag("text", "Images asked per target (log)", x=middle, y=frame.height - 10, class_="title middle"))

@@ -1,5 +1,5 @@
-"""MIRROR's bounds, its genetic and its white-box search and its final pick (`mirror.npz`), as conf/attack composes them,
-with every habit of the authors' code; draws are the recorded ones."""
+"""MIRROR's bounds, its genetic and its white-box search and its final pick (`mirror.npz`), as conf/attack composes
+them, with every habit of the authors' code; draws are the recorded ones."""
 
 from __future__ import annotations
 
