@@ -215,9 +215,9 @@ def test_features_reach_what_styles_cannot():
 
     class Given(Part):
         def __call__(self, problem, found=None):
-            from midefense.attacks.init import _starts
+            from midefense.attacks.init import starts_of
 
-            return _starts(torch.tensor([[0.1, 0.1]]), 1, 1)
+            return starts_of(torch.tensor([[0.1, 0.1]]), 1, 1)
 
     attack = SearchAttack(init=Given(), objective=Poincare(), search=search([60, 120]), select=Everything())
     evidence = Evidence(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))

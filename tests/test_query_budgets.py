@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from contract.doubles import KnowingToy
 from contract.listing import composed, options
 from torch import nn
 
@@ -22,6 +23,7 @@ EVIDENCE = Evidence(torch.tensor([0, 2, 3]), torch.tensor([0, 2, 3]))
 PRIORS = {
     "toy": lambda: ToyFamily(channels=1, size=SIZE),
     "pixels": lambda: Pixels(channels=1, size=SIZE, start="noise"),
+    "knowing": lambda: KnowingToy(channels=1, size=SIZE),
 }
 
 
@@ -38,10 +40,24 @@ class Row:
     prior: str = "toy"
 
 
+PUBLIC = Images(
+    torch.randint(256, (12, 1, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
+    torch.arange(12) % 3,
+    torch.arange(12),
+    ["a", "b", "c"],
+)
 POOL = ("init.size=40", "init.candidates=7", "search.stop=null", "search.generations=5")
 WALK = ("init.batch_size=400", "search.radius=0.01", "search.patience=null", "search.max_rounds=5")
 AGENTS = ("search.episodes=6", "search.hidden=8", "search.batch_size=2")
 FACE = ("search.steps=3", "search.stop=null")
+STUDENTS = ("attack/surrogate=labelled_small", "surrogate.each=5", "search.steps=2", "init.candidates=3")
+LEARNT = ("surrogate.students.narrow.steps=2", "surrogate.students.wide.steps=2")
+COARSE = (
+    "attack/init=coarse_small",
+    "init.embedding.learning.steps=2",
+    "init.learning.steps=2",
+    "search.generations=4",
+)
 ROWS = (
     # MIRROR: the pool, then a child for all of a population but its fittest, who is known; the authors ask again
     Row("mirror_blackbox", POOL, shared=40, each=5 * (7 - 1)),
@@ -75,6 +91,17 @@ ROWS = (
     Row("rlb_mi_quick", AGENTS, each=6 * 2),
     Row("rlb_mi_small", AGENTS, each=6 * 2),
     Row("rlb_mi_toolbox", AGENTS, each=6 * 2),
+    # LOKT: an image per class and label for the students, once for all of them; what its GAN asks is in test_lokt.py
+    Row("lokt", (*STUDENTS, *LEARNT), shared=5 * CLASSES),
+    Row("lokt_single", (*STUDENTS, *LEARNT), shared=5 * CLASSES),
+    Row("lokt_small", (*STUDENTS, *LEARNT, "surrogate.each=7"), shared=7 * CLASSES),
+    Row("lokt_head", ("search.steps=2", "init.candidates=3"), prior="knowing"),
+    Row("lokt_head_small", ("search.steps=2", "init.candidates=3"), prior="knowing"),
+    # C2FMI: every public image once, then starts, fillers and children; the authors ask about parents again
+    Row("c2f_mi", COARSE, shared=len(PUBLIC), each=16 + 22 + 4 * 32),
+    Row("c2f_mi_small", COARSE, shared=len(PUBLIC), each=16 + 22 + 4 * 32),
+    Row("c2f_mi_truncated", (*COARSE, "init.top=3", "objective.top=3"), shared=len(PUBLIC), each=16 + 16 + 4 * 32),
+    Row("c2f_mi_toolbox", (*COARSE, "search.population=20"), shared=len(PUBLIC), each=16 + 10 + 4 * 20),
 )
 
 
@@ -93,8 +120,9 @@ class Target(nn.Module):
 
 
 def attack_of(row):
-    words = [f"attack={row.attack}", *(f"attack.{change}" for change in row.changes)]
-    return bind(composed("attack", *words)[0]["attack"], "attack").build()
+    words = [change if change.startswith("attack/") else f"attack.{change}" for change in row.changes]
+    node = bind(composed("attack", f"attack={row.attack}", *words)[0]["attack"], "attack", beside_dataset=True)
+    return node.given(classes=CLASSES, channels=1, size=SIZE).build()
 
 
 def attacked(row, target=None, budget=None, access=None):
@@ -102,10 +130,9 @@ def attacked(row, target=None, budget=None, access=None):
     attack, prior = attack_of(row), PRIORS[row.prior]().requires_grad_(False)
     target, state = target or Target(), {}
     oracle = Oracle(target, access or attack.access)
-    nothing = Images(torch.zeros(0, 1, SIZE, SIZE, dtype=torch.uint8), torch.zeros(0), torch.zeros(0), [])
     asked = {"question": Question(EVIDENCE.labels, CLASSES)} if attack.asks_question else {}
     if attack.prepares:
-        for _, _, give in attack.prepare(prior, oracle, nothing, seeds.generator("prepare"), None, **asked):
+        for _, _, give in attack.prepare(prior, oracle, PUBLIC, seeds.generator("prepare"), None, **asked):
             state = give()
     shared = oracle.shared_bill
     oracle = Oracle(target, access or attack.access, budget, ids=EVIDENCE.ids.tolist())

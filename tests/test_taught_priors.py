@@ -337,6 +337,7 @@ GANS = {  # every GAN of the low-resolution benchmark, and an attack for it
     "gmi_gan_small": POOL,
     "ked_gan_small": POOL,
     "plg_gan_small": POOL,
+    "lokt_gan_small": POOL,
     "inpainting_gan_small": COMPLETION,
     "deblurring_gan_small": ("attack=gmi_blurred", *COMPLETION[1:]),
 }
@@ -350,6 +351,7 @@ def words_for(name, steps):
         *GAN[:2],
         *GAN[3:],
         f"prior.steps={steps}",
+        *(("prior.warmup=1",) if name == "lokt_gan_small" else ()),
         "attack.search.steps=1",
         "compute=cpu",
     )
@@ -370,7 +372,7 @@ class Killed(BaseException):
 
 
 # gmi_gan dies so in tests/test_resume.py; the last is the third with another way to hide
-@pytest.mark.parametrize("name", ["ked_gan_small", "plg_gan_small", "inpainting_gan_small"])
+@pytest.mark.parametrize("name", ["ked_gan_small", "plg_gan_small", "lokt_gan_small", "inpainting_gan_small"])
 def test_a_fit_that_dies_after_every_save_goes_on_to_the_same_bits(name, store, tmp_path, monkeypatch):
     def learn(root):
         return Pipeline(plan_for("attack", *words_for(name, steps=4), store=root)).prior

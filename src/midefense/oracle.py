@@ -223,6 +223,45 @@ class Ensemble:
         return self._target.weights()
 
 
+class Panel:
+    """Networks of the attacker's own, asked together in the target's place: probabilities are their mean, and the label
+    that of the largest; the logits and the features are those of the first, with the logits of the others `beside`.
+
+    Args:
+        members: an oracle of each.
+    """
+
+    def __init__(self, members: Sequence[Oracle]):
+        self._members = tuple(members)
+
+    @property
+    def access(self) -> Access:
+        """That to the first."""
+        return self._members[0].access
+
+    def __call__(
+        self,
+        images: Tensor,
+        ids: Tensor | Sequence[int] | None = None,
+        reads: Sequence[str] = ("probs",),
+        weights: dict[str, Tensor] | None = None,
+    ) -> Answer:
+        """As `Oracle`."""
+        asked = (*reads, "probs") if "labels" in reads else reads
+        answer, *others = (member(images, ids, asked, weights) for member in self._members)
+        if "probs" in asked:
+            probs = torch.stack([each.probs for each in (answer, *others)]).mean(0)
+            answer.probs = probs if "probs" in reads else None
+            answer.labels = probs.argmax(1) if "labels" in reads else None
+        if "logits" in reads:
+            answer.beside = tuple(other.logits for other in others)
+        return answer
+
+    def compiled(self, compiler: Compiler) -> Panel:
+        """The same, all of them compiled."""
+        return Panel([member.compiled(compiler) for member in self._members])
+
+
 def _ways_in(model: nn.Module, access: Access, cut: str | None, mode: str):
     """The closures of an oracle: ask a question, copy the weights, and make a compiled way to ask."""
     if mode not in MODES:

@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from midefense.attacks.base import Part
+from midefense.datasets.toy import Toy
 from midefense.priors.toy import ToyFamily
-from midefense.types import Found, clip_images
+from midefense.types import Found, Trace, clip_images
 
 
 class WrongLabel(Part):
@@ -74,6 +75,28 @@ class Norms(Part):
     def __call__(self, look):
         gaps = [(told.mean - told.running_mean).norm() for told in look.answer.batchnorm.values()]
         return (sum(gaps) / len(look.labels)).expand(len(look.labels))
+
+
+class KnowingToy(ToyFamily):
+    """The toy's bells, and which of the private classes is nearest to an image."""
+
+    offers = ToyFamily.offers | {"classifier"}
+
+    def classifier(self):
+        toy = Toy(size=self.size, public_classes=20)
+        return Nearest(toy.answer(torch.arange(toy.classes)))
+
+
+class Nearest(nn.Module):
+    """Minus the squared distances to `answers` as logits."""
+
+    def __init__(self, answers):
+        super().__init__()
+        self.register_buffer("answers", answers.flatten(1))
+
+    def forward(self, images, taps=()):
+        features = images.flatten(1)
+        return Trace(-(features[:, None] - self.answers).square().sum(2), features)
 
 
 class ScaledToy(ToyFamily):

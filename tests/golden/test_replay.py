@@ -17,10 +17,12 @@ from kornia.metrics import ssim as kornia_ssim
 from pieces import (
     bido,
     brep_mi,
+    c2f_mi,
     crafter,
     crafter_attackers,
     gmi,
     ked,
+    lokt,
     lomma,
     losses,
     networks,
@@ -38,7 +40,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from midefense.architectures.state_names import to_published
-from midefense.attacks import matching, objectives, surrogate
+from midefense.attacks import coarse, matching, objectives, surrogate
 from midefense.attacks.agents import Actor, Agents
 from midefense.attacks.objectives import Poincare, Reward
 from midefense.attacks.search.distribution import Distribution
@@ -375,6 +377,16 @@ def test_every_recorded_piece_is_known(file):
         ("attacks/plg_mi.npz", "plg_augment"),
         ("attacks/crafter.npz", "crafter/attack"),
         ("attacks/crafter.npz", "crafter/other"),
+        ("attacks/lokt.npz", "lokt/loss"),
+        ("attacks/lokt.npz", "lokt/final"),
+        ("attacks/lokt.npz", "lokt/target_queries"),
+        ("attacks/lokt.npz", "lokt/margin"),
+        pytest.param("attacks/lokt.npz", "lokt/G64", marks=pytest.mark.slow),
+        pytest.param("attacks/lokt.npz", "lokt/D64", marks=pytest.mark.slow),
+        ("attacks/c2f_mi.npz", "c2f_mi/stage1"),
+        ("attacks/c2f_mi.npz", "c2f_mi/de_bin2"),
+        ("attacks/c2f_mi.npz", "c2f_mi/de_mask_bin2"),
+        pytest.param("attacks/c2f_mi.npz", "c2f_mi/p2f", marks=pytest.mark.slow),
     ],
 )
 def test_the_original_is_reproduced(file, piece):
@@ -660,6 +672,38 @@ def squares_of_features(monkeypatch):
     monkeypatch.setattr(matching, "distances", lambda left, right, kind: original(left, right, "squared"))
 
 
+def one_step_early(monkeypatch):
+    original = lokt.LoktGan.update
+    early = lambda self, optimizers, ask, step, *given: original(self, optimizers, ask, step + 1, *given)  # noqa: E731
+    monkeypatch.setattr(lokt.LoktGan, "update", early)
+
+
+def real_images_first(monkeypatch):
+    original = lokt.LoktGan.discriminator_step
+    swapped = lambda self, optimizer, real, fake, labels: original(self, optimizer, fake, real, labels)  # noqa: E731
+    monkeypatch.setattr(lokt.LoktGan, "discriminator_step", swapped)
+
+
+def genes_of_the_other(monkeypatch):
+    original = c2f_mi.RecordedEvolution.draws
+
+    def draws(self, *given):
+        pairs, dice = original(self, *given)
+        return pairs, 1 - dice
+
+    monkeypatch.setattr(c2f_mi.RecordedEvolution, "draws", draws)
+
+
+def fitness_as_shares(monkeypatch):
+    shares = lambda self, children, parents: children.softmax(1) > parents.softmax(1)  # noqa: E731
+    monkeypatch.setattr(c2f_mi.RecordedEvolution, "better", shares)
+
+
+def sure_of_the_label_alone(monkeypatch):
+    one_hot = lambda labels, noise: torch.zeros_like(noise).scatter(1, labels[:, None], 1.0)  # noqa: E731
+    monkeypatch.setattr(coarse, "pseudo_predictions", one_hot)
+
+
 def colours_as_they_are(monkeypatch):
     monkeypatch.setattr(crafter_attackers, "IMAGENET", (1.0,))
 
@@ -670,6 +714,12 @@ def colours_as_they_are(monkeypatch):
     [
         (a_norm_for_each_image, "attacks/crafter.npz", "crafter/attack", "inversion/z_final"),
         (squares_of_features, "attacks/crafter.npz", "crafter/attack", "amor_inversion/z_each_step"),
+        (one_step_early, "attacks/lokt.npz", "lokt/target_queries", "target_queries"),
+        (one_step_early, "attacks/lokt.npz", "lokt/loss", "loss"),
+        (real_images_first, "attacks/lokt.npz", "lokt/final", "wd"),
+        (genes_of_the_other, "attacks/c2f_mi.npz", "c2f_mi/de_bin2", "pop"),
+        (fitness_as_shares, "attacks/c2f_mi.npz", "c2f_mi/de_mask_bin2", "fitness"),
+        (sure_of_the_label_alone, "attacks/c2f_mi.npz", "c2f_mi/stage1", "latents"),
         (colours_as_they_are, "attacks/crafter.npz", "crafter/other", "adaptive_G_loss"),
         (no_look_ahead, "attacks/gmi.npz", "gmi_dmi_mnist", "z1"),
         (sum_for_mean, "attacks/gmi.npz", "gmi_dmi_mnist", "z1"),

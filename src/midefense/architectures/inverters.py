@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from midefense.ranges import Channels, Count, Side, Width, Widths
+from midefense.ranges import Channels, Count, Share, Side, Width, Widths
 from midefense.types import Refused
 
 SMALLEST = 4  # pixels a side from which a decoder grows its images
@@ -197,3 +197,39 @@ class _Twice(nn.Module):
 
 def _enlarged(width: int) -> nn.Sequential:
     return nn.Sequential(_Twice(), _convolved(width, width))
+
+
+class ScoreMapping(nn.Module):
+    """What the target says of an image, as a vector [B, K], to what another network makes of the image [B, ...]:
+    C2FMI's inverse network (Ye et al., TDSC 2023; card c2f_mi.md, section 4).
+
+    Args:
+        embedded: the shape of what the other network makes of one image.
+        hidden: width of both layers in between; 4,096 in the paper.
+        dropout: in front of the last layer.
+    """
+
+    revision = 1
+
+    def __init__(
+        self, *, observed: Sequence[int], embedded: Sequence[int], hidden: Width = 4096, dropout: Share = 0.25
+    ) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(math.prod(observed), hidden),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden, hidden),
+            nn.LeakyReLU(0.2),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, math.prod(embedded)),
+        )
+        self.embedded = tuple(embedded)
+
+    @property
+    def published(self) -> dict[str, str]:
+        """Names of the authors' `predict2feature`."""
+        return {"map": "layers"}
+
+    def forward(self, observed: Tensor) -> Tensor:
+        """What the other network would make of the images of which this was observed [B, ...]."""
+        return self.layers(observed.flatten(1)).unflatten(1, self.embedded)

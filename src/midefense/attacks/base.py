@@ -397,7 +397,7 @@ class SearchAttack(Attack):
         self.chunk, self.precision = chunk, require_precision("attack.precision", precision)
         self.compiler = Compiler("attack.compile") if compile else None
         self.pools = hasattr(init, "prepare")
-        self.prepares = self.pools or surrogate is not None or objective.prepares
+        self.prepares = self.pools or (surrogate is not None and surrogate.learns) or objective.prepares
         self.asks_question = init.asks_question
         self.coupled = any(part.coupled for part in self.parts.values())
         if self.coupled:

@@ -17,7 +17,7 @@ from midefense.ranges import Count, Draws, Share, Whole
 from midefense.types import Found, Images, Progress, Refused, Setting, clip_images
 
 
-def _starts(latents: Tensor, targets: int, candidates: int, loss: Tensor | None = None) -> Found:
+def starts_of(latents: Tensor, targets: int, candidates: int, loss: Tensor | None = None) -> Found:
     """`candidates` rows per target, target by target. Without a `loss` it is NaN: nothing was measured yet."""
     owners = torch.arange(targets).repeat_interleave(candidates)
     loss = torch.full((len(owners),), torch.nan) if loss is None else loss
@@ -42,7 +42,7 @@ class Random(Part):
         targets, rng = len(problem.evidence), problem.draw("init")
         drawn = problem.prior.sample(self.candidates if self.shared else targets * self.candidates, rng)
         latents = drawn.repeat(targets, *[1] * (drawn.ndim - 1)) if self.shared else drawn
-        return _starts(_of_the_targets(problem, latents, self.candidates), targets, self.candidates)
+        return starts_of(of_the_targets(problem, latents, self.candidates), targets, self.candidates)
 
 
 class Zero(Part):
@@ -54,10 +54,10 @@ class Zero(Part):
         """One start per target [N, ...] on the problem's device."""
         targets = len(problem.evidence)
         latents = torch.zeros_like(problem.prior.sample(targets, problem.draw("init")))
-        return _starts(_of_the_targets(problem, latents, 1), targets, 1)
+        return starts_of(of_the_targets(problem, latents, 1), targets, 1)
 
 
-def _of_the_targets(problem: Problem, latents: Tensor, candidates: int) -> Tensor:
+def of_the_targets(problem: Problem, latents: Tensor, candidates: int) -> Tensor:
     """Latents of `candidates` rows per target, on the problem's device; a prior that knows classes is told theirs, and
     one that completes what was observed the row of it."""
     rows = torch.arange(len(problem.evidence)).repeat_interleave(candidates)
@@ -130,7 +130,7 @@ class BestOfPool(Part):
         scores = problem.state["pool.scores"][:, problem.evidence.labels]  # [size, N]
         best = scores.topk(self.candidates, dim=0)
         latents = problem.state["pool.latents"][best.indices.T.flatten()].to(problem.device)
-        return _starts(latents, len(problem.evidence), self.candidates, 1 - best.values.T.flatten())
+        return starts_of(latents, len(problem.evidence), self.candidates, 1 - best.values.T.flatten())
 
 
 class BestOfStyles(BestOfPool):
@@ -234,7 +234,7 @@ class Amortised(Learner, Part):
         network = self.learning.learned(problem.state, problem.device, **shapes)
         pieces = problem.observed.split(self.learning.batch_size)
         latents = torch.cat([network(piece) for piece in pieces])
-        return _starts(latents, len(problem.evidence), 1)
+        return starts_of(latents, len(problem.evidence), 1)
 
 
 class Decoded(Inverse, Part):
@@ -272,4 +272,4 @@ class Decoded(Inverse, Part):
         if problem.observed is None:
             raise nothing_observed(type(self).__name__)
         images = self.decoded(problem.state, problem.observed, problem.device)
-        return _starts(images, len(problem.evidence), 1)
+        return starts_of(images, len(problem.evidence), 1)

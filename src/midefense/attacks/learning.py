@@ -4,6 +4,7 @@ from its answers, in one loop that stops and goes on to the same bits. Surrogate
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,13 +43,24 @@ def public_images(public: Images, device: torch.device) -> Questions:
 
 def samples(prior: Prior, count: int, rng: torch.Generator) -> Questions:
     """What the prior makes of `count` latents drawn from `rng`; the latents are kept, not the images."""
-    latents = prior.sample(count, rng)
+    return decoded(prior, prior.sample(count, rng))
+
+
+def decoded(prior: Prior, latents: Tensor) -> Questions:
+    """What the prior makes of latents [count, ...]; they are kept, not the images."""
 
     @torch.no_grad()
     def images(rows: Tensor) -> Tensor:
         return clip_images(prior.decode(latents[rows].to(prior.device)))
 
-    return Questions(count, images)
+    return Questions(len(latents), images)
+
+
+def samples_of_classes(prior: Prior, classes: int, each: int, rng: torch.Generator) -> Questions:
+    """What the prior makes of `each` latents per class of the target, class by class, drawn from `rng`; a prior that
+    knows no classes makes as many of any."""
+    labels = torch.arange(classes).repeat_interleave(each)
+    return decoded(prior, prior.of_classes(prior.sample(len(labels), rng), labels))
 
 
 class Learner:
@@ -64,6 +76,10 @@ class Learner:
         """Loss per image [B]."""
         raise NotImplementedError
 
+    def shown(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """What the network is shown of a batch it learns from [B, C, H, W]; here the images themselves."""
+        return images
+
     def rehearse(self, network: nn.Module, images: Tensor, answers: Tensor) -> Tensor:
         """One number per image [B] from a network that learned nothing yet, to see before any compute that it fits what
         the target answers about images; here the loss."""
@@ -76,7 +92,8 @@ class Learning(Part):
     Args:
         network: a partial of the network (`_partial_: true`); an architecture of ours is told the target's classes and
             the images' channels and size, where the configuration leaves them open. One that reads what was observed of
-            a target is told its shape, as `observed`, and one that gives latents theirs, as `latents`.
+            a target is told its shape, as `observed`, one that gives latents theirs, as `latents`, and one that gives
+            what another network makes of an image that shape, as `embedded`.
         optimizer: a partial torch optimiser.
         steps: updates.
         batch_size: images per update, drawn with replacement; the target is asked about as many at once.
@@ -108,12 +125,15 @@ class Learning(Part):
         rng: torch.Generator,
         device: torch.device,
         state: Mapping[str, Tensor] | None,
+        **shapes: Sequence[int],
     ) -> Iterator[Progress]:
         """Put every question to `ask` (images [B, C, H, W] -> answers [B, ...]), then learn. The answers are part of
-        the state, so that work that goes on asks about no image twice. Steps count batches: asked, then learned."""
+        the state, so that work that goes on asks about no image twice. Steps count batches: asked, then learned.
+        `shapes`: what the network may be told beside that of an answer (`build`)."""
         answers = yield from self.ask(questions, ask, state)
         asked, before = -(-questions.count // self.batch_size), state if state and "step" in state else None
-        for step, logs, give in self.learn(questions, answers, loss, rng=rng, device=device, state=before):
+        work = self.learn(questions, answers, loss, rng=rng, device=device, state=before, **shapes)
+        for step, logs, give in work:
             yield asked + step, logs, lambda give=give: {**give(), "asked": answers}
 
     def ask(
@@ -141,16 +161,20 @@ class Learning(Part):
         device: torch.device,
         state: Mapping[str, Tensor] | None,
         network: nn.Module | None = None,
+        shown: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        **shapes: Sequence[int],
     ) -> Iterator[Progress]:
         """Learn from `answers` [count, ...] that are known; `state` is that of an earlier step, `network` who learns
-        (None: a fresh one)."""
+        (None: a fresh one), `shown` what it is shown of a batch (None: the images themselves)."""
 
         def batch_loss(network: nn.Module, draws: torch.Generator) -> Tensor:
             rows = torch.randint(questions.count, (self.batch_size,), generator=draws)
-            return loss(network, questions.images(rows), answers[rows].to(device, non_blocking=True)).mean()
+            images = questions.images(rows)
+            images = images if shown is None else shown(images, seeds.fork(draws, "shown"))
+            return loss(network, images, answers[rows].to(device, non_blocking=True)).mean()
 
         if network is None:
-            network = self.build(rng, observed=answers.shape[1:])
+            network = self.build(rng, observed=answers.shape[1:], **shapes)
         return self.teach(network.to(device), batch_loss, rng, state)
 
     def build(self, rng: torch.Generator, **shapes: Sequence[int]) -> nn.Module:
@@ -165,6 +189,18 @@ class Learning(Part):
         network = self.build(seeds.generator("learned"), **shapes)  # any weights: they are replaced
         network.load_state_dict(within(state, "network."))
         return network.to(device).eval().requires_grad_(False)
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes the network was told to tell apart; None where it takes no such number, or knows none."""
+        takes = inspect.signature(self.network).parameters.get("classes")
+        return None if takes is None or takes.default in OPEN else takes.default
+
+    def telling(self, **told: object) -> Learning:
+        """The same for a network that is told so, whatever the configuration says."""
+        other = copy.copy(self)
+        other.network = functools.partial(self.network, **told)
+        return other
 
     def lasting(self, steps: int) -> Learning:
         """The same for another number of steps."""

@@ -103,6 +103,31 @@ class Confidence(Part):
         return over_models(look, lambda logits: 1 - logits.float().softmax(1).gather(1, look.labels[:, None])[:, 0])
 
 
+class Score(Part):
+    """Minus the probability of the label, -p_y, of a target that tells scores (C2FMI, Ye et al., TDSC 2023: the fitness
+    of its search). Near 0 it keeps what 1 - p_y loses to rounding.
+
+    Args:
+        top: of a target that tells its `top` largest probabilities alone: where the label is not among them, their sum,
+            so that the less they hold, the better; None: the label's probability, whatever it is.
+    """
+
+    reads = ("probs",)
+
+    def __init__(self, *, top: Count | None = None):
+        self.top = top
+
+    def __call__(self, look: Look) -> Tensor:
+        """Loss per image [B], in [-1, 1]."""
+        probs = look.answer.probs.float()
+        score = probs.gather(1, look.labels[:, None])[:, 0]
+        if self.top is None:
+            return -score
+        largest = probs.topk(min(self.top, probs.shape[1]), dim=1)
+        told = (largest.indices == look.labels[:, None]).any(1)
+        return torch.where(told, -score, largest.values.sum(1))
+
+
 class Logit(Part):
     """Minus the logit wanted (LOMMA, Nguyen et al., CVPR 2023, equation 4): its gradient does not vanish where the
     target is sure. It has no lower end; a box, the prior and `FeatureRegulariser` bound it."""

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from midefense import seeds
 from midefense.attacks.base import Part, passed_on, within
-from midefense.attacks.learning import Learner, Learning, Questions, public_images
-from midefense.oracle import Ensemble, Oracle
+from midefense.attacks.learning import Learner, Learning, Questions, public_images, samples_of_classes
+from midefense.oracle import Ensemble, Oracle, Panel
+from midefense.priors.augmentation import Augmentation
 from midefense.priors.base import Prior
-from midefense.ranges import Positive
-from midefense.types import Access, Images, Progress, Refused
+from midefense.ranges import Draws, Positive, Share
+from midefense.types import Access, Images, Progress, Refused, Setting
 
 
 class Surrogate(Learner, Part):
@@ -26,12 +27,14 @@ class Surrogate(Learner, Part):
 
     Attributes:
         access: what may be read of the surrogate, once it has learned.
+        learns: whether `fit` does anything.
         beside_target: it is asked together with the target, and not in its place. What a search reads of the target is
             then among what it `reads`.
     """
 
     access = Access.WHITEBOX
     beside_target = False
+    learns = True
 
     def __init__(self, *, learning: Learning):
         self.learning = learning
@@ -61,17 +64,60 @@ class Surrogate(Learner, Part):
             state=state,
         )
 
-    def oracle(self, state: Mapping[str, Tensor], prior: Prior, target: Oracle) -> Oracle | Ensemble:
+    def oracle(self, state: Mapping[str, Tensor], prior: Prior, target: Oracle) -> Oracle | Ensemble | Panel:
         """What a search asks. A surrogate that answers together with the target asks `target`, which charges it."""
         return Oracle(self.learning.learned(state, prior.device), self.access)
 
 
-class Distilled(Surrogate):
+class Students(Surrogate):
+    """Several networks that learn from the same answers, one after the other: the target is asked about each question
+    once, whatever their number.
+
+    Args:
+        students: by name, each a network and how it learns.
+    """
+
+    def __init__(self, *, students: Mapping[str, Learning]):
+        if not students:
+            raise Refused("attack.surrogate.students: expected one or more, got none; try ~attack.surrogate")
+        self.students = dict(students)
+
+    def fit(
+        self, prior: Prior, oracle: Oracle, public: Images, rng: torch.Generator, state: Mapping[str, Tensor] | None
+    ) -> Iterator[Progress]:
+        """Put every question, then let each student learn."""
+        questions, saved = self.questions(prior, public, seeds.fork(rng, "questions")), state or {}
+        first = next(iter(self.students.values()))
+        answers = yield from first.ask(questions, lambda images: self.ask(oracle, images), state)
+        done, made = -(-questions.count // first.batch_size), {"asked": answers}
+        for name, learning in self.students.items():
+            known = within(saved, f"{name}.")
+            work = learning.learn(
+                questions,
+                answers,
+                self.loss,
+                rng=seeds.fork(rng, name),
+                device=prior.device,
+                state=known or None,
+                shown=self.shown,
+            )
+            named = ((step, {f"{name}_loss": logs["loss"]}, give) for step, logs, give in work)
+            done, made = yield from passed_on(named, f"{name}.", known, done, made)
+
+    def learned(self, state: Mapping[str, Tensor], prior: Prior) -> list[Oracle]:
+        """The students of a saved state, each as an oracle."""
+        networks = [
+            learning.learned(within(state, f"{name}."), prior.device) for name, learning in self.students.items()
+        ]
+        return [Oracle(network, self.access) for network in networks]
+
+
+class Distilled(Students):
     """Students of the target, asked beside it (model augmentation; LOMMA, Nguyen et al., CVPR 2023, section 4.2). The
     target is asked about every public image once; each student learns from its answers, one after the other.
 
     Args:
-        students: by name, each a network and how it learns.
+        students: see `Students`.
         temperature: of both softmaxes.
     """
 
@@ -79,9 +125,8 @@ class Distilled(Surrogate):
     beside_target = True
 
     def __init__(self, *, students: Mapping[str, Learning], temperature: Positive = 1.0):
-        if not students:
-            raise Refused("attack.surrogate.students: expected one or more, got none; try ~attack.surrogate")
-        self.students, self.temperature = dict(students), temperature
+        super().__init__(students=students)
+        self.temperature = temperature
 
     def questions(self, prior: Prior, public: Images, rng: torch.Generator) -> Questions:
         """All public images."""
@@ -92,28 +137,97 @@ class Distilled(Surrogate):
         Distillation usually multiplies by tau^2; the authors' code divides."""
         return distillation(network(images).logits, answers, self.temperature)
 
+    def oracle(self, state: Mapping[str, Tensor], prior: Prior, target: Oracle) -> Ensemble:
+        """The target and its students."""
+        return Ensemble(target, self.learned(state, prior))
+
+
+class Labelled(Students):
+    """Students of the target's labels alone, asked in its place (LOKT, Nguyen et al., NeurIPS 2023; card lokt.md, 4B
+    and C). The target is asked for its label of as many images of each class as the prior makes, by the latents of a
+    prior that knows classes; each student learns from these labels with cross-entropy, and the last step counts: the
+    toolbox keeps the epoch that is best on the target's private test set, which no attacker has.
+
+    Args:
+        students: see `Students`. How many classes the target has, the first of them was told.
+        each: images per class that the target is asked about.
+        augmentation: what a student is shown of a batch (None: the images themselves).
+        augmented: share of the images that are.
+        together: one draw for all images of a batch, as in the toolbox's code, instead of one each.
+    """
+
+    reads = ("labels",)
+    needs = ("sample",)
+
+    def __init__(
+        self,
+        *,
+        students: Mapping[str, Learning],
+        each: Draws = 500,
+        augmentation: Augmentation | None = None,
+        augmented: Share = 0.5,
+        together: bool = False,
+    ):
+        super().__init__(students=students)
+        self.each, self.augmentation = each, augmentation
+        self.augmented, self.together = augmented, together
+
+    def check(self, setting: Setting) -> None:
+        """Refuse a prior whose images are of one target each: students learn once for all."""
+        if setting.prior.completes:
+            raise Refused(
+                f"attack.surrogate ({type(self).__name__}): expected a prior whose images may be of any target, got "
+                f"{setting.prior.__name__}, which completes what was observed of one; try prior=lokt_gan"
+            )
+
+    def questions(self, prior: Prior, public: Images, rng: torch.Generator) -> Questions:
+        """As many images of each class."""
+        name, first = next(iter(self.students.items()))
+        if first.classes is None:
+            raise Refused(
+                f"attack.surrogate.students.{name}.network: expected one that is told its classes, got one that takes "
+                "no such number; try an architecture of ours, as cnn or densenet161"
+            )
+        return samples_of_classes(prior, first.classes, self.each, rng)
+
+    def shown(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """Views [B, C, H, W] of some of the images, the others as they are."""
+        if self.augmentation is None:
+            return images
+        draws = 1 if self.together else len(images)
+        dice = self.augmentation.draw(draws, seeds.fork(rng, "views")).expand(len(images), -1)
+        chosen = torch.rand(draws, generator=rng).expand(len(images)) < self.augmented
+        views = self.augmentation(images, dice.to(images.device))
+        return torch.where(chosen.view(-1, 1, 1, 1).to(images.device), views, images)
+
+    def loss(self, network: nn.Module, images: Tensor, answers: Tensor) -> Tensor:
+        """Cross-entropy per image [B]."""
+        return F.cross_entropy(network(images).logits.float(), answers, reduction="none")
+
+    def oracle(self, state: Mapping[str, Tensor], prior: Prior, target: Oracle) -> Panel:
+        """The students, together."""
+        return Panel(self.learned(state, prior))
+
+
+class ClassHead(Surrogate):
+    """What the prior's discriminator says of an image's class, asked in the target's place: it learned the target's
+    labels with the generator and costs no question of its own (a variant of LOKT's paper)."""
+
+    needs = ("classifier",)
+    learns = False
+
+    def __init__(self) -> None:
+        pass
+
     def fit(
         self, prior: Prior, oracle: Oracle, public: Images, rng: torch.Generator, state: Mapping[str, Tensor] | None
     ) -> Iterator[Progress]:
-        """Ask about every public image, then let each student learn."""
-        questions, saved = self.questions(prior, public, rng), state or {}
-        first = next(iter(self.students.values()))
-        answers = yield from first.ask(questions, lambda images: self.ask(oracle, images), state)
-        done, made = -(-questions.count // first.batch_size), {"asked": answers}
-        for name, learning in self.students.items():
-            known = within(saved, f"{name}.")
-            work = learning.learn(
-                questions, answers, self.loss, rng=seeds.fork(rng, name), device=prior.device, state=known or None
-            )
-            named = ((step, {f"{name}_loss": logs["loss"]}, give) for step, logs, give in work)
-            done, made = yield from passed_on(named, f"{name}.", known, done, made)
+        """Nothing is left to learn."""
+        return iter(())
 
-    def oracle(self, state: Mapping[str, Tensor], prior: Prior, target: Oracle) -> Ensemble:
-        """The target and its students."""
-        networks = [
-            learning.learned(within(state, f"{name}."), prior.device) for name, learning in self.students.items()
-        ]
-        return Ensemble(target, [Oracle(network, self.access) for network in networks])
+    def oracle(self, state: Mapping[str, Tensor], prior: Prior, target: Oracle) -> Oracle:
+        """The class head."""
+        return Oracle(prior.classifier(), self.access)
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

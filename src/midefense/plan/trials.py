@@ -174,7 +174,7 @@ def _try_learner(
             count = min(2, learner.learning.batch_size)
             empty = torch.zeros(count, images.channels, images.size, images.size)
             answers = learner.ask(ask(asked), empty)
-            shapes = {"observed": answers.shape[1:], "latents": SOME_LATENTS}
+            shapes = {"observed": answers.shape[1:], "latents": SOME_LATENTS, "embedded": SOME_LATENTS}
             network = learner.learning.build(seeds.generator("trial"), **shapes)
             _require_room(network, f"{path}.learning.network")
             loss = learner.rehearse(network.train(), empty, answers)

@@ -37,9 +37,9 @@ class Prior(nn.Module):
         asks: the access `fit` needs to the target, or None. A prior that asks belongs to one target.
         learns: whether `fit` does anything; one that does not is never stored.
         offers: what parts of an attack or a defense may ask of it: `sample`, `realism`, `critic` (one that is learned
-            anew, `new_critic`), `normal` (its latents are a function of normal noise), and of StyleGAN2 `styles` (draws
-            with a truncation, a row per layer) and `blocks` (a generator that is entered at any block); of pixels,
-            `pixels`.
+            anew, `new_critic`), `classifier` (of the target's classes), `normal` (its latents are a function of normal
+            noise), and of StyleGAN2 `styles` (draws with a truncation, a row per layer) and `blocks` (a generator that
+            is entered at any block); of pixels, `pixels`.
         normal_width: how many numbers of normal noise make a latent, where it offers `normal`.
         rows: of styles in a latent, where it offers `styles`.
         slope: below 0, of the leaky ReLU that latents come out of; 1 where they are as they were drawn (a P-space then
@@ -133,6 +133,11 @@ class Prior(nn.Module):
         """A network as this prior's critic, with weights drawn from torch's global stream: images [B, C, H, W] to
         scores [B], whose rows do not depend on each other."""
         raise Refused(f"{type(self).__name__} has no critic that can be learned anew; try prior=crafter_gan")
+
+    def classifier(self) -> nn.Module:
+        """A network that tells the target's classes apart, learned with the generator: images [B, C, H, W] to a
+        `Trace`."""
+        raise Refused(f"{type(self).__name__} has no classifier; try prior=lokt_gan")
 
     def styles(self, count: int, rng: torch.Generator, psi: float = 1.0, cutoff: int | None = None) -> Tensor:
         """`count` latents of one row per layer [count, rows, width]; the first `cutoff` rows (None: all) are drawn

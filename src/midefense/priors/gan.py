@@ -117,6 +117,14 @@ def training_loop(
         network.eval()
 
 
+def stepped(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    """One update that lowers `loss`; what it was before."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
 @contextmanager
 def running(networks: Mapping[str, nn.Module], precision: str, compiler: Compiler | None) -> Iterator[None]:
     """Within it these networks run, forward and backward, in this precision, and the one that is called `generator` is

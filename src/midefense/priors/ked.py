@@ -16,7 +16,7 @@ from midefense.compiling import Compiler
 from midefense.oracle import Oracle
 from midefense.precision import require_precision
 from midefense.priors.base import Prior
-from midefense.priors.gan import Losses, training_loop
+from midefense.priors.gan import Losses, stepped, training_loop
 from midefense.priors.nets.gmi import Generator
 from midefense.priors.nets.ked import Discriminator
 from midefense.priors.taught import require_answers, require_mode
@@ -155,12 +155,12 @@ class KedGan(Prior):
         with torch.no_grad():
             fake = self.generator(latents)
         loss = discriminator_loss(self.critic, taught, soft, real, fake)
-        return _stepped(optimizer, loss)
+        return stepped(optimizer, loss)
 
     def generator_step(self, optimizer: torch.optim.Optimizer, real: Tensor, latents: Tensor) -> Tensor:
         """One update of the generator; its loss before."""
         self.critic.requires_grad_(False)  # this step needs no gradients of the discriminator
-        loss = _stepped(optimizer, generator_loss(self.critic, real, self.generator(latents), self.entropy_weight))
+        loss = stepped(optimizer, generator_loss(self.critic, real, self.generator(latents), self.entropy_weight))
         self.critic.requires_grad_(True)
         return loss
 
@@ -184,10 +184,3 @@ class KedGan(Prior):
     def realism(self, images: Tensor) -> Tensor:
         """log D [B], at most 0, of images that are a batch together."""
         return realness(self.critic(images)[1])
-
-
-def _stepped(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.detach()

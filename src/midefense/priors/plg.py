@@ -16,7 +16,7 @@ from midefense.identity_losses import IDENTITY_LOSSES
 from midefense.oracle import Oracle
 from midefense.precision import require_precision
 from midefense.priors.augmentation import Augmentation
-from midefense.priors.base import Prior
+from midefense.priors.conditional import ClassConditional
 from midefense.priors.gan import Losses, training_loop
 from midefense.priors.nets.plg import Critic, Generator
 from midefense.priors.taught import require_answers, require_mode
@@ -62,10 +62,8 @@ def critic_loss(critic: nn.Module, real: Tensor, labels: Tensor, fake: Tensor, w
     return F.relu(1 - critic(real, labels)).mean() + on_fake
 
 
-class PlgGan(Prior):
-    """Latents [B, latent_size + 1]: normal numbers when sampled, and last the class of the target whose image
-    is wanted, which no search moves. Images through a tanh that learns [0, 1]: values somewhat outside occur. It
-    belongs to one target.
+class PlgGan(ClassConditional):
+    """A class-conditional generator (`ClassConditional`) that belongs to one target.
 
     Args:
         classes: of the target.
@@ -86,10 +84,7 @@ class PlgGan(Prior):
 
     later = {"precision": "32-true", "compile": False}
     asks = Access.WHITEBOX
-    learns = True
     unhashed = ("unit",)
-    held = 1
-    strays = 0.2
 
     def __init__(
         self,
@@ -211,17 +206,3 @@ class PlgGan(Prior):
         loss.backward()
         optimizer.step()
         return loss.detach()
-
-    def sample(self, count: int, rng: torch.Generator) -> Tensor:
-        """Latents [count, latent_size + 1]: N(0, I), and any of the classes."""
-        latents = torch.randn(count, self.latent_size, generator=rng)
-        return torch.cat([latents, torch.randint(self.classes, (count, 1), generator=rng).float()], 1)
-
-    def of_classes(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """The latents [B, latent_size + 1] with these classes int64 [B]."""
-        return torch.cat([latents[:, :-1], labels[:, None].to(latents)], 1)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images [B, C, size, size], mostly in [0, 1]. In eval mode rows do not depend on each other."""
-        labels = latents[:, -1].detach().round().long().clamp(0, self.classes - 1)
-        return self.generator(latents[:, :-1], labels)

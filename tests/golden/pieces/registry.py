@@ -22,11 +22,6 @@ REPLAYS: dict[str, Replay] = {}
 
 # Method to the pieces (patterns) that record it.
 NOT_THERE_YET = {
-    "C2FMI": tuple(f"c2f_mi/{piece}" for piece in ("p2f", "stage[12]", "de_*", "f64", "A", "W", "b", "E")),
-    "LOKT": (
-        *(f"lokt/{piece}" for piece in ("A", "wd", "W[qt]", "reals", "randn", "labels", "loss", "final", "margin")),
-        *(f"lokt/{piece}" for piece in ("step_*", "dis_terms_*", "gen_terms_*", "target_queries", "warmup", "[GD]64")),
-    ),
     "SecretGen": tuple(
         f"secret_gen/{piece}" for piece in ("net", "mask", "stage[12]", "attack", "toyselect", "psnr_*", "x_uint8")
     ),
