@@ -169,12 +169,14 @@ class Trace:
 class Moments:
     """What one BatchNorm took in during a forward, per channel [C]: the `mean` and the biased variance `var` over the
     batch and space, which gradients flow through, beside copies of the running ones it learned while training (None
-    where it keeps none; `running_var` is torch's running mean of unbiased variances)."""
+    where it keeps none; `running_var` is torch's running mean of unbiased variances). `spatial`: whether it took in
+    maps, and not one number per image and channel."""
 
     mean: Tensor
     var: Tensor
     running_mean: Tensor | None
     running_var: Tensor | None
+    spatial: bool = True
 
 
 @dataclass

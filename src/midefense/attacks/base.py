@@ -54,6 +54,7 @@ class Part:
         coupled: an image's loss depends on the others of its group (batch statistics, minibatch discrimination, sums
             over a set). The group is then one batch: `chunk` is refused, and the losses [B] sum to that of the group.
         separates: it asks about some of a group's candidates without the others, which no coupled part can bear.
+        compares: it compares what the target answers with what the attacker's own networks do, asked beside it.
         asks_question: its `prepare` takes the `Question`, which is then part of what the preparation is stored by.
         asks_public: its `prepare`, as an init, takes the public images.
         prepares: an objective that has a `prepare(prior, oracle, public, rng, state)`, yielding progress; what it makes
@@ -65,6 +66,7 @@ class Part:
     needs: tuple[str, ...] = ()
     coupled = False
     separates = False
+    compares = False
     asks_question = False
     asks_public = False
     prepares = False
@@ -355,6 +357,12 @@ class SearchAttack(Attack):
             access.require(part.reads, f"attack.{slot} ({type(part).__name__})")
         self.needs = tuple({need for part in self.parts.values() for need in part.needs})
         self.init, self.objective, self.search, self.select, self.views, self.surrogate, self.purify = slots.values()
+        if objective.compares and not (surrogate is not None and surrogate.beside_target):
+            raise Refused(
+                f"attack.objective ({type(objective).__name__}) compares the target with a network asked beside it: "
+                f"expected a surrogate that is, got {'none' if surrogate is None else type(surrogate).__name__}; "
+                "try attack/surrogate=distilled_small"
+            )
         self.chunk, self.precision = chunk, require_precision("attack.precision", precision)
         self.compiler = Compiler("attack.compile") if compile else None
         self.pools = hasattr(init, "prepare")

@@ -25,13 +25,25 @@ def over_models(look: Look, loss: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 class CrossEntropy(Part):
-    """-log p_y (GMI's identity loss and most others')."""
+    """-log p_y (GMI's identity loss and most others').
+
+    Args:
+        beside: whether networks that are asked beside the target count too (`over_models`); else it is the target's.
+    """
 
     reads = ("logits", "gradient")
+    later = {"beside": True}
+
+    def __init__(self, *, beside: bool = True):
+        self.beside = beside
 
     def __call__(self, look: Look) -> Tensor:
         """Loss per image [B], from 0."""
-        return over_models(look, lambda logits: F.cross_entropy(logits.float(), look.labels, reduction="none"))
+
+        def loss(logits: Tensor) -> Tensor:
+            return F.cross_entropy(logits.float(), look.labels, reduction="none")
+
+        return over_models(look, loss) if self.beside else loss(look.answer.logits)
 
 
 class MaxMargin(Part):
@@ -195,6 +207,7 @@ class WeightedSum(Part):
         self.reads = tuple(dict.fromkeys(read for term in self.terms for read in term.loss.reads))
         self.needs = tuple(dict.fromkeys(need for term in self.terms for need in term.loss.needs))
         self.coupled = any(term.loss.coupled for term in self.terms)
+        self.compares = any(term.loss.compares for term in self.terms)
         self.preparing = {name: term.loss for name, term in terms.items() if term.loss.prepares}
         self.prepares = bool(self.preparing)
 

@@ -122,6 +122,10 @@ class Prior(nn.Module):
         another."""
         return drawn if size is None else resized(drawn, size)
 
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W], of any size, in the scale of colours that latents of pixels have; here the same."""
+        return images
+
     def realism(self, drawn: Tensor) -> Tensor:
         """How real each picture looks [B]; higher is more real. Unbounded: log it beside the identity loss."""
         raise Refused(f"{type(self).__name__} has no critic")
