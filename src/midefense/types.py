@@ -217,9 +217,10 @@ class Found:
     evidence that each candidate answers. `stage` names the moment: initial, optimised, selected, or a method's
     own. `scores` [M] are the selection's (None before it). `pixels` uint8 [M, C, H, W] are the images themselves,
     where the prior alone cannot decode them from the latents (None: it can); `pictures` uint8 [M, C, S, S], the same
-    framed larger, for networks of other sizes than the target's (None: `pixels` will do). `seen` is for curves alone:
-    means over the candidates of what the search saw at this step, by name, each a tensor of no dimension on the
-    search's device, so that nobody waits for it before it is drawn."""
+    framed larger, for networks of other sizes than the target's (None: `pixels` will do). `labels` int64 [M] are the
+    classes that an attack which was told none took the pictures for. `seen` is for curves alone: means over the
+    candidates of what the search saw at this step, by name, each a tensor of no dimension on the search's device, so
+    that nobody waits for it before it is drawn."""
 
     latents: Tensor
     loss: Tensor
@@ -228,6 +229,7 @@ class Found:
     scores: Tensor | None = None
     pixels: Tensor | None = None
     pictures: Tensor | None = None
+    labels: Tensor | None = None
     seen: Mapping[str, Tensor] | None = None
 
     def __len__(self) -> int:

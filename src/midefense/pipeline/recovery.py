@@ -25,7 +25,7 @@ from midefense.tracking.progress import consume
 from midefense.tracking.run import Run
 from midefense.types import Evidence, Found, Images, Progress, Question
 
-STAGE_FIELDS = ("latents", "loss", "evidence", "scores", "pixels", "pictures")
+STAGE_FIELDS = ("latents", "loss", "evidence", "scores", "pixels", "pictures", "labels")
 CURVE_POINTS = 64  # of a search's curves, at least 50 in any search of 50 steps or more
 LOOK_EVERY = 50  # steps of a search between two looks at its curves: looking makes the device wait
 

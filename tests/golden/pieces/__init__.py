@@ -12,6 +12,7 @@ from . import (
     network_inversion,
     networks,
     plg,
+    secret_gen,
     stylegan2,
     vmi,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "network_inversion",
     "networks",
     "plg",
+    "secret_gen",
     "stylegan2",
     "vmi",
 ]

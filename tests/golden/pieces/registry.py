@@ -30,9 +30,6 @@ NOT_THERE_YET = {
         *(f"lokt/{piece}" for piece in ("A", "wd", "W[qt]", "reals", "randn", "labels", "loss", "final", "margin")),
         *(f"lokt/{piece}" for piece in ("step_*", "dis_terms_*", "gen_terms_*", "target_queries", "warmup", "[GD]64")),
     ),
-    "SecretGen": tuple(
-        f"secret_gen/{piece}" for piece in ("net", "mask", "stage[12]", "attack", "toyselect", "psnr_*", "x_uint8")
-    ),
     "VIB": tuple(f"vib_mid/{piece}" for piece in ("vgg16_vib", "cnn", "x_uint8", "y")),
     "TL-DMI": tuple(f"tl_dmi/{piece}" for piece in ("vgg16", "ir152", "facenet64", "x_uint8", "y")),
     "RoLSS": tuple(

@@ -37,6 +37,7 @@ class Gradient(Part):
 
     later = {"looks": 1}
     reads = ("gradient",)
+    rolls = True
     keeps = ("last", "best")
 
     def __init__(
@@ -122,14 +123,16 @@ class Gradient(Part):
         if views is not None:
             drawn = [views.draw(len(latents), rng) for _ in draws]
             draws = [rows.to(latents.device, non_blocking=True) for rows in drawn]
+        wanted = problem.objective.columns
+        rolled = [problem.objective.draw(len(latents), rng).to(latents.device) if wanted else None for _ in draws]
         loss, sure = before.clone(), []
         pieces = problem.chunks(len(latents) if awake is None else len(awake))
         for rows in pieces if awake is None else (awake[piece] for piece in pieces):
             picture = problem.drawn(latents[rows])
             each = 0.0
-            for dice in draws:
-                shown = None if dice is None else dice[rows]
-                look = problem.show(picture, latents[rows], owners[rows], views, shown)
+            for drawn, dice in zip(draws, rolled, strict=True):
+                shown, own = (None if given is None else given[rows] for given in (drawn, dice))
+                look = problem.show(picture, latents[rows], owners[rows], views, shown, dice=own)
                 each = each + problem.objective(look)
                 sure.append(look.confidence())
             (each.sum() / self.reference_batch).backward()

@@ -33,7 +33,7 @@ class Stage(Part):
         self.parts = [part for part in (search, views) if part is not None]
         self.reads, self.needs = all_of(self.parts, "reads"), all_of(self.parts, "needs")
         self.coupled = any(part.coupled for part in self.parts)
-        self.separates = any(part.separates for part in self.parts)
+        self.separates, self.rolls = any(part.separates for part in self.parts), search.rolls
 
 
 class Stages(Part):
@@ -58,6 +58,7 @@ class Stages(Part):
         self.reads, self.needs = all_of(members, "reads"), all_of(members, "needs")
         self.coupled = any(stage.coupled for stage in members)
         self.separates = any(stage.separates for stage in members)
+        self.rolls = all(stage.rolls for stage in members)
 
     @property
     def steps(self) -> int:
