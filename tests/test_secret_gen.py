@@ -333,6 +333,8 @@ def test_end_to_end_the_labels_it_went_by_are_stored_with_what_was_found(store):
     assert tensors["selected.labels"].shape == tensors["evidence.labels"].shape == (3,)
     assert tensors["selected.labels"].min() >= 0 and tensors["queries"].tolist() == [3 * 17] * 3
     assert pipeline.prior.artefact.provenance["bill"]["shared_queries"] == 0
+    right = tensors["selected.labels"] == tensors["evidence.labels"]
+    assert pipeline.recovered.metrics["labels_right"] == pytest.approx(float(right.float().mean()))
     view = pipeline.prior.prior.given(tensors["evidence.observed"])
     shown = view.decode(view.of_rows(tensors["selected.latents"], tensors["selected.evidence"]))
     known = tensors["evidence.observed"][:, 1:] == 0

@@ -179,6 +179,9 @@ class Recovery:
             "candidates": len(tensors["selected.latents"]),
             "mean_loss": float(tensors["optimised.loss"].mean()) if "optimised.loss" in tensors else None,
         }
+        if "selected.labels" in tensors:  # those that an attack which was told none went by
+            right = tensors["selected.labels"] == self.evidence.labels[tensors["selected.evidence"]]
+            metrics["labels_right"] = float(right.float().mean())
         return work.finish(tensors, metrics, bill=bill, device=str(self.session.device))
 
 
