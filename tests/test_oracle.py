@@ -123,7 +123,7 @@ def test_spoiling_an_answer_changes_no_later_one(access):
 def tensors_of(answer: Answer) -> list[torch.Tensor]:
     """All that an answer tells, moments of every layer included."""
     moments = [value for told in (answer.batchnorm or {}).values() for value in vars(told).values()]
-    return [told for told in vars(answer).values() if isinstance(told, torch.Tensor)] + moments
+    return [told for told in (*vars(answer).values(), *moments) if isinstance(told, torch.Tensor)]
 
 
 def test_every_image_is_counted_on_the_right_bill():

@@ -343,4 +343,4 @@ def _moments(layer: nn.Module, inputs: Tensor) -> Moments:
     wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
     flat = wide.transpose(0, 1).flatten(1)
     kept = (None if kept is None else kept.detach().clone() for kept in (layer.running_mean, layer.running_var))
-    return Moments(flat.mean(1), flat.var(1, unbiased=False), *kept)
+    return Moments(flat.mean(1), flat.var(1, unbiased=False), *kept, spatial=inputs.ndim > 2)

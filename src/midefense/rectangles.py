@@ -88,13 +88,14 @@ def inside(boxes: Tensor, height: int, width: int, wrap: bool = False) -> Tensor
     return (down >= 0) & (down < tall) & (right >= 0) & (right < wide)
 
 
-def fill_of(value: float | Sequence[float], channels: int) -> Tensor:
-    """`value` (one, or one per channel) as a tensor [1, channels, 1, 1]; grey images get the mean of several."""
+def fill_of(value: float | Sequence[float], channels: int, name: str = "value") -> Tensor:
+    """`value` (one, or one per channel) as a tensor [1, channels, 1, 1]; grey images get the mean of several. `name` is
+    what a refusal calls it."""
     values = torch.as_tensor(value, dtype=torch.float32).flatten()
     if channels == 1:
         values = values.mean(0, keepdim=True)
     if len(values) not in (1, channels):
-        raise Refused(f"value: expected 1 or {channels} values for {channels} channels, got {len(values)}")
+        raise Refused(f"{name}: expected 1 or {channels} values for {channels} channels, got {len(values)}")
     return values.expand(channels).reshape(1, channels, 1, 1).clone()
 
 

@@ -169,12 +169,14 @@ class Trace:
 class Moments:
     """What one BatchNorm took in during a forward, per channel [C]: the `mean` and the biased variance `var` over the
     batch and space, which gradients flow through, beside copies of the running ones it learned while training (None
-    where it keeps none; `running_var` is torch's running mean of unbiased variances)."""
+    where it keeps none; `running_var` is torch's running mean of unbiased variances). `spatial`: whether it took in
+    maps, and not one number per image and channel."""
 
     mean: Tensor
     var: Tensor
     running_mean: Tensor | None
     running_var: Tensor | None
+    spatial: bool = True
 
 
 @dataclass
@@ -216,10 +218,10 @@ class Found:
     own. `scores` [M] are the selection's (None before it). `pixels` uint8 [M, C, H, W] are the images themselves,
     where the prior alone cannot decode them from the latents (None: it can); `pictures` uint8 [M, C, S, S], the same
     framed larger, for networks of other sizes than the target's (None: `pixels` will do). `noise` [M, width] is what
-    the latents were made of, where an attack searches the normal noise of its prior (`Prior.of_normal`). A row of the
-    evidence without a candidate was not reached. `seen` is for curves alone: means over the candidates of what the
-    search saw at this step, by name, each a tensor of no dimension on the search's device, so that nobody waits for
-    it before it is drawn."""
+    the latents were made of, where an attack searches the normal noise of its prior (`Prior.of_normal`). `labels` int64
+    [M] are the classes that an attack which was told none took the pictures for. A row of the evidence without a
+    candidate was not reached. `seen` is for curves alone: means over the candidates of what the search saw at this step,
+    by name, each a tensor of no dimension on the search's device, so that nobody waits for it before it is drawn."""
 
     latents: Tensor
     loss: Tensor
@@ -229,6 +231,7 @@ class Found:
     pixels: Tensor | None = None
     pictures: Tensor | None = None
     noise: Tensor | None = None
+    labels: Tensor | None = None
     seen: Mapping[str, Tensor] | None = None
 
     def __len__(self) -> int:

@@ -1,10 +1,13 @@
 """Stand-ins for methods that come: what the attack contract must bear beyond descent on a loss per image."""
 
+import copy
+
 import torch
 from torch import nn
 
 from midefense.attacks.base import Part
 from midefense.datasets.toy import Toy
+from midefense.obscuring import Obscuring, completed
 from midefense.priors.toy import ToyFamily
 from midefense.types import Found, Trace, clip_images
 
@@ -97,6 +100,38 @@ class Nearest(nn.Module):
     def forward(self, images, taps=()):
         features = images.flatten(1)
         return Trace(-(features[:, None] - self.answers).square().sum(2), features)
+
+
+class CompletingToy(ToyFamily):
+    """The toy's bells, where what was observed of a picture does not show it; its critic has no eye for places."""
+
+    held = 1
+    completes = True
+    offers = frozenset({"sample", "realism", "places"})
+
+    def __init__(self, *, channels: int, size: int, obscuring: Obscuring):
+        super().__init__(channels=channels, size=size)
+        self.obscuring, self.observed = obscuring, None
+
+    def given(self, observed):
+        view = copy.copy(self)
+        view.observed = observed
+        return view
+
+    def of_rows(self, latents, rows):
+        return torch.cat([latents[:, :2], rows[:, None].to(latents)], 1)
+
+    def sample(self, count, rng):
+        return torch.cat([super().sample(count, rng), torch.zeros(count, 1)], 1)
+
+    def decode(self, latents):
+        bells = super().decode(latents[:, :2])
+        if self.observed is None:
+            return bells
+        return completed(self.observed[latents[:, 2].detach().round().long()], bells)
+
+    def realism_at(self, drawn, places):
+        return self.realism(drawn)
 
 
 class ScaledToy(ToyFamily):

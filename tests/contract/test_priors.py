@@ -53,6 +53,13 @@ QUICK_CLASSES = (
 )
 QUICK_LABELS = (*QUICK_GAN, "prior.latent_size=16", "prior.width=2", "prior.critic_steps=1", "prior.warmup=2")
 QUICK_COMPLETIONS = (*QUICK_GAN[:4], "prior.learning_rate=3e-3", "prior.latent_size=16", "prior.width=2")
+QUICK_LESSONS = (
+    *(word for word in QUICK_COMPLETIONS if not word.startswith("prior.steps")),
+    "prior.steps=70",
+    "prior.lessons=10",
+    "prior.classifier.widths=[4,8]",
+    "prior.classifier.features=8",
+)
 # The priors that learn.
 SHORT = {
     **dict.fromkeys(("gmi_gan", "gmi_gan_small"), QUICK_GAN),
@@ -60,7 +67,8 @@ SHORT = {
     **dict.fromkeys(("ked_gan", "ked_gan_small"), QUICK_SCORES),
     **dict.fromkeys(("plg_gan", "plg_gan_small"), QUICK_CLASSES),
     **dict.fromkeys(("lokt_gan", "lokt_gan_small"), QUICK_LABELS),
-    **dict.fromkeys(("inpainting_gan", "inpainting_gan_small"), QUICK_COMPLETIONS),
+    **dict.fromkeys(("inpainting_gan", "inpainting_gan_small", "secret_gan", "secret_gan_small"), QUICK_COMPLETIONS),
+    **dict.fromkeys(("secret_gan_public", "secret_gan_public_small"), QUICK_LESSONS),
     # of fewer channels the first layers, which see the picture, end dead
     **dict.fromkeys(("deblurring_gan", "deblurring_gan_small"), (*QUICK_COMPLETIONS, "prior.width=4")),
     "stylegan2_small": QUICK_STYLES,

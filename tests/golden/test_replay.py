@@ -40,15 +40,17 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from midefense.architectures.state_names import to_published
-from midefense.attacks import coarse, matching, objectives, surrogate
+from midefense.attacks import coarse, matching, naturalness, objectives, surrogate, views
 from midefense.attacks.agents import Actor, Agents
 from midefense.attacks.objectives import Poincare, Reward
+from midefense.attacks.search import voting
 from midefense.attacks.search.distribution import Distribution
 from midefense.attacks.search.repulsion import BoundaryRepulsion
 from midefense.defenses import crafting, disco
 from midefense.defenses.bido import BiDO
 from midefense.defenses.implicit import Linearised
 from midefense.defenses.label_smoothing import LabelSmoothing
+from midefense.priors.inpainting import InpaintingGan
 from midefense.priors.nets.gmi import Critic, Generator
 from midefense.priors.nets.ked import MinibatchDiscrimination
 from midefense.types import Answer
@@ -387,6 +389,14 @@ def test_every_recorded_piece_is_known(file):
         ("attacks/c2f_mi.npz", "c2f_mi/de_bin2"),
         ("attacks/c2f_mi.npz", "c2f_mi/de_mask_bin2"),
         pytest.param("attacks/c2f_mi.npz", "c2f_mi/p2f", marks=pytest.mark.slow),
+        ("attacks/deep_inversion.npz", "deep_inversion/terms"),
+        ("attacks/deep_inversion.npz", "deep_inversion/lowres"),
+        ("attacks/deep_inversion.npz", "deep_inversion/adi"),
+        pytest.param("attacks/deep_inversion.npz", "deep_inversion/cifar", marks=pytest.mark.slow),
+        ("attacks/secret_gen.npz", "secret_gen/mask"),
+        ("attacks/secret_gen.npz", "secret_gen/toyselect"),
+        pytest.param("attacks/secret_gen.npz", "secret_gen/stage1", marks=pytest.mark.slow),
+        pytest.param("attacks/secret_gen.npz", "secret_gen/attack", marks=pytest.mark.slow),
     ],
 )
 def test_the_original_is_reproduced(file, piece):
@@ -708,6 +718,46 @@ def colours_as_they_are(monkeypatch):
     monkeypatch.setattr(crafter_attackers, "IMAGENET", (1.0,))
 
 
+def squared_statistics(monkeypatch):
+    monkeypatch.setattr(naturalness, "_gap", lambda told: (told.var - told.running_var).square().sum())
+
+
+def no_pool(monkeypatch):
+    monkeypatch.setattr(views.Pool, "__call__", lambda self, images, draws: images)
+
+
+def other_way_round(monkeypatch):
+    """The jitter's moves across and down exchanged."""
+    original = views.Shift.__call__
+    monkeypatch.setattr(
+        views.Shift, "__call__", lambda self, images, draws: original(self, images, draws[:, [1, 0, 2]])
+    )
+
+
+def as_jensen_and_shannon(monkeypatch):
+    def divergence(self, student, target):
+        p, q = ((logits.float() / self.temperature).softmax(1) for logits in (student, target))
+        middle = (p + q) / 2
+        return sum((x * (x.log() - middle.log())).sum(1).mean() for x in (p, q)) / 2
+
+    monkeypatch.setattr(naturalness.Agreement, "divergence", divergence)
+
+
+def best_average_of_all(monkeypatch):
+    """The label of the highest average, whether or not a whole completion was given it."""
+    monkeypatch.setattr(voting.Ballot, "_elected", lambda self, given: self.votes.argmax(1))
+
+
+def whole_votes_alone(monkeypatch):
+    """Blanked views are asked about, and not counted."""
+    original = voting.Voted._asked
+    monkeypatch.setattr(voting.Voted, "_asked", lambda *given: (original(*given)[1],) * 2)
+
+
+def part_in_the_middle(monkeypatch):
+    monkeypatch.setattr(InpaintingGan, "realism_at", lambda self, images, places: self.realism(images))
+
+
 @needs_recordings
 @pytest.mark.parametrize(
     ("wrong", "file", "piece", "where"),
@@ -746,6 +796,13 @@ def colours_as_they_are(monkeypatch):
         (mixed_term_added, "attacks/crafter.npz", "crafter/hyper", "i120_a0.001/hypergradient"),
         (mixed_term_added, "attacks/crafter.npz", "crafter/outer", "hypergradient"),
         (penalty_of_one_weight, "attacks/crafter.npz", "crafter/craftz", "critic_then_z_loss"),
+        (squared_statistics, "attacks/deep_inversion.npz", "deep_inversion/terms", "r_feature_per_bn"),
+        (no_pool, "attacks/deep_inversion.npz", "deep_inversion/lowres", "loss"),
+        (other_way_round, "attacks/deep_inversion.npz", "deep_inversion/lowres", "x_after_last_step"),
+        (as_jensen_and_shannon, "attacks/deep_inversion.npz", "deep_inversion/adi", "R_adi"),
+        (best_average_of_all, "attacks/secret_gen.npz", "secret_gen/toyselect", "id_bank"),
+        (whole_votes_alone, "attacks/secret_gen.npz", "secret_gen/toyselect", "id_bank"),
+        pytest.param(part_in_the_middle, "attacks/secret_gen.npz", "secret_gen/attack", "loss", marks=pytest.mark.slow),
         (norm_per_image, "attacks/crafter.npz", "crafter/outer", "inner_attack_loss"),
         (threshold_of_the_lowest, "attacks/crafter.npz", "crafter/disco", "gate"),
         (divided_by_what_it_was, "attacks/brep_mi.npz", "brep_mi/ball_norep", "cand"),

@@ -43,6 +43,7 @@ OF_THE_TARGET = ("select", "surrogate", "purify")  # slots that ask the target e
 SURROGATE = "surrogate."  # what a prepared state holds of the surrogate has names that begin so
 OF_CLASSES = frozenset({"labels", "probs", "logits"})  # what a target of attributes has none of
 GIVERS = {"pool": "mirror_pool", "noise": "inside_the_class"}  # an init that gives what a search may want
+UNKNOWN = -1  # the label of a target whose class the attacker was not told
 OBJECTIVE = "objective."  # and what it holds of the objective
 
 
@@ -54,7 +55,12 @@ class Part:
         needs: what it asks of the prior (`Prior.offers`).
         coupled: an image's loss depends on the others of its group (batch statistics, minibatch discrimination, sums
             over a set). The group is then one batch: `chunk` is refused, and the losses [B] sum to that of the group.
+        columns: numbers in [0, 1) that an objective wants per image and look (`draw`, `Look.dice`); of a view, what it
+            draws.
+        rolls: a search that hands an objective its dice.
+        guesses: a search that is not told the labels: what it found says which it took the pictures for.
         separates: it asks about some of a group's candidates without the others, which no coupled part can bear.
+        compares: it compares what the target answers with what the attacker's own networks do, asked beside it.
         asks_question: its `prepare` takes the `Question`, which is then part of what the preparation is stored by.
         asks_public: its `prepare`, as an init, takes the public images.
         decides: an objective whose loss is 0 where the target gives the label wanted and 1 elsewhere, nothing between.
@@ -70,7 +76,11 @@ class Part:
     reads: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     coupled = False
+    columns = 0
+    rolls = False
+    guesses = False
     separates = False
+    compares = False
     asks_question = False
     asks_public = False
     decides = False
@@ -78,6 +88,10 @@ class Part:
     prepares = False
     gives: tuple[str, ...] = ()
     wants: tuple[str, ...] = ()
+
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
+        """One row of dice per image [count, columns] in [0, 1), on the CPU."""
+        return torch.rand(count, self.columns, generator=rng)
 
     def check(self, setting: Setting) -> None:
         """Refuse a setting in which it cannot work; see `Setting` for when this is called."""
@@ -179,7 +193,8 @@ class Attack:
 class Look:
     """One look at candidates: `latents` [B, ...], the pictures `drawn` from them and their `images` [B, C, H, W]; what
     the target was `shown` (a view of them) and its `answer`; the `labels` [B] wanted; what the objective prepared is
-    `known`; what was `observed` [B, ...] of the targets (None: nothing). The objective makes it a loss per image."""
+    `known`; what was `observed` [B, ...] of the targets (None: nothing); the objective's `dice` [B, columns] (None: it
+    wants none). The objective makes it a loss per image."""
 
     latents: Tensor
     drawn: Tensor
@@ -190,6 +205,7 @@ class Look:
     prior: Prior
     known: Mapping[str, Tensor] = field(default_factory=dict)
     observed: Tensor | None = None
+    dice: Tensor | None = None
 
     def confidence(self) -> Tensor | None:
         """How sure who was asked is of the labels wanted [B], without a gradient; None where the answer hides it. No
@@ -289,15 +305,18 @@ class Problem:
         views: Part | None = None,
         draws: object = None,
         reads=None,
+        dice: Tensor | None = None,
     ) -> Look:
-        """As `look`, with pictures [B, C, r, r] that were drawn already."""
+        """As `look`, with pictures [B, C, r, r] that were drawn already. Who reads nothing of it does not ask."""
         images = self.prior.frame(drawn)
         shown = images if views is None else views(images, draws)
-        with mixed(self.precision, self.device):
-            answer = self.oracle(shown, ids=self.evidence.ids[owners], reads=self.reads if reads is None else reads)
+        wanted, answer = self.reads if reads is None else reads, Answer()
+        if wanted:
+            with mixed(self.precision, self.device):
+                answer = self.oracle(shown, ids=self.evidence.ids[owners], reads=wanted)
         labels = self.evidence.labels[owners].to(images.device, non_blocking=True)
         observed = None if self.observed is None else self.observed[owners.to(self.device)]
-        return Look(latents, drawn, images, shown, answer, labels, self.prior, self.known, observed)
+        return Look(latents, drawn, images, shown, answer, labels, self.prior, self.known, observed, dice)
 
     def images(self, found: Found, rows: slice, clip: bool = True) -> Tensor:
         """The images [B, C, H, W] of the candidates at `rows`, clipped, as they would be saved; or as the prior makes
@@ -378,9 +397,11 @@ class SearchAttack(Attack):
             slots = _as_published(slots)
         self.parts = {slot: part for slot, part in slots.items() if part is not None}
         searched = self.access if surrogate is None else surrogate.access
+        # where the objective takes nothing of an answer, a gradient does not go through who is asked
+        own = {"gradient"} if set(objective.reads) <= {"gradient"} else set()
         for slot, part in self.parts.items():
-            access = self.access if slot in OF_THE_TARGET else searched
-            access.require(part.reads, f"attack.{slot} ({type(part).__name__})")
+            access, free = (self.access, set()) if slot in OF_THE_TARGET else (searched, own)
+            access.require([read for read in part.reads if read not in free], f"attack.{slot} ({type(part).__name__})")
         if search.asks_decisions and not objective.decides:
             raise Refused(
                 f"attack.objective: expected one that says yes or no, because attack.search ({type(search).__name__}) "
@@ -392,8 +413,19 @@ class SearchAttack(Attack):
                 f"{type(init).__name__}, which hands on {', '.join(init.gives) or 'nothing'}; "
                 f"try attack/init={GIVERS[missing[0]]}"
             )
+        if objective.columns and not search.rolls:
+            raise Refused(
+                f"attack.objective ({type(objective).__name__}) draws anew in every step: expected a search that hands "
+                f"it its dice, got {type(search).__name__}; try attack/search=nesterov"
+            )
         self.needs = tuple({need for part in self.parts.values() for need in part.needs})
         self.init, self.objective, self.search, self.select, self.views, self.surrogate, self.purify = slots.values()
+        if objective.compares and not (surrogate is not None and surrogate.beside_target):
+            raise Refused(
+                f"attack.objective ({type(objective).__name__}) compares the target with a network asked beside it: "
+                f"expected a surrogate that is, got {'none' if surrogate is None else type(surrogate).__name__}; "
+                "try attack/surrogate=distilled_small"
+            )
         self.chunk, self.precision = chunk, require_precision("attack.precision", precision)
         self.compiler = Compiler("attack.compile") if compile else None
         self.pools = hasattr(init, "prepare")
@@ -498,6 +530,8 @@ class SearchAttack(Attack):
             BudgetExceeded: passed on; what was yielded before stands.
         """
         target, prior = oracle, prior.given(evidence.observed)
+        if self.search.guesses:  # nobody reads by mistake what it was not told
+            evidence = replace(evidence, labels=torch.full_like(evidence.labels, UNKNOWN))
         if self.surrogate is not None:
             oracle = self.surrogate.oracle(within(state, SURROGATE), prior, target)
         reads = tuple(dict.fromkeys(r for r in self.objective.reads if r not in ("gradient", "weights")))
@@ -522,7 +556,10 @@ class SearchAttack(Attack):
         work = stepwise(self.search(looking, found), lambda: rounded(self.precision, prior.device))
         for found in work:  # noqa: B020 -- each step replaces what was found
             yield found
-        scores = self.select(replace(problem, oracle=target, chunk=looking.cut.width or self.chunk), found)
+        chosen_by = replace(problem, oracle=target, chunk=looking.cut.width or self.chunk)
+        if found.labels is not None:
+            chosen_by = replace(chosen_by, evidence=believed(problem.evidence, found))
+        scores = self.select(chosen_by, found)
         yield best_of_each(found, scores, self.select.keep)
 
     def _looking(self, problem: Problem, candidates: int) -> Problem:
@@ -588,6 +625,13 @@ def within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """A flat state whose names get a prefix."""
     return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def believed(evidence: Evidence, found: Found) -> Evidence:
+    """The evidence with the labels that an attack took its targets for."""
+    labels = evidence.labels.clone()
+    labels[found.evidence] = found.labels.to(labels.device)
+    return replace(evidence, labels=labels)
 
 
 def best_of_each(found: Found, scores: Tensor, keep: int | None) -> Found:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from midefense import seeds
 from midefense.attacks.base import Part, within
-from midefense.attacks.schedules import Schedule, paced
+from midefense.attacks.schedules import Schedule, paced, require_schedule
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.priors.gan import load_training, training_state
@@ -113,6 +113,7 @@ class Learning(Part):
         unit: Count = 100,
         schedule: Schedule | None = None,
     ):
+        require_schedule(schedule, steps)
         self.network, self.optimizer, self.schedule = network, optimizer, schedule
         self.steps, self.batch_size, self.unit = steps, batch_size, unit
 

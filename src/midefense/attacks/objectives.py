@@ -25,13 +25,25 @@ def over_models(look: Look, loss: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 class CrossEntropy(Part):
-    """-log p_y (GMI's identity loss and most others')."""
+    """-log p_y (GMI's identity loss and most others').
+
+    Args:
+        beside: whether networks that are asked beside the target count too (`over_models`); else it is the target's.
+    """
 
     reads = ("logits", "gradient")
+    later = {"beside": True}
+
+    def __init__(self, *, beside: bool = True):
+        self.beside = beside
 
     def __call__(self, look: Look) -> Tensor:
         """Loss per image [B], from 0."""
-        return over_models(look, lambda logits: F.cross_entropy(logits.float(), look.labels, reduction="none"))
+
+        def loss(logits: Tensor) -> Tensor:
+            return F.cross_entropy(logits.float(), look.labels, reduction="none")
+
+        return over_models(look, loss) if self.beside else loss(look.answer.logits)
 
 
 class WrongLabel(Part):
@@ -232,6 +244,30 @@ class Realism(Part):
         return -look.prior.realism(look.drawn)
 
 
+class PlacedRealism(Part):
+    """As `Realism`, of a critic that looks at the whole image and at a part of it, which lies elsewhere in every step
+    (SecretGen's -E DL - E DG; Yuan et al., ECCV 2022).
+
+    Args:
+        shared: one place for all images of a step, as the authors have it; else each image has its own.
+    """
+
+    reads = ("gradient",)
+    needs = ("realism", "places")
+    columns = 2
+
+    def __init__(self, *, shared: bool = False):
+        self.shared = shared
+
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
+        """Where the part lies [count, 2], down and across, in [0, 1) of where it may."""
+        return torch.rand(1 if self.shared else count, 2, generator=rng).expand(count, 2)
+
+    def __call__(self, look: Look) -> Tensor:
+        """Loss per image [B], unbounded."""
+        return -look.prior.realism_at(look.drawn, look.dice)
+
+
 class NonSaturating(Part):
     """softplus(-D(G(w))): looking unreal costs, ever less where the critic is content (PPA's discriminator term)."""
 
@@ -268,6 +304,8 @@ class WeightedSum(Part):
         self.reads = tuple(dict.fromkeys(read for term in self.terms for read in term.loss.reads))
         self.needs = tuple(dict.fromkeys(need for term in self.terms for need in term.loss.needs))
         self.coupled = any(term.loss.coupled for term in self.terms)
+        self.compares = any(term.loss.compares for term in self.terms)
+        self.columns = sum(term.loss.columns for term in self.terms)
         self.preparing = {name: term.loss for name, term in terms.items() if term.loss.prepares}
         self.prepares = bool(self.preparing)
 
@@ -286,6 +324,10 @@ class WeightedSum(Part):
             work = loss.prepare(prior, oracle, public, seeds.fork(rng, name), known or None)
             done, made = yield from passed_on(work, f"{name}.", known, done, made)
 
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
+        """The terms' dice side by side [count, columns]."""
+        return torch.cat([term.loss.draw(count, rng) for term in self.terms], 1)
+
     def check(self, setting: Setting) -> None:
         """Whatever a term refuses."""
         for term in self.terms:
@@ -298,12 +340,18 @@ class WeightedSum(Part):
 
     def __call__(self, look: Look) -> Tensor:
         """Loss per image [B]."""
-        pairs = zip(self.names, self.terms, strict=True)
-        return torch.stack([term.weight * term.loss(self._seen_by(name, look)) for name, term in pairs]).sum(0)
+        dice = [None] * len(self.terms)
+        if look.dice is not None:
+            dice = look.dice.split([term.loss.columns for term in self.terms], 1)
+        terms = zip(self.names, self.terms, dice, strict=True)
+        return torch.stack([term.weight * term.loss(self._seen_by(name, look, own)) for name, term, own in terms]).sum(
+            0
+        )
 
-    def _seen_by(self, name: str, look: Look) -> Look:
-        """The look with what this term prepared."""
-        return replace(look, known=within(look.known, f"{name}.")) if name in self.preparing else look
+    def _seen_by(self, name: str, look: Look, dice: Tensor | None) -> Look:
+        """The look with what this term prepared, and its own dice."""
+        known = within(look.known, f"{name}.") if name in self.preparing else look.known
+        return replace(look, known=known, dice=dice)
 
 
 class Weighted(Part):

@@ -16,6 +16,9 @@ from midefense.types import Refused
 class Schedule(Part):
     """A rule, without a memory: work that goes on from a saved step has the rates it would have had."""
 
+    def require(self, steps: int) -> None:
+        """Refuse a number of updates that it does not fit."""
+
     def __call__(self, rate: float, step: int, steps: int) -> float:
         """The learning rate of update `step` (0 to steps - 1), where the optimiser was built with `rate`."""
         raise NotImplementedError
@@ -54,6 +57,34 @@ class Cosine(Schedule):
         rise = min(1.0, done / self.warmup) if self.warmup else 1.0
         fall = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - done) / self.decline))
         return rate * rise * (self.floor + (1 - self.floor) * fall)
+
+
+class WarmedCosine(Schedule):
+    """A linear rise over the first `warmup` updates, then half a cosine down to nearly 0 at the last one
+    (DeepInversion's `lr_policy`, Yin et al., CVPR 2020). The fall counts from 0, so that the full rate is had twice."""
+
+    def __init__(self, *, warmup: Whole = 100):
+        self.warmup = warmup
+
+    def require(self, steps: int) -> None:
+        """A rise shorter than the search."""
+        if steps <= self.warmup:
+            raise Refused(
+                f"schedule.warmup: expected fewer updates than the {steps} in all, got {self.warmup}; "
+                "try schedule.warmup=0"
+            )
+
+    def __call__(self, rate: float, step: int, steps: int) -> float:
+        """rate * (step + 1) / warmup, then rate * (1 + cos(pi * share of the fall)) / 2."""
+        if step < self.warmup:
+            return rate * (step + 1) / self.warmup
+        return rate * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / (steps - self.warmup)))
+
+
+def require_schedule(schedule: Schedule | None, steps: int) -> None:
+    """Refuse a schedule that does not fit the number of updates; None fits any."""
+    if schedule is not None:
+        schedule.require(steps)
 
 
 def paced(optimizer: torch.optim.Optimizer, schedule: Schedule | None, steps: int) -> Callable[[int], None]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from midefense import rectangles, resampling
 from midefense.attacks.base import Part
 from midefense.priors.augmentation import Augmentation
-from midefense.ranges import Colour, Ratios, Share, Shares
+from midefense.ranges import Colour, Count, Ratios, Share, Shares, Whole
 from midefense.types import Refused, Setting, refuse_unknown
 
 FITS = ("clamp", "redraw")
@@ -202,6 +203,70 @@ class Chain(Part):
         for view, share in zip(self.members.values(), shares, strict=True):
             images = view(images, share)
         return images
+
+
+class Shift(Part):
+    """Rolled by whole pixels, what leaves at one edge coming back at the other, and maybe mirrored (DeepInversion's
+    jitter; Yin et al., CVPR 2020).
+
+    Args:
+        pixels: the furthest, down and across, either way; both are drawn uniformly.
+        flip: probability of a mirror image.
+        shared: one draw for all images of a call, as the authors have it.
+    """
+
+    columns = 3
+
+    def __init__(self, *, pixels: Whole = 30, flip: Share = 0.5, shared: bool = True):
+        self.pixels, self.flip, self.shared = pixels, flip, shared
+
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
+        """Rows [count, 3]: pixels down, pixels across, and a number in [0, 1), mirrored where it is over 1 - flip."""
+        rows = 1 if self.shared else count
+        moves = torch.randint(-self.pixels, self.pixels + 1, (rows, 2), generator=rng).float()
+        return torch.cat([moves, torch.rand(rows, 1, generator=rng)], 1).expand(count, 3)
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Views [B, C, H, W] of images [B, C, H, W]; `draws` [B, 3] on the images' device."""
+        down, across = (self._sources(move, side) for move, side in zip(draws.T, images.shape[2:], strict=False))
+        mirrored = (draws[:, 2] > 1 - self.flip)[:, None]
+        across = torch.where(mirrored, across.flip(1), across)
+        rows = images.gather(2, down[:, None, :, None].expand_as(images))
+        return rows.gather(3, across[:, None, None].expand_as(images))
+
+    def _sources(self, moves: Tensor, side: int) -> Tensor:
+        """Which pixel each pixel of a side is taken from, int64 [B, side]."""
+        places = torch.arange(side, device=moves.device)
+        return (places - moves[:, None].long()) % side
+
+
+class Pool(Part):
+    """Means of squares of pixels: the picture made smaller (DeepInversion's first stage shows halves). A network of
+    ours that takes one size enlarges it again.
+
+    Args:
+        factor: of the sides.
+    """
+
+    columns = 0
+
+    def __init__(self, *, factor: Count = 2):
+        self.factor = factor
+
+    def check(self, setting: Setting) -> None:
+        """Refuse images that would have no pixel left."""
+        if self.factor > setting.dataset.size:
+            raise Refused(
+                f"views.factor: expected at most {setting.dataset.size}, the side of an image, got {self.factor}; try 2"
+            )
+
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
+        """Nothing [count, 0]."""
+        return torch.empty(count, 0)
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Views [B, C, H // factor, W // factor] of images [B, C, H, W]."""
+        return F.avg_pool2d(images, self.factor)
 
 
 class Clip(Part):

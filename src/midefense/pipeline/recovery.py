@@ -26,7 +26,7 @@ from midefense.tracking.progress import consume
 from midefense.tracking.run import Run
 from midefense.types import Evidence, Found, Images, Progress, Question
 
-STAGE_FIELDS = ("latents", "loss", "evidence", "scores", "pixels", "pictures")
+STAGE_FIELDS = ("latents", "loss", "evidence", "scores", "pixels", "pictures", "labels")
 CURVE_POINTS = 64  # of a search's curves, at least 50 in any search of 50 steps or more
 LOOK_EVERY = 50  # steps of a search between two looks at its curves: looking makes the device wait
 
@@ -187,6 +187,9 @@ class Recovery:
             "candidates": len(tensors["selected.latents"]),
             "mean_loss": float(tensors["optimised.loss"].mean()) if len(tensors.get("optimised.loss", ())) else None,
         }
+        if "selected.labels" in tensors:  # those that an attack which was told none went by
+            right = tensors["selected.labels"] == self.evidence.labels[tensors["selected.evidence"]]
+            metrics["labels_right"] = float(right.float().mean())
         return work.finish(tensors, metrics, bill=bill, device=str(self.session.device))
 
 

@@ -37,9 +37,9 @@ class Prior(nn.Module):
         asks: the access `fit` needs to the target, or None. A prior that asks belongs to one target.
         learns: whether `fit` does anything; one that does not is never stored.
         offers: what parts of an attack or a defense may ask of it: `sample`, `realism`, `critic` (one that is learned
-            anew, `new_critic`), `classifier` (of the target's classes), `normal` (its latents are a function of normal
-            noise), and of StyleGAN2 `styles` (draws with a truncation, a row per layer) and `blocks` (a generator that
-            is entered at any block); of pixels, `pixels`.
+            anew, `new_critic`), `classifier` (of the target's classes), `places` (`realism_at`), `normal` (its latents are
+            a function of normal noise), and of StyleGAN2 `styles` (draws with a truncation, a row per layer) and `blocks`
+            (a generator that is entered at any block); of pixels, `pixels`.
         normal_width: how many numbers of normal noise make a latent, where it offers `normal`.
         rows: of styles in a latent, where it offers `styles`.
         slope: below 0, of the leaky ReLU that latents come out of; 1 where they are as they were drawn (a P-space then
@@ -125,9 +125,18 @@ class Prior(nn.Module):
         another."""
         return drawn if size is None else resized(drawn, size)
 
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W], of any size, in the scale of colours that latents of pixels have; here the same."""
+        return images
+
     def realism(self, drawn: Tensor) -> Tensor:
         """How real each picture looks [B]; higher is more real. Unbounded: log it beside the identity loss."""
         raise Refused(f"{type(self).__name__} has no critic")
+
+    def realism_at(self, drawn: Tensor, places: Tensor) -> Tensor:
+        """As `realism`, where a part of each picture is judged too, which lies at `places` [B, 2], down and across, in
+        [0, 1) of where it may."""
+        raise Refused(f"{type(self).__name__} has no critic of parts; try prior=inpainting_gan")
 
     def new_critic(self) -> nn.Module:
         """A network as this prior's critic, with weights drawn from torch's global stream: images [B, C, H, W] to

@@ -6,7 +6,8 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,10 @@ from midefense.priors.nets.gmi import Critic
 from midefense.priors.nets.inpainting import InpaintingGenerator
 from midefense.priors.taught import require_mode
 from midefense.ranges import Batch, Betas, Count, NotNegative, Positive, Width
-from midefense.types import Access, Images, Progress, Refused
+from midefense.types import Access, Images, Progress, Refused, refuse_unknown
 
+JUDGED = ("both", "first")
+Sight = Callable[[Tensor], Tensor]  # images [B, C, S, S] to features [B, ...] by which completions differ
 EXAMPLES = 64  # public pictures, obscured, that are kept for samples without a target
 
 
@@ -30,6 +33,35 @@ def part_of(images: Tensor, corner: Tensor | None = None) -> Tensor:
     side = images.shape[-1] // 2
     top, left = (side // 2, side // 2) if corner is None else corner.tolist()
     return images[..., top : top + side, left : left + side]
+
+
+def parts_of(images: Tensor, places: Tensor) -> Tensor:
+    """A square [B, C, S/2, S/2] of each of images [B, C, S, S], at its own place: `places` [B, 2] in [0, 1), down and
+    across, of the corners where it fits."""
+    count, channels, size, _ = images.shape
+    side = size // 2
+    corners = (places * (size - side + 1)).long().clamp(max=size - side)
+    down, across = (corners[:, axis, None] + torch.arange(side, device=images.device) for axis in (0, 1))
+    rows = images.gather(2, down[:, None, :, None].expand(count, channels, side, size))
+    return rows.gather(3, across[:, None, None].expand(count, channels, side, side))
+
+
+@dataclass
+class Beforehand:
+    """What learns in the first `steps` updates of a prior's loop, before its own networks do: `lesson(step)` is one
+    update of `networks` and gives the losses before it."""
+
+    steps: int
+    networks: Mapping[str, nn.Module]
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    lesson: Callable[[int], Losses]
+
+    def update(self, then: Callable[[int], Losses], step: int) -> Losses:
+        """One update of the loop: a lesson, or what comes `then`, counted from 0, with networks that learn no more."""
+        learning = step < self.steps
+        for network in self.networks.values():
+            network.train(learning).requires_grad_(learning)
+        return self.lesson(step) if learning else then(step - self.steps)
 
 
 def diversity(first: Tensor, second: Tensor, latents: Tensor, others: Tensor) -> Tensor:
@@ -56,13 +88,15 @@ class InpaintingGan(Prior):
         agreement_weight: of the squared distance between a completion, obscured again, and what was seen. It is 0 for
             masks in any case; a blurred picture is held by nothing else (ours).
         target_mode: `eval`, or `train`, in which the authors' script leaves the target.
+        judged: `both` completions of a picture by the critics, in the mean; or `first`, one of them (SecretGen's code).
         unit: steps between two saved states.
     """
 
     asks = Access.WHITEBOX
     learns = True
     unhashed = ("unit",)
-    offers = frozenset({"sample", "realism"})
+    later = {"judged": "both"}
+    offers = frozenset({"sample", "realism", "places"})
     held = 1
     completes = True
 
@@ -83,6 +117,7 @@ class InpaintingGan(Prior):
         diversity_weight: NotNegative = 0.5,
         agreement_weight: NotNegative = 0.0,
         target_mode: str = "eval",
+        judged: str = "both",
         unit: Count = 100,
     ):
         super().__init__(channels=channels, size=size)
@@ -90,7 +125,9 @@ class InpaintingGan(Prior):
             raise Refused(
                 f"inpainting_gan: expected a size of 32 or 64, got {size}; set dataset.size=32 or dataset.size=64"
             )
-        self.target_mode = require_mode(target_mode)
+        if judged not in JUDGED:
+            raise refuse_unknown("prior.judged", judged, JUDGED)
+        self.target_mode, self.judged = require_mode(target_mode), judged
         self.obscuring, self.latent_size, self.epochs, self.steps = obscuring, latent_size, epochs, steps
         self.batch_size, self.penalty, self.unit = batch_size, penalty, unit
         self.diversity_weight, self.agreement_weight = diversity_weight, agreement_weight
@@ -116,18 +153,32 @@ class InpaintingGan(Prior):
             raise Refused(
                 f"{who}: expected a target to learn from, got none; it is trained by attack.py and evaluate.py"
             )
+        return self.learn(public, lambda images: oracle(images, reads=("features",)).features, seed, state)
+
+    def learn(
+        self,
+        public: Images,
+        sight: Sight,
+        seed: int,
+        state: dict[str, Tensor] | None,
+        beforehand: Beforehand | None = None,
+    ) -> Iterator[Progress]:
+        """The loop of `fit`: completions are to differ by their `sight`; who gives it may learn `beforehand`."""
         rng = seeds.generator(seed, "prior", "examples")
         shown = public.floats(torch.randint(len(public), (EXAMPLES,), generator=rng), self.device)
         self.examples.copy_(self.obscuring(shown, self.obscuring.draw(EXAMPLES, rng).to(self.device)))
         networks = {"generator": self.generator, "critic": self.critic, "part_critic": self.part_critic}
         optimizers = {name: self.adam(network.parameters()) for name, network in networks.items()}
-        update = functools.partial(self._update, public, oracle, optimizers, seed)
+        update = functools.partial(self._update, public, sight, optimizers, seed)
+        if beforehand is not None:
+            networks, optimizers = {**networks, **beforehand.networks}, {**optimizers, **beforehand.optimizers}
+            update = functools.partial(beforehand.update, update)
         return training_loop(networks, optimizers, update, steps=self.fit_steps(public), unit=self.unit, state=state)
 
     def _update(
         self,
         public: Images,
-        oracle: Oracle,
+        sight: Sight,
         optimizers: dict[str, torch.optim.Optimizer],
         seed: int,
         step: int,
@@ -149,7 +200,7 @@ class InpaintingGan(Prior):
         whole = self._imagined(seen, latents[1])
         on_whole = self.critic_step(self.critic, optimizers["critic"], real, whole, mix[1])
         with seeds.isolated(seed, "prior", "ask", step):  # a target that draws, draws the same when work goes on
-            told = self.generator_step(optimizers["generator"], oracle, seen, latents[2:], dice, corners[1])
+            told = self.generator_step(optimizers["generator"], sight, seen, latents[2:], dice, corners[1])
         return {"critic_loss": on_whole, "part_critic_loss": on_part, **told}
 
     def critic_step(
@@ -161,7 +212,7 @@ class InpaintingGan(Prior):
     def generator_step(
         self,
         optimizer: torch.optim.Optimizer,
-        oracle: Oracle,
+        sight: Sight,
         seen: Tensor,
         latents: Tensor,
         dice: Tensor,
@@ -172,10 +223,11 @@ class InpaintingGan(Prior):
         for critic in (self.critic, self.part_critic):
             critic.requires_grad_(False)  # this step needs no gradients of the critics
         made = [completed(seen, self.generator(seen, each)) for each in latents]
-        unreal = torch.stack([-(self.critic(x).mean() + self.part_critic(part_of(x, corner)).mean()) / 2 for x in made])
-        first, second = (oracle(x, reads=("features",)).features.flatten(1) for x in made)
+        judged = made if self.judged == "both" else made[:1]
+        unreal = [-(self.critic(x).mean() + self.part_critic(part_of(x, corner)).mean()) / 2 for x in judged]
+        first, second = (sight(x).flatten(1) for x in made)
         spread = diversity(first, second, *latents)
-        loss = unreal.mean() - self.diversity_weight * spread
+        loss = torch.stack(unreal).mean() - self.diversity_weight * spread
         if self.agreement_weight:
             again = torch.stack([self.obscuring(x, dice)[:, :-1] for x in made])
             loss = loss + self.agreement_weight * (again - seen[:, :-1]).square().mean()
@@ -219,6 +271,10 @@ class InpaintingGan(Prior):
     def realism(self, images: Tensor) -> Tensor:
         """What the critics of the whole and of the middle say together [B]."""
         return self.critic(images) + self.part_critic(part_of(images))
+
+    def realism_at(self, images: Tensor, places: Tensor) -> Tensor:
+        """As `realism`, of a part of each image at `places` [B, 2] instead of the middle."""
+        return self.critic(images) + self.part_critic(parts_of(images, places))
 
 
 def _stepped(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from . import (
     c2f_mi,
     crafter,
     crafter_attackers,
+    deep_inversion,
     gmi,
     ked,
     lokt,
@@ -16,6 +17,7 @@ from . import (
     networks,
     plg,
     rlb_mi,
+    secret_gen,
     stylegan2,
     vmi,
 )
@@ -26,6 +28,7 @@ __all__ = [
     "c2f_mi",
     "crafter",
     "crafter_attackers",
+    "deep_inversion",
     "gmi",
     "ked",
     "lokt",
@@ -36,6 +39,7 @@ __all__ = [
     "networks",
     "plg",
     "rlb_mi",
+    "secret_gen",
     "stylegan2",
     "vmi",
 ]

@@ -22,13 +22,6 @@ REPLAYS: dict[str, Replay] = {}
 
 # Method to the pieces (patterns) that record it.
 NOT_THERE_YET = {
-    "SecretGen": tuple(
-        f"secret_gen/{piece}" for piece in ("net", "mask", "stage[12]", "attack", "toyselect", "psnr_*", "x_uint8")
-    ),
-    "DeepInversion": tuple(
-        f"deep_inversion/{piece}"
-        for piece in ("terms", "lr", "f64", "clip", "denorm", "targets", "coef_*", "lowres", "fullres", "adi*", "cifar")
-    ),
     "VIB": tuple(f"vib_mid/{piece}" for piece in ("vgg16_vib", "cnn", "x_uint8", "y")),
     "TL-DMI": tuple(f"tl_dmi/{piece}" for piece in ("vgg16", "ir152", "facenet64", "x_uint8", "y")),
     "RoLSS": tuple(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from midefense.attacks.base import Part, Problem, seen
-from midefense.attacks.schedules import Schedule, paced
+from midefense.attacks.schedules import Schedule, paced, require_schedule
 from midefense.ranges import Draws, Positive, Whole
 from midefense.types import Found
 
@@ -45,6 +45,7 @@ class Distribution(Part):
         box: Positive | None = None,
         schedule: Schedule | None = None,
     ):
+        require_schedule(schedule, steps)
         self.optimizer, self.steps, self.reference_batch = optimizer, steps, reference_batch
         self.log_variance, self.draws, self.box, self.schedule = log_variance, draws, box, schedule
 

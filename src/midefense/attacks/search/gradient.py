@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from midefense.attacks.base import Part, Problem, seen
-from midefense.attacks.schedules import Schedule, paced
+from midefense.attacks.schedules import Schedule, paced, require_schedule
+from midefense.priors.base import Prior
 from midefense.ranges import Count, Positive, Whole
 from midefense.types import Found, Refused, refuse_unknown
 
@@ -25,7 +27,8 @@ class Gradient(Part):
         steps: updates.
         reference_batch: the sum of losses is divided by it. A published learning rate that went with a batch mean
             is kept by naming that batch here (60 in the low-resolution benchmark); then group size changes nothing.
-        box: latents are clamped to [-box, box] after each step; or a pair of bounds; None leaves them free.
+        box: latents are clamped to [-box, box] after each step; or a pair of bounds; or `pixels`: latents of pixels are
+            kept within images in [0, 1]; None leaves them free.
         schedule: how the learning rate moves (`attacks.schedules`); None leaves it as it is.
         keep: `last` (GMI, PPA) or `best`, the point of lowest loss on each candidate's path (MI-Face).
         stop: when a candidate may rest; None runs all steps.
@@ -34,6 +37,7 @@ class Gradient(Part):
 
     later = {"looks": 1}
     reads = ("gradient",)
+    rolls = True
     keeps = ("last", "best")
 
     def __init__(
@@ -42,7 +46,7 @@ class Gradient(Part):
         optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
         steps: Whole,
         reference_batch: Positive = 1,
-        box: float | tuple[float, float] | None = None,
+        box: float | tuple[float, float] | Literal["pixels"] | None = None,
         schedule: Schedule | None = None,
         keep: str = "last",
         stop: Rest | None = None,
@@ -51,8 +55,11 @@ class Gradient(Part):
         if keep not in self.keeps:
             raise refuse_unknown("attack.search.keep", keep, self.keeps)
         self.bounds = (-box, box) if isinstance(box, int | float) else box
-        if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
+        self.of_pixels = box == "pixels"
+        self.needs = ("pixels",) if self.of_pixels else ()
+        if not self.of_pixels and self.bounds is not None and not self.bounds[0] < self.bounds[1]:
             raise Refused(f"attack.search.box: expected a positive bound or an ascending pair, got {box}")
+        require_schedule(schedule, steps)
         self.optimizer, self.steps, self.reference_batch = optimizer, steps, reference_batch
         self.separates = stop is not None  # who rests is left out of a look
         self.schedule, self.keep, self.stop, self.looks = schedule, keep, stop, looks
@@ -93,7 +100,7 @@ class Gradient(Part):
             if best:
                 best.update(latents, loss)
             held = rest.resting(loss) if rest else None
-            self._move(latents, optimizer, held, problem.prior.held)
+            self._move(latents, optimizer, held, problem.prior)
             if best:
                 best.moved(latents)
             kept = best or _Last(latents, loss)
@@ -122,27 +129,30 @@ class Gradient(Part):
         if views is not None:
             drawn = [views.draw(len(latents), rng) for _ in draws]
             draws = [rows.to(latents.device, non_blocking=True) for rows in drawn]
+        wanted = problem.objective.columns
+        rolled = [problem.objective.draw(len(latents), rng).to(latents.device) if wanted else None for _ in draws]
         loss, sure = before.clone(), []
         pieces = problem.chunks(len(latents) if awake is None else len(awake))
         for rows in pieces if awake is None else (awake[piece] for piece in pieces):
             picture = problem.drawn(latents[rows])
             each = 0.0
-            for dice in draws:
-                shown = None if dice is None else dice[rows]
-                look = problem.show(picture, latents[rows], owners[rows], views, shown)
+            for drawn, dice in zip(draws, rolled, strict=True):
+                shown, own = (None if given is None else given[rows] for given in (drawn, dice))
+                look = problem.show(picture, latents[rows], owners[rows], views, shown, dice=own)
                 each = each + problem.objective(look)
                 sure.append(look.confidence())
             (each.sum() / self.reference_batch).backward()
             loss[rows] = each.detach().to(loss.dtype)
         return loss, sure
 
-    def _move(self, latents: Tensor, optimizer: torch.optim.Optimizer, resting: Tensor | None, entries: int) -> None:
-        """An update, but for candidates that are `resting` [M], and the last `entries` of every latent."""
+    def _move(self, latents: Tensor, optimizer: torch.optim.Optimizer, resting: Tensor | None, prior: Prior) -> None:
+        """An update, but for candidates that are `resting` [M], and entries of every latent that the prior holds."""
+        entries, bounds = prior.held, prior.pixel_range if self.of_pixels else self.bounds
         before = latents.detach().clone() if resting is not None or entries else None
         optimizer.step()
         with torch.no_grad():
-            if self.bounds is not None:
-                latents.clamp_(*self.bounds)
+            if bounds is not None:
+                latents.clamp_(*bounds)
             if resting is not None:
                 latents[resting] = before[resting]
             if entries:
