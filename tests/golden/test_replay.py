@@ -27,6 +27,7 @@ from pieces import (
     plg,
     registry,
     stylegan2,
+    vib,
     vmi,
 )
 from pieces.recording import Entry, Recording, recordings
@@ -41,6 +42,7 @@ from midefense.attacks import matching, objectives, surrogate
 from midefense.attacks.objectives import Poincare
 from midefense.attacks.search.distribution import Distribution
 from midefense.defenses import crafting, disco
+from midefense.defenses import vib as vib_defense
 from midefense.defenses.bido import BiDO
 from midefense.defenses.implicit import Linearised
 from midefense.defenses.label_smoothing import LabelSmoothing
@@ -356,6 +358,8 @@ def test_every_recorded_piece_is_known(file):
         ("attacks/gmi.npz", "gan_wgan"),
         ("attacks/bido.npz", "bido_hsic_gaussian"),
         ("attacks/bido.npz", "bido_sampler"),
+        pytest.param("attacks/vib_mid.npz", "vib_mid/vgg16_vib", marks=pytest.mark.slow),
+        ("attacks/vib_mid.npz", "vib_mid/cnn"),
         ("attacks/vmi.npz", "vmi_flow"),
         ("attacks/vmi.npz", "vmi_gaussian"),
         ("attacks/vmi.npz", "vmi_layeredminegan"),
@@ -447,6 +451,26 @@ def plain_estimator(monkeypatch):
 
 def other_label_kernel(monkeypatch):
     defended_by(monkeypatch, label_kernel="linear")
+
+
+def earlier_deviation(monkeypatch):
+    """Codes that begin with less noise still."""
+    monkeypatch.setattr(vib_defense, "SHIFT", 6.0)
+
+
+def deviation_first(monkeypatch):
+    original = vib_defense.mean_and_deviation
+    monkeypatch.setattr(vib_defense, "mean_and_deviation", lambda codes: original(codes.roll(codes.shape[1] // 2, 1)))
+
+
+def divergence_of_a_mean(monkeypatch):
+    original = vib.defense_of
+    monkeypatch.setattr(vib, "defense_of", lambda beta, **more: original(beta, reduction="mean", **more))
+
+
+def norm_of_the_neck(monkeypatch):
+    original = vib.defense_of
+    monkeypatch.setattr(vib, "defense_of", lambda beta, **more: original(beta))
 
 
 def wide_kernel_of_a_loss(monkeypatch):
@@ -634,6 +658,10 @@ def colours_as_they_are(monkeypatch):
         (wide_kernel, "attacks/bido.npz", "bido_hsic_gaussian", "d_zx"),
         pytest.param(plain_estimator, "attacks/bido.npz", "bido_hsic_gaussian", "d_zy", marks=pytest.mark.slow),
         pytest.param(other_label_kernel, "attacks/bido.npz", "bido_hsic_gaussian", "d_zy", marks=pytest.mark.slow),
+        (earlier_deviation, "attacks/vib_mid.npz", "vib_mid/cnn", "std"),
+        (deviation_first, "attacks/vib_mid.npz", "vib_mid/cnn", "logits"),
+        (divergence_of_a_mean, "attacks/vib_mid.npz", "vib_mid/cnn", "train_step/kl"),
+        pytest.param(norm_of_the_neck, "attacks/vib_mid.npz", "vib_mid/vgg16_vib", "n_params", marks=pytest.mark.slow),
         (penalty_of_a_mean, "attacks/vmi.npz", "vmi_layeredminegan", "grad_norm1"),
         (halves_of_moments, "attacks/vmi.npz", "vmi_flow", "f64/logp"),
         (filled_groups, "attacks/bido.npz", "bido_sampler", "order_seed0"),

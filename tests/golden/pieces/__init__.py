@@ -12,6 +12,7 @@ from . import (
     networks,
     plg,
     stylegan2,
+    vib,
     vmi,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "networks",
     "plg",
     "stylegan2",
+    "vib",
     "vmi",
 ]

@@ -37,7 +37,6 @@ NOT_THERE_YET = {
         f"deep_inversion/{piece}"
         for piece in ("terms", "lr", "f64", "clip", "denorm", "targets", "coef_*", "lowres", "fullres", "adi*", "cifar")
     ),
-    "VIB": tuple(f"vib_mid/{piece}" for piece in ("vgg16_vib", "cnn", "x_uint8", "y")),
     "TL-DMI": tuple(f"tl_dmi/{piece}" for piece in ("vgg16", "ir152", "facenet64", "x_uint8", "y")),
     "RoLSS": tuple(
         f"rolss/{piece}" for piece in ("resnet*", "densenet*", "convnext*", "mobilenetv2*", "vit_*", "x_uint8")
