@@ -35,7 +35,7 @@ COUNTS = {
     "attack/views": 6,
     "compute": 3,
     "dataset": 14,
-    "defense": 28,
+    "defense": 30,
     "evaluator": 7,
     "evidence": 6,
     "metrics": 12,

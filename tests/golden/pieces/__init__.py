@@ -11,7 +11,9 @@ from . import (
     network_inversion,
     networks,
     plg,
+    rolss,
     stylegan2,
+    transfer,
     vib,
     vmi,
 )
@@ -27,7 +29,9 @@ __all__ = [
     "network_inversion",
     "networks",
     "plg",
+    "rolss",
     "stylegan2",
+    "transfer",
     "vib",
     "vmi",
 ]

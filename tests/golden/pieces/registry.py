@@ -37,10 +37,6 @@ NOT_THERE_YET = {
         f"deep_inversion/{piece}"
         for piece in ("terms", "lr", "f64", "clip", "denorm", "targets", "coef_*", "lowres", "fullres", "adi*", "cifar")
     ),
-    "TL-DMI": tuple(f"tl_dmi/{piece}" for piece in ("vgg16", "ir152", "facenet64", "x_uint8", "y")),
-    "RoLSS": tuple(
-        f"rolss/{piece}" for piece in ("resnet*", "densenet*", "convnext*", "mobilenetv2*", "vit_*", "x_uint8")
-    ),
     "Trap-MID": tuple(f"trap_mid/{piece}" for piece in ("ce", "negls*", "feat", "blend")),
     "DP-SGD": tuple(f"dp_sgd/{piece}" for piece in ("s*_c*", "opacus", "f64", "per_sample_norms_step0", "x", "y")),
     "Crafter": tuple(
