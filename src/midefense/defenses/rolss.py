@@ -1,5 +1,5 @@
-"""Skip connections removed, or weakened, in the last stages of a network (RoLSS, SSF, TTS; Koh et al., ECCV 2024; MI-RAD
-where MIDRE is compared with it; card rolss.md): the gradient of an inversion goes around the layers."""
+"""Skip connections removed, or weakened, in the last stages of a network (RoLSS, SSF, TTS; Koh et al., ECCV 2024;
+MI-RAD in MIDRE's comparison; card rolss.md): the gradient of an inversion goes around the layers."""
 
 from __future__ import annotations
 

@@ -183,8 +183,8 @@ def narrow(model: Classifier, factors: Mapping[str, float]) -> None:
             width //= 2
         elif width is not None and name != "features":
             raise Refused(
-                f"defense: expected a network whose head stands behind its features, got a stage {name!r} between them, "
-                "which another defense put there; try this one in front of it in the stack"
+                f"defense: expected a network whose head stands behind its features, got a stage {name!r} between "
+                "them, which another defense put there; try this one in front of it in the stack"
             )
         elif width is not None:
             for layer, norm in list(stage.named_children()):

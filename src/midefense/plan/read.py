@@ -389,8 +389,8 @@ def _require_start(target: TargetPlan) -> None:
     if target.defense.build().needs_start and not begins:
         raise Refused(
             f"defense={target.names.get('defense', 'own')}: expected a training that begins with the weights of "
-            "another network, as it keeps some of them, got one from drawn weights; try recipe.start=TARGET (or a file of "
-            "them), or published weights of the architecture (pretrained=true, weights=FILE), or defense=none"
+            "another network, as it keeps some of them, got one from drawn weights; try recipe.start=TARGET (or a "
+            "file), or published weights of the architecture (pretrained=true, weights=FILE), or defense=none"
         )
 
 
