@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from midefense import seeds
 from midefense.compiling import Compiled, Compiler
 from midefense.precision import at_least_float32
 from midefense.rectifiers import with_sloped_gates
@@ -39,6 +40,10 @@ class Oracle:
         ids: the targets that may be charged; None admits any. With a budget, every image must name its target.
         mode: `eval`, as deployed; or `train`, which is how scripts that forgot to switch their target asked it: answers
             then come from the statistics of their own batch, with dropout, and the copy's running statistics move.
+        key: of what a deployed network draws for its answers (a module says so in `draws_when_deployed`): draws depend
+            on it and on how many images were asked before, whatever else was drawn meanwhile. None: they come from the
+            stream around the question.
+        asked: images that stand on the shared bill already, from before work was interrupted.
     """
 
     def __init__(
@@ -49,13 +54,17 @@ class Oracle:
         cut: str | None = None,
         ids: Iterable[int] | None = None,
         mode: str = "eval",
+        key: tuple[object, ...] | None = None,
+        asked: int = 0,
     ):
         self.access = Access.parse(access)
         if budget is not None and budget < 1:
             raise Refused(f"attack.budget: expected at least 1 image per target or null, got {budget}")
         self.budget = budget
         self._chargeable = None if ids is None else frozenset(int(i) for i in ids)
-        self._asked: Counter[int | None] = Counter()  # None: for all targets together
+        self._asked: Counter[int | None] = Counter({None: asked})  # None: for all targets together
+        draws = any(getattr(module, "draws_when_deployed", False) for module in model.modules())
+        self._key = key if draws else None
         # The model lives in the closure alone: a black-box attack holds nothing it could open by mistake.
         self._ask, self._copy_weights, self._compile = _ways_in(model, self.access, cut, mode)
 
@@ -85,7 +94,9 @@ class Oracle:
                 "detach them, or attack with access=whitebox"
             )
         self._charge(images, ids)
-        return self._ask(images, tuple(reads), weights, gate)
+        keyed = self._key is not None
+        with seeds.isolated("answer", *self._key, self._asked.total()) if keyed else contextlib.nullcontext():
+            return self._ask(images, tuple(reads), weights, gate)
 
     def weights(self) -> dict[str, Tensor]:
         """Copies of the parameters and buffers (white-box only)."""

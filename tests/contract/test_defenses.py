@@ -14,7 +14,7 @@ from midefense.pipeline.classifiers import load_classifier
 from midefense.pipeline.pipeline import Pipeline
 from midefense.priors.crafter import CrafterGan
 from midefense.training import inference, loop
-from midefense.types import Batch, Refused
+from midefense.types import Batch, Origin, Refused
 
 NAMES = options("defense")
 NO_NEUTRAL = {"stack"}  # it has no settings of its own
@@ -37,6 +37,9 @@ FITTED = {
     # their generator makes images of 32 px and more; the network still sees 16
     **dict.fromkeys(("crafter", "crafter_small", "crafter_z"), ("dataset.size=32",)),
 }
+# It removes skip connections, which `cnn` has not.
+TRANSFORMER = ("architecture=vit_tiny", "architecture.size=16", "architecture.patch=4", "architecture.width=16")
+NETWORKS = {"rolss": (*TRANSFORMER, "architecture.dropout=0", "recipe.epochs=8")}
 # What releases the same however often it is asked.
 NOTHING_DRAWN = {"feature_quantisation"}
 # A critic ties images together on purpose: it is left out where they are released apart.
@@ -68,6 +71,12 @@ def build(name, *overrides):
     return node("train_target", "defense", f"defense={name}", *overrides).given(classes=4, channels=1, size=16).build()
 
 
+def world_of(name):
+    """The world that a defense is tried in, with a network that it works on."""
+    own = NETWORKS.get(name, ())
+    return (*(word for word in WORLD if not (own and word.startswith("architecture"))), *own)
+
+
 def neutral_of(defense):
     """The overrides that switch a defense off."""
     written = {key: "null" if value is None else value for key, value in defense.neutral.items()}
@@ -80,7 +89,9 @@ def learn(tmp_path_factory):
 
     @functools.cache
     def learnt(name):
-        return Pipeline(plan_for("train_target", *WORLD, f"defense={name}", *FITTED.get(name, ()), store=store))
+        start = (f"recipe.start={learnt('none').target.artefact.id}",) if build(name).needs_start else ()
+        words = (*world_of(name), f"defense={name}", *FITTED.get(name, ()), *start)
+        return Pipeline(plan_for("train_target", *words, store=store))
 
     return learnt
 
@@ -90,10 +101,9 @@ def images(learn):
     return learn("none").splits.private_train
 
 
-def network(learn):
-    """A fresh network of the world's architecture, the same at every call."""
-    pipeline = learn("none")
-    architecture = pipeline.plan.target.architecture.given(classes=4, channels=1, size=16)
+def network(name="none"):
+    """A fresh network of the architecture that a defense is tried on, the same at every call."""
+    architecture = node("train_target", "architecture", *world_of(name)).given(classes=4, channels=1, size=16)
     with seeds.isolated("network"):
         return architecture.build()
 
@@ -104,9 +114,14 @@ def recipe(learn, epochs=1):
     return made
 
 
-def trained(learn, images, defense, epochs=1):
-    """The weights after a short training, and the logs of its last epoch."""
-    model, logs = loop.assemble(network(learn), defense, seed=3), {}
+def assembled(name, defense):
+    """A fresh network as the defense rebuilds it; one that keeps what was learned before takes it as such."""
+    return loop.assemble(network(name), defense, 3, Origin.STARTED if defense.needs_start else Origin.DRAWN)
+
+
+def trained(name, learn, images, defense, epochs=1):
+    """The weights of the network for `name` after a short training, and the logs of its last epoch."""
+    model, logs = assembled(name, defense), {}
     for _, logs, _ in loop.fit(model, defense, images, recipe(learn, epochs), seed=3):  # noqa: B007
         pass
     return model, logs
@@ -132,7 +147,7 @@ def test_trains_to_utility_and_answers_the_same_when_loaded(name, learn):
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_are_named_and_finite(name, learn, images):
     defense = build(name)
-    _, logs = trained(learn, images, defense)
+    _, logs = trained(name, learn, images, defense)
     losses = {key: value for key, value in logs.items() if key.startswith("loss/")}
     assert "loss/task" in losses and all(key.removeprefix("loss/") for key in losses)
     assert torch.tensor(list(logs.values())).isfinite().all()
@@ -141,8 +156,8 @@ def test_losses_are_named_and_finite(name, learn, images):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NO_NEUTRAL])
 def test_the_neutral_setting_is_bit_equal_to_none(name, learn, images):
-    neutral, _ = trained(learn, images, build(name, *neutral_of(build(name))), epochs=2)
-    plain, _ = trained(learn, images, NoDefense(), epochs=2)
+    neutral, _ = trained(name, learn, images, build(name, *neutral_of(build(name))), epochs=2)
+    plain, _ = trained(name, learn, images, NoDefense(), epochs=2)
     left, right = neutral.state_dict(), plain.state_dict()
     assert left.keys() == right.keys() and [key for key in left if not torch.equal(left[key], right[key])] == []
 
@@ -152,8 +167,8 @@ def test_it_does_something(name, learn, images):
     """The counterpart of the neutral setting: as configured, the weights are others; of what acts at release alone they
     are the same, and what is released is another."""
     defense = build(name)
-    defended, _ = trained(learn, images, defense, epochs=4)
-    plain, _ = trained(learn, images, NoDefense(), epochs=4)
+    defended, _ = trained(name, learn, images, defense, epochs=4)
+    plain, _ = trained(name, learn, images, NoDefense(), epochs=4)
     weight = "classifier.weight"
     same = torch.equal(defended.state_dict()[weight], plain.state_dict()[weight])
     assert same == defense.only_releases
@@ -163,7 +178,7 @@ def test_it_does_something(name, learn, images):
 def test_what_is_released_depends_on_the_image_and_the_repeat_alone(name, learn, images):
     """Images together or apart, in any order; a second repeat differs unless nothing is drawn; switched off, it is the
     output of the edge bit for bit; no image is handed on as it was."""
-    edge = network(learn).eval().requires_grad_(False).split("stage1")[0]
+    edge = network().eval().requires_grad_(False).split("stage1")[0]
     shown, ids = images.floats(torch.arange(6)), images.ids[:6] + 100
 
     def released(rows, repeat=0, *settings):
@@ -184,7 +199,7 @@ def test_what_is_released_depends_on_the_image_and_the_repeat_alone(name, learn,
 def test_a_stack_costs_one_forward_per_update(name, learn, images):
     stack = Stack(members={"first": build(name), "second": NoDefense()})
     calls = []
-    model = loop.assemble(network(learn), stack, seed=3)
+    model = assembled(name, stack)
     model.register_forward_hook(lambda module, *_: calls.append(module.training))
     assert len(list(loop.fit(model, stack, images, recipe(learn), seed=3))) == 1
     assert calls == [True] * round(stack.epoch_share * -(-len(images) // 32))
@@ -207,7 +222,7 @@ build_once = functools.lru_cache(maxsize=None)(build)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_trainable_parameter_gets_a_gradient(name, learn, images):
     defense = build(name)
-    model = loop.assemble(network(learn), defense, seed=3)
+    model = assembled(name, defense)
     learner = loop.Learner(model, defense, recipe(learn)).train()
     defense.begin_epoch(model, 3, 4)
     rows = torch.arange(0, len(images), 5)

@@ -29,7 +29,9 @@ from pieces import (
     pairs,
     plg,
     registry,
+    rolss,
     stylegan2,
+    vib,
     vmi,
 )
 from pieces.recording import Entry, Recording, recordings
@@ -46,10 +48,12 @@ from midefense.attacks.objectives import Poincare, Reward
 from midefense.attacks.search import voting
 from midefense.attacks.search.distribution import Distribution
 from midefense.attacks.search.repulsion import BoundaryRepulsion
-from midefense.defenses import crafting, disco
+from midefense.defenses import crafting, disco, skips
+from midefense.defenses import vib as vib_defense
 from midefense.defenses.bido import BiDO
 from midefense.defenses.implicit import Linearised
 from midefense.defenses.label_smoothing import LabelSmoothing
+from midefense.defenses.transfer import TransferLearning
 from midefense.priors.inpainting import InpaintingGan
 from midefense.priors.nets.gmi import Critic, Generator
 from midefense.priors.nets.ked import MinibatchDiscrimination
@@ -364,6 +368,14 @@ def test_every_recorded_piece_is_known(file):
         ("attacks/gmi.npz", "gan_wgan"),
         ("attacks/bido.npz", "bido_hsic_gaussian"),
         ("attacks/bido.npz", "bido_sampler"),
+        pytest.param("attacks/vib_mid.npz", "vib_mid/vgg16_vib", marks=pytest.mark.slow),
+        ("attacks/vib_mid.npz", "vib_mid/cnn"),
+        ("attacks/tl_dmi.npz", "tl_dmi/facenet64"),
+        pytest.param("attacks/tl_dmi.npz", "tl_dmi/ir152", marks=pytest.mark.slow),
+        pytest.param("attacks/tl_dmi.npz", "tl_dmi/vgg16", marks=pytest.mark.slow),
+        ("attacks/rolss.npz", "rolss/densenet_g8_2323_i16_bn2"),
+        ("attacks/rolss.npz", "rolss/vit_64_p16_l3_h4_d32_m64"),
+        pytest.param("attacks/rolss.npz", "rolss/resnet18", marks=pytest.mark.slow),
         ("attacks/vmi.npz", "vmi_flow"),
         ("attacks/vmi.npz", "vmi_gaussian"),
         ("attacks/vmi.npz", "vmi_layeredminegan"),
@@ -473,6 +485,52 @@ def plain_estimator(monkeypatch):
 
 def other_label_kernel(monkeypatch):
     defended_by(monkeypatch, label_kernel="linear")
+
+
+def earlier_deviation(monkeypatch):
+    """Codes that begin with less noise still."""
+    monkeypatch.setattr(vib_defense, "SHIFT", 6.0)
+
+
+def deviation_first(monkeypatch):
+    original = vib_defense.mean_and_deviation
+    monkeypatch.setattr(vib_defense, "mean_and_deviation", lambda codes: original(codes.roll(codes.shape[1] // 2, 1)))
+
+
+def divergence_of_a_mean(monkeypatch):
+    original = vib.defense_of
+    monkeypatch.setattr(vib, "defense_of", lambda beta, **more: original(beta, reduction="mean", **more))
+
+
+def front_without_its_last(monkeypatch):
+    original = TransferLearning.front
+    monkeypatch.setattr(TransferLearning, "front", lambda self, model: original(self, model)[:-1])
+
+
+def channels_from_the_end(monkeypatch):
+    monkeypatch.setattr(skips.Chain, "forward", lambda self, hidden: _last_channels(self, hidden))
+
+
+def _last_channels(chain, hidden):
+    seen = [hidden]
+    for layer in chain.values():
+        made = layer(seen)
+        width = skips.kept(seen[-1].shape[1], chain.factor)
+        seen[-1] = seen[-1][:, seen[-1].shape[1] - width :]
+        seen.append(made)
+    return torch.cat(seen, 1)
+
+
+def the_other_branch(monkeypatch):
+    original = rolss.defended
+    other = {"attention": "mlp", "mlp": "attention", "all": "all"}
+    wrong = lambda network, factors, branches: original(network, factors, branches=other[branches])  # noqa: E731
+    monkeypatch.setattr(rolss, "defended", wrong)
+
+
+def norm_of_the_neck(monkeypatch):
+    original = vib.defense_of
+    monkeypatch.setattr(vib, "defense_of", lambda beta, **more: original(beta))
 
 
 def wide_kernel_of_a_loss(monkeypatch):
@@ -780,6 +838,13 @@ def part_in_the_middle(monkeypatch):
         (wide_kernel, "attacks/bido.npz", "bido_hsic_gaussian", "d_zx"),
         pytest.param(plain_estimator, "attacks/bido.npz", "bido_hsic_gaussian", "d_zy", marks=pytest.mark.slow),
         pytest.param(other_label_kernel, "attacks/bido.npz", "bido_hsic_gaussian", "d_zy", marks=pytest.mark.slow),
+        (front_without_its_last, "attacks/tl_dmi.npz", "tl_dmi/facenet64", "freeze5/requires_grad"),
+        (channels_from_the_end, "attacks/rolss.npz", "rolss/densenet_g8_2323_i16_bn2", "1x0.5x1x0.2/logits"),
+        (the_other_branch, "attacks/rolss.npz", "rolss/vit_64_p16_l3_h4_d32_m64", "attention/0x1x1/logits"),
+        (earlier_deviation, "attacks/vib_mid.npz", "vib_mid/cnn", "std"),
+        (deviation_first, "attacks/vib_mid.npz", "vib_mid/cnn", "logits"),
+        (divergence_of_a_mean, "attacks/vib_mid.npz", "vib_mid/cnn", "train_step/kl"),
+        pytest.param(norm_of_the_neck, "attacks/vib_mid.npz", "vib_mid/vgg16_vib", "n_params", marks=pytest.mark.slow),
         (penalty_of_a_mean, "attacks/vmi.npz", "vmi_layeredminegan", "grad_norm1"),
         (halves_of_moments, "attacks/vmi.npz", "vmi_flow", "f64/logp"),
         (filled_groups, "attacks/bido.npz", "bido_sampler", "order_seed0"),

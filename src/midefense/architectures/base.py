@@ -1,7 +1,8 @@
 """What every classifier is: a preprocessing step, named stages, and a linear head.
 
-The last stage is called `features`: its output [B, F] is the input of the head. Resizing and normalising happen
-inside, so that everything outside the network speaks of images in [0, 1].
+The last stage is called `features`: its output [B, F] is the input of the head; stages that a defense puts in may
+stand between them, and the features of a `Trace` are then what the last of these gives. Resizing and normalising
+happen inside, so that everything outside the network speaks of images in [0, 1].
 """
 
 from __future__ import annotations

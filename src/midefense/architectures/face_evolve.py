@@ -71,7 +71,7 @@ class FaceEvolve(Classifier):
     def published(self) -> dict[str, str]:
         """The original counts the units of all stages in one list, and keeps the output layer of the 112-pixel
         backbone within it."""
-        stages = [name for name in self.tap_names if name not in ("stem", "features")]
+        stages = [name for name in self.tap_names if name.startswith("stage")]
         units = [f"stages.{name}.{unit}" for name in stages for unit in range(len(self.stages[name]))]
         table = {"feature.input_layer": "stages.stem", "fc_layer": "classifier"}
         for index, unit in enumerate(units):

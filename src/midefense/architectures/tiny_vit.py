@@ -66,7 +66,8 @@ class Embedding(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then two linear layers with GELU between; layer norm stands behind each sum (post-norm)."""
+    """Attention, then two linear layers with GELU between; layer norm stands behind each sum (post-norm). What goes
+    around them, the input as it is, is a part that a defense may change."""
 
     def __init__(self, width: int, heads: int, inner: int, dropout: float) -> None:
         super().__init__()
@@ -76,10 +77,11 @@ class Layer(nn.Module):
             nn.Linear(width, inner), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner, width), nn.Dropout(dropout)
         )
         self.mixing_norm = nn.LayerNorm(width)
+        self.attention_skip, self.mixing_skip = nn.Identity(), nn.Identity()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = self.attention_norm(tokens + self.attention(tokens))
-        return self.mixing_norm(tokens + self.mixing(tokens))
+        tokens = self.attention_norm(self.attention_skip(tokens) + self.attention(tokens))
+        return self.mixing_norm(self.mixing_skip(tokens) + self.mixing(tokens))
 
 
 class Attention(nn.Module):

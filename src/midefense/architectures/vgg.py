@@ -67,7 +67,7 @@ class VGG16(Classifier):
     @property
     def published(self) -> dict[str, str]:
         """The original counts the layers of all blocks in one list."""
-        blocks = {f"stages.{name}": self.stages[name] for name in self.tap_names[:-1]}
+        blocks = {f"stages.{name}": self.stages[name] for name in self.tap_names if name in BLOCKS}
         blocks["stages.features.block5"] = self.stages["features"].block5
         layers = [f"{place}.{layer}" for place, block in blocks.items() for layer in range(len(block))]
         table = {f"feature.{index}": layer for index, layer in enumerate(layers)}

@@ -50,7 +50,8 @@ class Defense(nn.Module):
     constructor settings at which the trained weights equal those without a defense bit for bit (None: there are
     none); `coupled`, whether a loss term ties the images of a batch; `stochastic_when_deployed`; `sampler`, what it
     asks of the recipe's slot of that name (None: nothing); `epoch_share`, the share of an epoch's batches trained on;
-    `needs_classes`, whether it works on labels that are classes alone, and not on attributes.
+    `needs_classes`, whether it works on labels that are classes alone, and not on attributes; `needs_start`, whether it
+    is worth nothing unless training begins with the weights of another network.
 
     Of what it does at release: `only_releases`, whether it has no part in training, which is then that of no defense;
     `group`, how many images it wants together; `asks_of_prior`, what it needs of a generator's `offers`. One that needs
@@ -67,6 +68,7 @@ class Defense(nn.Module):
     sampler: str | dict[str, int] | None = None
     epoch_share: float = 1.0
     needs_classes = False
+    needs_start = False
     only_releases = False
     group = 128
     asks_of_prior: tuple[str, ...] = ()
@@ -164,6 +166,7 @@ class Stack(Defense):
         self.sampler = members[owners["sampler"]].sampler if "sampler" in owners else None
         self.epoch_share = math.prod(member.epoch_share for member in members.values())
         self.needs_classes = any(member.needs_classes for member in members.values())
+        self.needs_start = any(member.needs_start for member in members.values())
 
     @property
     def taps(self) -> tuple[str, ...]:

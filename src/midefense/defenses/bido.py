@@ -30,7 +30,7 @@ class BiDO(Defense):
     `measure`: `hsic` or `coco`. `sigma`: the Gaussian bandwidth is `sigma sqrt(d)` for d-dimensional vectors. `eps`:
     the ridge of normalised HSIC. `hsic_form`: `normalized` as the authors' code, or the `plain` estimator of their
     paper; `coco_norm`: `frobenius` as the code, or `spectral` as the paper; lambdas do not carry over between forms.
-    `layers`: taps; None for all stages and the features, `blocks` for the same without a stem, which is the authors'
+    `layers`: taps; None for all stages up to the features, `blocks` for the same without a stem, which is the authors'
     choice for VGG16 and MCNN, whose networks have none. `dtype` of kernels and solves. `sampler`: the batches it asks
     for, such as `{identities: 16, images: 4}`, since d grows with the classes in a batch; None keeps the recipe's.
     """
@@ -83,8 +83,9 @@ class BiDO(Defense):
         """Look up the layers and the preprocessing in front of them. Raises `Refused` for an unknown layer."""
         if isinstance(self.layers, str) and self.layers != BLOCKS:
             raise refuse_unknown("layers", self.layers, (BLOCKS,), "Or name a list of stages.")
-        blocks = [name for name in model.tap_names if name != "stem"]
-        self.taps = tuple(blocks if self.layers == BLOCKS else self.layers or model.tap_names)
+        stages = model.tap_names[: model.tap_names.index("features") + 1]  # a defense's own stages stand behind
+        blocks = [name for name in stages if name != "stem"]
+        self.taps = tuple(blocks if self.layers == BLOCKS else self.layers or stages)
         for name in self.taps:
             if name not in model.tap_names:
                 raise refuse_unknown("layers", name, model.tap_names)

@@ -17,7 +17,7 @@ from midefense.defenses.base import Defense
 from midefense.pipeline.session import Session
 from midefense.pipeline.start import start_of, take_body
 from midefense.plan.bind import Node
-from midefense.plan.facts import assembled, drawn, without_weights
+from midefense.plan.facts import assembled, drawn, reads_weights, without_weights
 from midefense.plan.read import TargetPlan, name_of, stored_target
 from midefense.store.artefacts import Artefact, Draft
 from midefense.store.store import POLL_SECONDS, Store, Work
@@ -97,8 +97,7 @@ def _blank_defended(architecture: Node, plan: TargetPlan) -> tuple[nn.Module, De
 
 def require_start(session: Session, plan: TargetPlan) -> None:
     """Refuse a classifier that is to start from weights that are not there, or whose body does not fit it."""
-    reads = plan.architecture.arguments != without_weights(plan.architecture).arguments
-    if reads or plan.recipe.arguments.get("start") is not None:
+    if reads_weights(plan.architecture) or plan.recipe.arguments.get("start") is not None:
         job = job_of(session, plan)
         if session.store.find(job.draft) is None:
             beginning(session.store, job.architecture, plan)
@@ -240,13 +239,12 @@ def beginning(store: Store, architecture: Node, plan: TargetPlan) -> tuple[nn.Mo
     Under `recipe.start` the body is that of another network, instead of the one the architecture would draw or read;
     the head is the one that was drawn for the classes of the dataset, under the target's own seed.
     """
-    start, blank = plan.recipe.arguments.get("start"), without_weights(architecture)
+    start = plan.recipe.arguments.get("start")
     if start is not None:
-        model = drawn(blank, plan.seed)
+        model = drawn(without_weights(architecture), plan.seed)
         take_body(model, start.build(), store)
         return model, Origin.STARTED
-    reads = architecture.arguments != blank.arguments
-    return drawn(architecture, plan.seed), Origin.STARTED if reads else Origin.DRAWN
+    return drawn(architecture, plan.seed), Origin.STARTED if reads_weights(architecture) else Origin.DRAWN
 
 
 def _require_same(plan: TargetPlan, content: str) -> None:

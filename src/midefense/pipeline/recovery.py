@@ -113,19 +113,19 @@ class Recovery:
         return artefact
 
     def _prepare(self, draft: Draft, public: Images, work: Work, run: Run, edge: Edge | None) -> Artefact:
-        oracle = Oracle(self.target.model, self.attack.access, cut=self.cut)
         saved, notes = work.saved("state") or (None, {})
-        already = notes.get("shared_queries", 0)
+        already, key = notes.get("shared_queries", 0), (self.seed, "prepare")
+        oracle = Oracle(self.target.model, self.attack.access, cut=self.cut, key=key, asked=already)
 
         def save(step: int, state) -> None:
-            work.save("state", state(), {"shared_queries": already + oracle.shared_bill})
+            work.save("state", state(), {"shared_queries": oracle.shared_bill})
 
         rng = seeds.generator(self.seed, "attack", "prepare")
         asked = {"question": self.question} if self.question else {}
         asked |= {"edge": edge} if edge else {}
         progress = self.attack.prepare(self.prior.prior, oracle, public, rng, saved, **asked)
         last = consume(progress, run, total=None, namespace="prepare", save=save)
-        bill = {"shared_queries": already + oracle.shared_bill}
+        bill = {"shared_queries": oracle.shared_bill}
         bill |= {"shared_releases": edge.bill} if edge else {}
         return self.session.finish(run, work, last() if last else saved, {}, bill=bill)
 
@@ -133,7 +133,8 @@ class Recovery:
         """Attack one group and save its stages, its queries and its time."""
         started = time.monotonic()
         evidence = self.evidence.take(rows)
-        oracle = Oracle(self.target.model, self.attack.access, self.attack.budget, self.cut, evidence.ids.tolist())
+        ids, key = evidence.ids.tolist(), (self.seed, "recover", index)
+        oracle = Oracle(self.target.model, self.attack.access, self.attack.budget, self.cut, ids, key=key)
         group = _Group(self, oracle, evidence, index, run)
         consume(group.steps(), run, total=self.steps, namespace="attack")
         tensors = {}

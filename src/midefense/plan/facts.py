@@ -64,6 +64,11 @@ def without_weights(architecture: Node) -> Node:
     return replace(architecture, arguments={**architecture.arguments, **none})
 
 
+def reads_weights(architecture: Node) -> bool:
+    """Whether a network begins with published weights that it reads."""
+    return architecture.arguments != without_weights(architecture).arguments
+
+
 def deployed(architecture: Node, defense: Node) -> nn.Module:
     """The network as deployed, with some weights."""
     model, built = assembled(drawn(architecture, 0), defense, 0, Origin.LOADED)

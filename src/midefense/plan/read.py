@@ -18,7 +18,7 @@ from midefense.oracle import Oracle
 from midefense.plan.attributes import attack_problems, training_problems
 from midefense.plan.bind import Node, bind, bind_all, bind_recipe
 from midefense.plan.checks import check_shape, refuse_all, refuse_together
-from midefense.plan.facts import architecture_facts
+from midefense.plan.facts import architecture_facts, reads_weights
 from midefense.plan.overrides import chosen_of, parsed
 from midefense.plan.references import (
     ATTACK_NODES,
@@ -207,6 +207,8 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
         refuse_together(functools.partial(node.build().check, names) for node in plan.metrics.values())
     refuse_together(_network_trials(plan, new_target=target is None))
     refuse_all(_attribute_problems(plan))
+    if target is None:
+        _require_start(plan.target)
     _check_halves(plan)
     if plan.attack is not None:
         _check_match(plan)
@@ -379,6 +381,17 @@ def cut_of(plan: Plan) -> str | None:
     """The stage behind which what the attacker sees leaves the target; None: the input of the head."""
     source = plan.evidence.build()
     return source.cut or (plan.target.cut if source.releases else None)
+
+
+def _require_start(target: TargetPlan) -> None:
+    """Refuse a defense that keeps what was learned before where training begins with drawn weights."""
+    begins = target.recipe.arguments.get("start") is not None or reads_weights(target.architecture)
+    if target.defense.build().needs_start and not begins:
+        raise Refused(
+            f"defense={target.names.get('defense', 'own')}: expected a training that begins with the weights of "
+            "another network, as it keeps some of them, got one from drawn weights; try recipe.start=TARGET (or a "
+            "file), or published weights of the architecture (pretrained=true, weights=FILE), or defense=none"
+        )
 
 
 def _attribute_problems(plan: Plan) -> list[str]:

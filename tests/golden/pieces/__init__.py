@@ -18,7 +18,10 @@ from . import (
     plg,
     rlb_mi,
     secret_gen,
+    rolss,
     stylegan2,
+    transfer,
+    vib,
     vmi,
 )
 
@@ -40,6 +43,9 @@ __all__ = [
     "plg",
     "rlb_mi",
     "secret_gen",
+    "rolss",
     "stylegan2",
+    "transfer",
+    "vib",
     "vmi",
 ]

@@ -22,11 +22,6 @@ REPLAYS: dict[str, Replay] = {}
 
 # Method to the pieces (patterns) that record it.
 NOT_THERE_YET = {
-    "VIB": tuple(f"vib_mid/{piece}" for piece in ("vgg16_vib", "cnn", "x_uint8", "y")),
-    "TL-DMI": tuple(f"tl_dmi/{piece}" for piece in ("vgg16", "ir152", "facenet64", "x_uint8", "y")),
-    "RoLSS": tuple(
-        f"rolss/{piece}" for piece in ("resnet*", "densenet*", "convnext*", "mobilenetv2*", "vit_*", "x_uint8")
-    ),
     "Trap-MID": tuple(f"trap_mid/{piece}" for piece in ("ce", "negls*", "feat", "blend")),
     "DP-SGD": tuple(f"dp_sgd/{piece}" for piece in ("s*_c*", "opacus", "f64", "per_sample_norms_step0", "x", "y")),
     "Crafter": tuple(

@@ -81,9 +81,10 @@ def parameters(module: nn.Module, names: Sequence[str], table: Mapping[str, str]
     return [by_name[name] for name in names]
 
 
-def gradient_norms(tensors: Sequence[nn.Parameter]) -> Tensor:
-    """L2 norm of every gradient, float64 [len(tensors)]; -1 where there is none."""
-    norms = [-1.0 if p.grad is None else float(p.grad.double().norm()) for p in tensors]
+def gradient_norms(tensors: Sequence[nn.Parameter], dtype: torch.dtype = torch.float64) -> Tensor:
+    """L2 norm of every gradient, summed in `dtype`, float64 [len(tensors)]; -1 where there is none. An original's own
+    float32 sum over millions of numbers is off by more than the tolerance."""
+    norms = [-1.0 if p.grad is None else float(p.grad.to(dtype).norm()) for p in tensors]
     return torch.tensor(norms, dtype=torch.float64)
 
 
@@ -91,6 +92,11 @@ def sums_and_norms(tensors: Sequence[nn.Parameter]) -> Tensor:
     """Sum and L2 norm of every parameter, float64 [len(tensors), 2]."""
     rows = [[float(p.detach().double().sum()), float(p.detach().double().norm())] for p in tensors]
     return torch.tensor(rows, dtype=torch.float64)
+
+
+def mean_sizes(tensors: Sequence[Tensor]) -> Tensor:
+    """Mean |number| of every tensor, float64 [len(tensors)]."""
+    return torch.tensor([float(tensor.detach().double().abs().mean()) for tensor in tensors], dtype=torch.float64)
 
 
 TINY_NORMS = {"conv1.bias": "bn1.weight", "conv2.bias": "bn2.weight", "emb.bias": "bn3.weight"}  # the stand-in's
