@@ -17,14 +17,18 @@ from midefense.attacks.stationarity import (
     TrainingSet,
     pair_margins,
     runner_up_margins,
+    squared_norm,
 )
 from midefense.oracle import Oracle
+from midefense.plan.bind import bind, bind_recipe
 from midefense.plan.read import read_plan
 from midefense.priors.pixels import Pixels
 from midefense.rectifiers import SlopedGate, with_sloped_gates
+from midefense.store.artefacts import content_id
 from midefense.types import ArchitectureFacts, DatasetFacts, Evidence, EvidenceFacts, Refused, Setting, Trace
 
 STEPS = 800
+KINDS = {"32-true": torch.float32, "64-true": torch.float64}
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0])
 
 
@@ -261,16 +265,16 @@ def test_what_is_found_repeats_under_a_seed_and_differs_under_another():
     assert torch.equal(one, again) and not torch.equal(one, other)
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_the_start_is_kept_as_it_was(precision):
+@pytest.mark.parametrize(("precision", "kind"), KINDS.items())
+def test_the_start_is_kept_as_it_was(precision, kind):
     """The pipeline holds the last of each stage until the group ends: later steps must not move it."""
     found, _ = recovered(attack(steps=3, precision=precision))
-    start = 0.3 * torch.randn(12, 1, 4, 4, dtype=getattr(torch, precision), generator=seeds.generator(0))
+    start = 0.3 * torch.randn(12, 1, 4, 4, dtype=kind, generator=seeds.generator(0))
     assert found[0].stage == "initial" and torch.equal(found[0].latents, start.float())
     assert not torch.equal(found[0].latents, found[-1].latents)
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("precision", KINDS)
 def test_a_target_of_float32_is_searched_in_either_precision(precision):
     torch.manual_seed(0)
     model = HomogeneousMLP(classes=2, channels=1, size=4, widths=(6,), first_deviation=None)
@@ -340,8 +344,42 @@ def test_what_it_cannot_work_with_is_refused():
         Stationarity(coefficients="pairs")
     with pytest.raises(Refused, match="choices: projected, uniform"):
         Stationarity(start="zero")
-    with pytest.raises(Refused, match="choices: float32, float64"):
+    with pytest.raises(Refused, match="choices: 64-true, 32-true"):
         attack(precision="half")
+
+
+@pytest.mark.parametrize(("former", "name"), [("float64", "64-true"), ("float32", "32-true")])
+def test_former_names_of_precisions_are_refused_with_the_new_and_kept_in_recipes(former, name):
+    with pytest.raises(Refused, match=rf"attack\.precision: expected .* got {former}; try {name}"):
+        attack(precision=former)
+    arguments = {"precision": name, "steps": 3}
+    assert TrainingSet.pin(arguments) == {**arguments, "precision": former}
+    assert TrainingSet.unpin(TrainingSet.pin(arguments)) == arguments
+
+
+# What commit aaa73b7 gave them, when precisions were called float64 and float32.
+@pytest.mark.parametrize(
+    ("name", "recorded"),
+    [("kkt", "he4f3f15fa75"), ("kkt_small", "hfff25a70a27"), ("kkt_buzaglo", "h9195d96fb82")],
+)
+def test_stored_reconstructions_keep_their_ids(name, recorded):
+    node = bind(composed("attack", f"attack={name}")[0]["attack"], "attack")
+    assert content_id(node.recipe()) == recorded
+    again = bind_recipe(node.recipe(), {})
+    assert again.arguments["precision"] == node.arguments["precision"]
+    assert content_id(again.recipe()) == recorded
+
+
+def test_the_norm_of_the_weights_is_summed_up_once(monkeypatch):
+    calls = []
+
+    def counted(theta):
+        calls.append(len(theta))
+        return squared_norm(theta)
+
+    monkeypatch.setattr("midefense.attacks.stationarity.squared_norm", counted)
+    recovered(attack(steps=5))
+    assert len(calls) == 1
 
 
 def test_metrics_that_know_classes_alone_are_refused_for_weights():
