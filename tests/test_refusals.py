@@ -447,6 +447,7 @@ RANGED = {
     "metrics.feature_space.FeatureSpace": {"drawn": 0, "batch_size": 0},
     "metrics.knowledge.KnowledgeExtraction": {"epochs": 0, "batch_size": 1},
     "metrics.matched.Matched": {"good": 1.5, "nulls": 0},
+    "metrics.unexplained.UnexplainedWeights": {"coefficients": "pairs", "draws": 0, "columns": 0},
     "metrics.prdc.PRDC": {"k": 0},
     "obscuring.Blur": {"deviation": 0},
     "obscuring.Mask": {"boxes": [], "fill": 2},

@@ -1,11 +1,11 @@
 """Training images from weights: the conditions that weights fulfil, the search for images, and what refuses it."""
 
 import functools
-import math
 
 import pytest
 import torch
 from contract.listing import composed
+from planted import planted
 from torch import nn
 
 from midefense import seeds
@@ -25,7 +25,7 @@ from midefense.plan.read import read_plan
 from midefense.priors.pixels import Pixels
 from midefense.rectifiers import SlopedGate, with_sloped_gates
 from midefense.store.artefacts import content_id
-from midefense.types import ArchitectureFacts, DatasetFacts, Evidence, EvidenceFacts, Refused, Setting, Trace
+from midefense.types import ArchitectureFacts, DatasetFacts, Evidence, EvidenceFacts, Refused, Setting
 
 STEPS = 800
 KINDS = {"32-true": torch.float32, "64-true": torch.float64}
@@ -133,40 +133,6 @@ def test_homogeneous_networks_fulfil_eulers_identity_and_others_do_not():
 
 
 # A planted solution (card network_inversion.md, section 8, 1)
-
-
-class Planted(nn.Module):
-    """A hidden layer of ReLU whose weights are sums of the training images, without biases."""
-
-    def __init__(self, hidden, outputs):
-        super().__init__()
-        self.hidden, self.outputs = nn.Parameter(hidden), nn.Parameter(outputs)
-
-    def forward(self, images, taps=()):
-        activations = torch.relu(images.flatten(1) @ self.hidden.T)
-        score = activations @ self.outputs
-        return Trace(torch.stack([-score / 2, score / 2], 1), activations)
-
-
-def planted():
-    """The network, its six images [6, 1, 4, 4], labels and the multiplier that all of them have."""
-    count, inputs, together, width = 6, 16, 2, 60
-    rng = seeds.generator("planted")
-    centred = torch.eye(count, dtype=torch.float64) - 1 / count
-    simplex = centred / centred.norm(dim=1, keepdim=True)  # products -1 / 5
-    turn = torch.linalg.qr(torch.randn(inputs, count, dtype=torch.float64, generator=rng))[0]
-    images = simplex @ turn.T
-    labels = torch.tensor([0, 0, 0, 1, 1, 1])
-    multiplier = 1 / math.sqrt(together * (1 - (together - 1) / (count - 1)))
-    hidden, outputs = [], []
-    for neuron in range(width):
-        label = neuron % 2
-        members = (labels == label).nonzero()[:, 0]
-        chosen = members[torch.randperm(3, generator=rng)[:together]]
-        size = 0.5 + torch.rand((), dtype=torch.float64, generator=rng)
-        hidden.append(size * multiplier * images[chosen].sum(0))
-        outputs.append((2 * label - 1) * size)
-    return Planted(torch.stack(hidden), torch.stack(outputs)), images.view(-1, 1, 4, 4), labels, multiplier
 
 
 def planted_world():
