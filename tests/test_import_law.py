@@ -78,6 +78,7 @@ FLOORS = (
     "pipeline",
     "exchange",
     "report",
+    "studies",
     "commands",
     "__main__",
 )
