@@ -193,7 +193,7 @@ class NetworkInversion(Attack):
     needs = ("pixels",)
     prepares = True
     asks_question = True
-    steps = 4
+    steps = 5
     unhashed = ("unit",)
 
     def __init__(
@@ -230,7 +230,8 @@ class NetworkInversion(Attack):
         stationary = [term.loss.distance for term in self.terms.values() if isinstance(term.loss, StationaryWeights)]
         if len(stationary) > 1:
             raise Refused(
-                f"attack.terms: expected one loss of stationarity at most, as they share multipliers, got {len(stationary)}"
+                "attack.terms: expected one loss of stationarity at most, as they would share multipliers, got "
+                f"{len(stationary)}; try null for the others"
             )
         if bank is not None and labels != "balanced":
             raise Refused(

@@ -1,8 +1,10 @@
-"""Generators that are told a label, of network inversion (Suhail and Sethi, arXiv 2407.18002; card network_inversion.md,
-section 4.2): a vector says which class is wanted, and, in two of them, a "hot" matrix does so in every place.
+"""Generators that are told a label, of network inversion (Suhail and Sethi, arXiv 2407.18002; card
+network_inversion.md, section 4.2): a vector says which class is wanted, and, in two of them, a "hot" matrix does so in
+every place.
 
-All take latents [B, latent_size] and `wanted` [B, classes], how much of each class is asked for (one-hot, or a softmax),
-and give images [B, channels, size, size]: in [0, 1], or in [-1, 1] for `output=tanh`, which is what the originals have.
+All take latents [B, latent_size] and `wanted` [B, classes], how much of each class is asked for (one-hot, or a
+softmax), and give images [B, channels, size, size]: in [0, 1], or in [-1, 1] for `output=tanh`, which two of the
+originals have.
 """
 
 from __future__ import annotations
@@ -160,6 +162,7 @@ class VectorGenerator(ConditionedGenerator):
     Args:
         latent_size: numbers of a latent, and of what the label becomes beside it.
         width: channels of the last layer but one; each before has twice as many.
+        dropout: share of maps dropped in every layer; 0, as in the original, has no such layers.
         output: `sigmoid`, or `tanh`.
     """
 
@@ -173,6 +176,7 @@ class VectorGenerator(ConditionedGenerator):
         size: Side,
         latent_size: Count = 100,
         width: Width = 64,
+        dropout: Share = 0.0,
         output: str = "sigmoid",
     ) -> None:
         super().__init__(latent_size, classes)
@@ -180,13 +184,14 @@ class VectorGenerator(ConditionedGenerator):
         self.embed = nn.Linear(classes, latent_size)
         doublings = max(1, math.ceil(math.log2(size / 4)))
         widths = [width * 2**step for step in reversed(range(doublings))]
+        kept = dropout or None
+        doubled = [
+            _transposed(*pair, stride=2, padding=1, dropout=kept, bias=False)
+            for pair in zip(widths, widths[1:], strict=False)
+        ]
         self.main = nn.Sequential(
-            *_transposed(2 * latent_size, widths[0], stride=1, padding=0, bias=False),
-            *(
-                layer
-                for pair in zip(widths, widths[1:], strict=False)
-                for layer in _transposed(*pair, stride=2, padding=1, bias=False)
-            ),
+            *_transposed(2 * latent_size, widths[0], stride=1, padding=0, dropout=kept, bias=False),
+            *(layer for layers in doubled for layer in layers),
             nn.ConvTranspose2d(width, channels, 4, 2, 1, bias=False),
             _output(output),
         )
