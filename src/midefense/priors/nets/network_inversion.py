@@ -223,8 +223,9 @@ class Nearest(nn.Module):
 def hot_matrix(classes_wanted: Tensor, classes: int, side: int = SIDE) -> Tensor:
     """Zeros with the row and the column of the class at 1 [B, 1, side, side], for classes int64 [B].
 
-    With other than `side` classes the matrix of [classes, classes] is averaged over the areas of the pixels, so that
-    no class is lost where there are more of them than pixels (ours: the original works for ten alone).
+    With other than `side` classes the matrix of [classes, classes] is averaged over the areas of the pixels (ours: the
+    original works for ten alone). Where there are more classes than pixels none is lost, but neighbours may look
+    alike; the vector tells them apart.
     """
     line = nn.functional.one_hot(classes_wanted, classes).float()
     matrix = (line[:, :, None] + line[:, None, :]).clamp(max=1)
@@ -236,10 +237,10 @@ def hot_matrix(classes_wanted: Tensor, classes: int, side: int = SIDE) -> Tensor
 
 def overlaps(outputs: int, inputs: int) -> Tensor:
     """Which share of each of `outputs` equal parts of a line lies in each of `inputs` equal parts [outputs, inputs]."""
-    low, high = torch.arange(outputs) / outputs, torch.arange(1, outputs + 1) / outputs
-    start, end = torch.arange(inputs) / inputs, torch.arange(1, inputs + 1) / inputs
-    shared = torch.minimum(high[:, None], end) - torch.maximum(low[:, None], start)
-    return shared.clamp(min=0) * outputs
+    # in whole parts of a line of outputs x inputs, where nothing is rounded
+    low, start = inputs * torch.arange(outputs)[:, None], outputs * torch.arange(inputs)
+    shared = torch.minimum(low + inputs, start + outputs) - torch.maximum(low, start)
+    return shared.clamp(min=0) / inputs
 
 
 def _transposed(
