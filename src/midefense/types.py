@@ -180,7 +180,8 @@ class Moments:
 @dataclass
 class Answer:
     """What an oracle tells; what its access level hides is None. `batchnorm` holds the moments of every BatchNorm that
-    took part in the forward, in its order, by the layer's name in the deployed network (`named_modules`). `beside` are
+    took part in the forward, in its order, by the layer's name in the deployed network (`named_modules`). `taps` are
+    outputs [B, ...] of stages that were named, for a white box. `beside` are
     the logits [B, classes] of networks of the attacker's own that are asked together with the target."""
 
     labels: Tensor | None = None
@@ -188,6 +189,7 @@ class Answer:
     logits: Tensor | None = None
     features: Tensor | None = None
     batchnorm: dict[str, Moments] | None = None
+    taps: dict[str, Tensor] | None = None
     beside: tuple[Tensor, ...] = ()
 
 

@@ -19,6 +19,7 @@ from pieces import (
     crafter,
     crafter_attackers,
     gmi,
+    inversion,
     ked,
     lomma,
     losses,
@@ -37,7 +38,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from midefense.architectures.state_names import to_published
-from midefense.attacks import matching, objectives, surrogate
+from midefense.attacks import inversion_terms, matching, objectives, surrogate
+from midefense.attacks.inversion import Bank
 from midefense.attacks.objectives import Poincare
 from midefense.attacks.search.distribution import Distribution
 from midefense.defenses import crafting, disco
@@ -46,6 +48,7 @@ from midefense.defenses.implicit import Linearised
 from midefense.defenses.label_smoothing import LabelSmoothing
 from midefense.priors.nets.gmi import Critic, Generator
 from midefense.priors.nets.ked import MinibatchDiscrimination
+from midefense.priors.nets.network_inversion import UpsampledHotGenerator
 
 REFERENCE = ROOT.parent / "shared" / "reference"
 FILES = sorted(REFERENCE.rglob("*.npz"))
@@ -371,6 +374,11 @@ def test_every_recorded_piece_is_known(file):
         ("attacks/plg_mi.npz", "plg_augment"),
         ("attacks/crafter.npz", "crafter/attack"),
         ("attacks/crafter.npz", "crafter/other"),
+        ("attacks/network_inversion.npz", "network_inversion/terms"),
+        ("attacks/network_inversion.npz", "network_inversion/stat"),
+        ("attacks/network_inversion.npz", "network_inversion/train"),
+        ("attacks/network_inversion.npz", "network_inversion/train_V"),
+        ("attacks/network_inversion.npz", "network_inversion/net"),
     ],
 )
 def test_the_original_is_reproduced(file, piece):
@@ -618,10 +626,83 @@ def colours_as_they_are(monkeypatch):
     monkeypatch.setattr(crafter_attackers, "IMAGENET", (1.0,))
 
 
+def with_inversion(monkeypatch, change):
+    """The attack of network inversion's presets, changed after it was composed."""
+    original = inversion.attack_of
+
+    def attack_of(preset):
+        change(attack := original(preset))
+        return attack
+
+    monkeypatch.setattr(inversion, "attack_of", attack_of)
+
+
+def softened_once(monkeypatch):
+    with_inversion(monkeypatch, lambda attack: setattr(attack.terms["divergence"].loss, "form", "of_scores"))
+
+
+def pairs_with_itself(monkeypatch):
+    with_inversion(monkeypatch, lambda attack: setattr(attack.terms["cosine"].loss, "pairs", "all"))
+
+
+def constant_variation(monkeypatch):
+    with_inversion(monkeypatch, lambda attack: setattr(attack.terms["total_variation"], "growing", False))
+
+
+def variation_from_one(monkeypatch):
+    monkeypatch.setattr(inversion_terms.WeightedTerm, "at", lambda self, step: self.weight * (step + 1))
+
+
+def without_affine_parameters(monkeypatch):
+    original = inversion.learner_of
+
+    def learner_of(*arguments):
+        learner = original(*arguments)
+        learner.theta = {name: value for name, value in learner.theta.items() if value.dim() > 1}
+        return learner
+
+    monkeypatch.setattr(inversion, "learner_of", learner_of)
+
+
+def multipliers_as_they_are(monkeypatch):
+    monkeypatch.setattr(Bank, "multipliers", lambda self: self.raw)
+
+
+def matrix_of_the_class_wanted(monkeypatch):
+    monkeypatch.setattr(UpsampledHotGenerator, "class_of_matrix", lambda self, wanted, processed: wanted.argmax(1))
+
+
+def one_norm(monkeypatch):
+    build, table = inversion.CLASSIFIERS["VisionTransformer"]
+    table = {**table, "norm": "stages.features.1", "pre_head": "stages.features.2"}
+    del table["transformer_encoder.norm"]
+    changed = functools.partial(build, encoder_norm=False), table
+    monkeypatch.setitem(inversion.CLASSIFIERS, "VisionTransformer", changed)
+
+
+def no_smoothing(monkeypatch):
+    with_inversion(monkeypatch, lambda attack: setattr(attack.terms["cross_entropy"].loss, "smoothing", 0.0))
+
+
 @needs_recordings
 @pytest.mark.parametrize(
     ("wrong", "file", "piece", "where"),
     [
+        (softened_once, "attacks/network_inversion.npz", "network_inversion/terms", "R/kl_onehot"),
+        (pairs_with_itself, "attacks/network_inversion.npz", "network_inversion/terms", "R/cosine"),
+        (constant_variation, "attacks/network_inversion.npz", "network_inversion/train", "total_loss"),
+        (variation_from_one, "attacks/network_inversion.npz", "network_inversion/train", "total_loss"),
+        (multipliers_as_they_are, "attacks/network_inversion.npz", "network_inversion/train", "stationary_loss"),
+        (without_affine_parameters, "attacks/network_inversion.npz", "network_inversion/stat", "R/stationary"),
+        (no_smoothing, "attacks/network_inversion.npz", "network_inversion/train_V", "loss"),
+        (matrix_of_the_class_wanted, "attacks/network_inversion.npz", "network_inversion/net", "matrix_class_used"),
+        pytest.param(
+            one_norm,
+            "attacks/network_inversion.npz",
+            "network_inversion/net",
+            "VisionTransformer/state_json",
+            marks=pytest.mark.slow,
+        ),
         (a_norm_for_each_image, "attacks/crafter.npz", "crafter/attack", "inversion/z_final"),
         (squares_of_features, "attacks/crafter.npz", "crafter/attack", "amor_inversion/z_each_step"),
         (colours_as_they_are, "attacks/crafter.npz", "crafter/other", "adaptive_G_loss"),

@@ -194,6 +194,15 @@ class Stationarity(Part):
         loss = loss + self.least_weight * short.square().sum()
         return loss, moved[0], moved[1] - 2 * self.least_weight * unit * short
 
+    def of_logits(self, theta: Weights, logits: Tensor, labels: Tensor, multipliers: Tensor | None) -> Tensor:
+        """The distance alone, which takes gradients, from `logits` [M, classes] that depend on `theta`: for images that
+        something else makes. The push of multipliers is left out."""
+        values = list(theta.values())
+        made = _gradient(self.weighted(logits, labels, multipliers, len(labels)), values, create_graph=True)
+        scale = self._scale(labels)
+        loss = sum((value.detach() - scale * part).square().sum() for value, part in zip(values, made, strict=True))
+        return loss / sum(value.detach().square().sum() for value in values) if self.relative else loss
+
     def unit(
         self, theta: Weights, ask: Ask, labels: Tensor, multipliers: Tensor | None, chunk: int | None = None
     ) -> float:
