@@ -16,7 +16,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -75,6 +75,28 @@ EVALUATOR = (
     "evaluators.main.architecture.widths=[16,32,64] evaluators.main.recipe.epochs=3 judge_at_chance=true "
     "+metrics.fid={{_target_:midefense.metrics.fid.FrechetDistance,features:main}}"
 )
+
+
+def _once_more(words: str) -> str:
+    """Words that are formatted once more than those around them."""
+    return words.replace("{", "{{").replace("}", "}}")
+
+
+KKT = "KKT"
+STATIONARITY = (
+    "attack.terms.stationarity={{_target_:midefense.attacks.inversion_terms.WeightedTerm,weight:1.0,growing:false,"
+    "loss:{{_target_:midefense.attacks.inversion_terms.StationaryWeights,"
+    "distance:{{_target_:midefense.attacks.stationarity.Stationarity,gate:30.0}}}}}}"
+)
+ATTACKS = {  # beside free images, generators of as many, by the losses that they learn from
+    KKT: "attack=kkt_small attack.steps={steps} attack.candidates={candidates} attack.around={middle}",
+    "generator, all losses": "attack=network_inversion_small attack.steps={steps} attack.bank={candidates} "
+    f"attack.candidates={{candidates}} {_once_more(STATIONARITY)}",
+    "generator, without stationarity": "attack=network_inversion_small attack.steps={steps} attack.bank={candidates} "
+    "attack.candidates={candidates}",
+    "generator, stationarity alone": "attack=network_inversion_kkt_small attack.steps={steps} attack.bank={candidates} "
+    "attack.candidates={candidates}",
+}
 SHOWN = {  # heads of the table, and the numbers under them with their scale
     "test accuracy, %": ("utility/test_accuracy_top1", 100),
     "SSIM, training": ("matched_ssim/train", 1),
@@ -90,6 +112,9 @@ SHOWN = {  # heads of the table, and the numbers under them with their scale
 }
 
 
+OF_TARGET = ("test accuracy, %", "unexplained, training", "unexplained, held out", "target s")
+
+
 @dataclass(frozen=True)
 class Setup:
     """One row of the table, of which each seed is a run."""
@@ -97,16 +122,17 @@ class Setup:
     data: str
     network: str
     images: int
+    attack: str = KKT
 
     def words(self) -> list[str]:
         """The command-line words, but the seed, with {packs} in them."""
         data, size = DATA[self.data], SIZES[self.images]
         per_class = self.images // CLASSES
+        attack = ATTACKS[self.attack].format(steps=size.steps, candidates=2 * per_class, middle=data.middle)
         words = (
             f"dataset={data.option} dataset.root={{packs}}/{data.folder} dataset.size={SIDE} "
             f"dataset.private_classes=[{','.join(map(str, range(CLASSES)))}] dataset.images_per_class={per_class} "
-            f"recipe=kkt recipe.epochs={size.epochs} attack=kkt_small attack.steps={size.steps} "
-            f"attack.candidates={2 * per_class} attack.around={data.middle} metrics=matched metrics.matched.nulls=2 "
+            f"recipe=kkt recipe.epochs={size.epochs} {attack} metrics=matched metrics.matched.nulls=2 "
             f"{size.further} {EVALUATOR} {NETWORKS[self.network].format(middle=data.middle)}"
         )
         return words.split()
@@ -114,6 +140,9 @@ class Setup:
     def key(self, seed: int) -> str:
         """What a run is recorded under: its words, so that a number of other words is not shown as its own."""
         return " ".join([*self.words(), f"seed={seed}"])
+
+
+ABLATED = Setup("MNIST", MLP, 100)  # whose target generators attack too
 
 
 def cell_of(setup: Setup, seed: int, packs: Path, store: Path, threads: int) -> Cell:
@@ -174,6 +203,18 @@ def claim(cells: Cells) -> list[str]:
     return lines
 
 
+def losses(cells: Cells) -> list[str]:
+    """What generators make that learn from all losses, from all but stationarity, and from it alone, as markdown."""
+    shown = {head: of for head, of in SHOWN.items() if head not in OF_TARGET}
+    lines = ["| attack | seeds | " + " | ".join(shown) + " |", "|---" * (2 + len(shown)) + "|"]
+    for attack in ATTACKS:
+        found = runs(replace(ABLATED, attack=attack), cells)
+        row = [over_seeds(found, number, scale) for number, scale in shown.values()] if found else [ABSENT]
+        row += [""] * (len(shown) - len(row))
+        lines.append(f"| {attack} | {len(found)} | " + " | ".join(row) + " |")
+    return lines
+
+
 def report(cells: Cells, threads: int, absent: Sequence[str] = ()) -> str:
     """The page, of what was measured so far; `absent`: data sets of which there is no pack."""
     counts = {
@@ -201,7 +242,9 @@ def report(cells: Cells, threads: int, absent: Sequence[str] = ()) -> str:
     for images, size in SIZES.items():
         lines += [f"## {images} training images", "", f"{size.epochs} epochs, {size.steps} steps of the search.", ""]
         lines += [*table(images, cells), ""]
-    lines += ["## Does a multilayer perceptron leak more?", "", *claim(cells)]
+    lines += ["## Does a multilayer perceptron leak more?", "", *claim(cells), ""]
+    lines += [f"## Does stationarity dominate? ({ABLATED.network}, {ABLATED.data}, {ABLATED.images} images)", ""]
+    lines += ["Generators that are told the label (`network_inversion_small`), on the same target.", "", *losses(cells)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -231,17 +274,20 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=tuple(NETWORKS))
     parser.add_argument("--images", type=int, nargs="+", choices=tuple(SIZES), default=tuple(SIZES))
     parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, default=SEEDS[:1], help="which, in which order")
+    parser.add_argument("--losses", action="store_true", help="the generators, by their losses, instead of the table")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--write", action="store_true", help=f"write {REPORT.name} beside this file after every run")
     arguments = parser.parse_args()
     absent = [name for name, data in DATA.items() if not (arguments.packs / data.folder).is_dir()]
     wanted = [name for name in arguments.data if name not in absent]
-    asked = itertools.product(arguments.seeds, arguments.images, wanted, arguments.networks)
-    for seed, images, data, network in asked:
-        setup = Setup(data, network, images)
+    rows = [Setup(*row) for row in itertools.product(wanted, arguments.networks, arguments.images)]
+    rows.sort(key=lambda setup: setup.images)
+    if arguments.losses:
+        rows = [replace(ABLATED, attack=attack) for attack in ATTACKS]
+    for seed, setup in itertools.product(arguments.seeds, rows):
         found = cell_of(setup, seed, arguments.packs, arguments.store, arguments.threads)
         cells = keep(arguments.store, setup.key(seed), found)
-        print(time.strftime("%H:%M:%S"), seed, images, data, network, found.get(GAIN), flush=True)
+        print(time.strftime("%H:%M:%S"), seed, setup, found.get(GAIN), flush=True)
         if arguments.write:
             REPORT.write_text(report(cells, arguments.threads, absent))
     print(report(recorded(arguments.store), arguments.threads, absent), end="")

@@ -41,12 +41,13 @@ def test_every_way_gives_the_same_numbers_and_others_are_seen(script):
 def test_every_row_can_be_run(script, tmp_path):
     table = script("network_inversion")
     place = tmp_path / "packs"
-    for network, images in zip(table.NETWORKS, (100, 600, 100), strict=True):
-        setup = table.Setup("MNIST", network, images)
+    setups = [table.Setup("MNIST", *row) for row in zip(table.NETWORKS, (100, 600, 100), strict=True)]
+    setups += [replace(table.ABLATED, attack=attack) for attack in table.ATTACKS if attack != table.KKT]
+    for setup in setups:
         words = [word.format(packs=place) for word in setup.words()]
         plan = plan_for("evaluate", *words, "tracking=none", "compute=cpu", "seed=1", store=tmp_path / "store")
-        assert plan.target.dataset.arguments["images_per_class"] * table.CLASSES == images
-        assert plan.attack.arguments["candidates"] * table.CLASSES == 2 * images
+        assert plan.target.dataset.arguments["images_per_class"] * table.CLASSES == setup.images
+        assert plan.attack.arguments["candidates"] * table.CLASSES == 2 * setup.images
     assert len({setup.key(seed) for setup in table._all() for seed in table.SEEDS}) == 72
 
 
@@ -75,6 +76,8 @@ def test_the_page_says_what_was_measured_and_what_the_claims_are_worth(script):
         "- MLP against ViT: its gain is the larger one in 0 of 1 setups measured, with intervals that part in 0."
         in lines
     )
+    ablated = [line for line in lines if line.startswith("| generator, ")]
+    assert len(ablated) == 3 and all("| 0 | not measured |" in line for line in ablated)
     other = table.Setup("MNIST", table.MLP, 600)
     assert table.runs(other, cells) == [] and len(table.runs(setups[table.MLP], cells)) == 2
 
