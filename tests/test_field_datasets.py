@@ -1,6 +1,7 @@
 """The field's image sets in their official layouts: counts and splits as published, wrong layouts named in words."""
 
 import csv
+import functools
 import inspect
 import pickle
 import tarfile
@@ -147,6 +148,25 @@ def test_mnist_names_the_first_difference(tmp_path):
     refused(load, "got t10k-labels-idx1-ubyte.gz, still packed")
     mnist_tree(tmp_path / "untested", test=0)
     refused(Mnist(root=str(tmp_path / "untested")).load, "expected images to train on and to test on, got 30 and 0")
+
+
+LAYOUTS = {**CLASS_SETS, "cifar10, binary": (Cifar10, functools.partial(cifar_binary, of_each=3))}
+
+
+@pytest.mark.parametrize(("kind", "tree"), LAYOUTS.values(), ids=LAYOUTS)
+def test_as_many_training_images_of_each_class_as_were_asked_for(kind, tree, tmp_path):
+    root = str(tree(tmp_path))
+    everything = kind(root=root).load()
+    few, again = (kind(root=root, images_per_class=2).load() for _ in range(2))
+    whole = everything.private_train
+    assert whole.labels.bincount().min() > 2 and few.private_train.labels.bincount().tolist() == [2] * 5
+    assert torch.equal(few.private_train.ids, again.private_train.ids)
+    rows = torch.isin(whole.ids, few.private_train.ids)
+    assert torch.equal(few.private_train.pixels, whole.pixels[rows]), "the same pictures under the same ids"
+    for one, other in ((few.private_test, everything.private_test), (few.public, everything.public)):
+        assert torch.equal(one.ids, other.ids)
+    with pytest.raises(Refused, match=r"dataset\.images_per_class: expected at most"):
+        kind(root=root, images_per_class=1000).load()
 
 
 def test_cifar10_names_the_first_difference(tmp_path):

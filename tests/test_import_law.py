@@ -79,6 +79,7 @@ FLOORS = (
     "pipeline",
     "exchange",
     "report",
+    "studies",
     "commands",
     "__main__",
 )

@@ -347,3 +347,17 @@ def test_answers_of_one_image_do_not_depend_on_its_batch():
 
 def test_an_empty_answer_is_all_none():
     assert all(value is None for name, value in vars(Answer()).items() if name != "beside") and Answer().beside == ()
+
+
+def test_a_white_box_tells_the_outputs_of_stages_and_no_other_does():
+    model, images = network().eval(), pictures()
+    answer = Oracle(model, "whitebox")(images, reads=("logits",), taps=("stage1", "stage2"))
+    expected = model(images, taps=("stage1", "stage2")).taps
+    assert list(answer.taps) == ["stage1", "stage2"]
+    assert all(torch.equal(answer.taps[name], expected[name]) for name in expected)
+    assert Oracle(model, "whitebox")(images, reads=("logits",)).taps is None
+    cut = Oracle(model, "whitebox", cut="stage1")(images, reads=("features",), taps=("stage2",))
+    assert torch.equal(cut.features, expected["stage1"]) and list(cut.taps) == ["stage2"]
+    for level in ("scores", "labels", "features"):
+        with pytest.raises(Refused, match="hides"):
+            Oracle(model, level)(images, reads=(next(iter(readable(Access(level)))),), taps=("stage1",))

@@ -1,11 +1,11 @@
 """Training images from weights: the conditions that weights fulfil, the search for images, and what refuses it."""
 
 import functools
-import math
 
 import pytest
 import torch
 from contract.listing import composed
+from planted import planted
 from torch import nn
 
 from midefense import seeds
@@ -17,14 +17,18 @@ from midefense.attacks.stationarity import (
     TrainingSet,
     pair_margins,
     runner_up_margins,
+    squared_norm,
 )
 from midefense.oracle import Oracle
+from midefense.plan.bind import bind, bind_recipe
 from midefense.plan.read import read_plan
 from midefense.priors.pixels import Pixels
 from midefense.rectifiers import SlopedGate, with_sloped_gates
-from midefense.types import ArchitectureFacts, DatasetFacts, Evidence, EvidenceFacts, Refused, Setting, Trace
+from midefense.store.artefacts import content_id
+from midefense.types import ArchitectureFacts, DatasetFacts, Evidence, EvidenceFacts, Refused, Setting
 
 STEPS = 800
+KINDS = {"32-true": torch.float32, "64-true": torch.float64}
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0])
 
 
@@ -131,40 +135,6 @@ def test_homogeneous_networks_fulfil_eulers_identity_and_others_do_not():
 # A planted solution (card network_inversion.md, section 8, 1)
 
 
-class Planted(nn.Module):
-    """A hidden layer of ReLU whose weights are sums of the training images, without biases."""
-
-    def __init__(self, hidden, outputs):
-        super().__init__()
-        self.hidden, self.outputs = nn.Parameter(hidden), nn.Parameter(outputs)
-
-    def forward(self, images, taps=()):
-        activations = torch.relu(images.flatten(1) @ self.hidden.T)
-        score = activations @ self.outputs
-        return Trace(torch.stack([-score / 2, score / 2], 1), activations)
-
-
-def planted():
-    """The network, its six images [6, 1, 4, 4], labels and the multiplier that all of them have."""
-    count, inputs, together, width = 6, 16, 2, 60
-    rng = seeds.generator("planted")
-    centred = torch.eye(count, dtype=torch.float64) - 1 / count
-    simplex = centred / centred.norm(dim=1, keepdim=True)  # products -1 / 5
-    turn = torch.linalg.qr(torch.randn(inputs, count, dtype=torch.float64, generator=rng))[0]
-    images = simplex @ turn.T
-    labels = torch.tensor([0, 0, 0, 1, 1, 1])
-    multiplier = 1 / math.sqrt(together * (1 - (together - 1) / (count - 1)))
-    hidden, outputs = [], []
-    for neuron in range(width):
-        label = neuron % 2
-        members = (labels == label).nonzero()[:, 0]
-        chosen = members[torch.randperm(3, generator=rng)[:together]]
-        size = 0.5 + torch.rand((), dtype=torch.float64, generator=rng)
-        hidden.append(size * multiplier * images[chosen].sum(0))
-        outputs.append((2 * label - 1) * size)
-    return Planted(torch.stack(hidden), torch.stack(outputs)), images.view(-1, 1, 4, 4), labels, multiplier
-
-
 def planted_world():
     model, images, labels, multiplier = planted()
     oracle = Oracle(model, "whitebox")
@@ -261,16 +231,16 @@ def test_what_is_found_repeats_under_a_seed_and_differs_under_another():
     assert torch.equal(one, again) and not torch.equal(one, other)
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_the_start_is_kept_as_it_was(precision):
+@pytest.mark.parametrize(("precision", "kind"), KINDS.items())
+def test_the_start_is_kept_as_it_was(precision, kind):
     """The pipeline holds the last of each stage until the group ends: later steps must not move it."""
     found, _ = recovered(attack(steps=3, precision=precision))
-    start = 0.3 * torch.randn(12, 1, 4, 4, dtype=getattr(torch, precision), generator=seeds.generator(0))
+    start = 0.3 * torch.randn(12, 1, 4, 4, dtype=kind, generator=seeds.generator(0))
     assert found[0].stage == "initial" and torch.equal(found[0].latents, start.float())
     assert not torch.equal(found[0].latents, found[-1].latents)
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("precision", KINDS)
 def test_a_target_of_float32_is_searched_in_either_precision(precision):
     torch.manual_seed(0)
     model = HomogeneousMLP(classes=2, channels=1, size=4, widths=(6,), first_deviation=None)
@@ -340,8 +310,42 @@ def test_what_it_cannot_work_with_is_refused():
         Stationarity(coefficients="pairs")
     with pytest.raises(Refused, match="choices: projected, uniform"):
         Stationarity(start="zero")
-    with pytest.raises(Refused, match="choices: float32, float64"):
+    with pytest.raises(Refused, match="choices: 64-true, 32-true"):
         attack(precision="half")
+
+
+@pytest.mark.parametrize(("former", "name"), [("float64", "64-true"), ("float32", "32-true")])
+def test_former_names_of_precisions_are_refused_with_the_new_and_kept_in_recipes(former, name):
+    with pytest.raises(Refused, match=rf"attack\.precision: expected .* got {former}; try {name}"):
+        attack(precision=former)
+    arguments = {"precision": name, "steps": 3}
+    assert TrainingSet.pin(arguments) == {**arguments, "precision": former}
+    assert TrainingSet.unpin(TrainingSet.pin(arguments)) == arguments
+
+
+# What commit aaa73b7 gave them, when precisions were called float64 and float32.
+@pytest.mark.parametrize(
+    ("name", "recorded"),
+    [("kkt", "he4f3f15fa75"), ("kkt_small", "hfff25a70a27"), ("kkt_buzaglo", "h9195d96fb82")],
+)
+def test_stored_reconstructions_keep_their_ids(name, recorded):
+    node = bind(composed("attack", f"attack={name}")[0]["attack"], "attack")
+    assert content_id(node.recipe()) == recorded
+    again = bind_recipe(node.recipe(), {})
+    assert again.arguments["precision"] == node.arguments["precision"]
+    assert content_id(again.recipe()) == recorded
+
+
+def test_the_norm_of_the_weights_is_summed_up_once(monkeypatch):
+    calls = []
+
+    def counted(theta):
+        calls.append(len(theta))
+        return squared_norm(theta)
+
+    monkeypatch.setattr("midefense.attacks.stationarity.squared_norm", counted)
+    recovered(attack(steps=5))
+    assert len(calls) == 1
 
 
 def test_metrics_that_know_classes_alone_are_refused_for_weights():

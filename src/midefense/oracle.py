@@ -75,6 +75,7 @@ class Oracle:
         reads: Sequence[str] = ("probs",),
         weights: dict[str, Tensor] | None = None,
         gate: float | None = None,
+        taps: Sequence[str] = (),
     ) -> Answer:
         """Answer about images [B, C, H, W]; one forward serves all of `reads`.
 
@@ -83,11 +84,12 @@ class Oracle:
             reads: fields of `Answer` to fill.
             weights: parameters to use instead of the model's own (white-box; they take gradients).
             gate: ask a copy whose ReLUs have gates of this slope in their gradient (white-box; `rectifiers.py`).
+            taps: stages whose outputs are told too (white-box).
         Raises:
             Refused: a field the access level hides, or gradients through a black box.
             BudgetExceeded: before answering, if any target would pass its budget.
         """
-        self.access.require([*reads, *(["weights"] if weights or gate else [])], "this question")
+        self.access.require([*reads, *(["weights"] if weights or gate or taps else [])], "this question")
         if self.access is not Access.WHITEBOX and images.requires_grad:
             raise Refused(
                 f"expected images without gradients at access={self.access.value}, got images that require them; "
@@ -96,7 +98,7 @@ class Oracle:
         self._charge(images, ids)
         keyed = self._key is not None
         with seeds.isolated("answer", *self._key, self._asked.total()) if keyed else contextlib.nullcontext():
-            return self._ask(images, tuple(reads), weights, gate)
+            return self._ask(images, tuple(reads), weights, gate, tuple(taps))
 
     def weights(self) -> dict[str, Tensor]:
         """Copies of the parameters and buffers (white-box only)."""
@@ -286,10 +288,11 @@ def _ways_in(model: nn.Module, access: Access, cut: str | None, mode: str):
         reads: tuple[str, ...],
         weights: dict[str, Tensor] | None,
         gate: float | None = None,
+        also: tuple[str, ...] = (),
         forward: Callable = model,
     ) -> Answer:
         asked = model if gate is None else gated(gate)
-        taps = (cut,) if cut and "features" in reads else ()
+        taps = (*((cut,) if cut and "features" in reads else ()), *also)
         grad = contextlib.nullcontext() if access is Access.WHITEBOX else torch.no_grad()
         watch = _batchnorm_inputs(asked) if "batchnorm" in reads else contextlib.nullcontext()
         with grad, watch as statistics:
@@ -301,7 +304,7 @@ def _ways_in(model: nn.Module, access: Access, cut: str | None, mode: str):
                 if unknown := set(weights) - set(names):
                     raise Refused(f"weights name parameters the target has not: {sorted(unknown)[:3]}")
                 trace = torch.func.functional_call(asked, weights, (images,), {"taps": taps})
-        answer = Answer(batchnorm=statistics)
+        answer = Answer(batchnorm=statistics, taps={name: trace.taps[name] for name in also} if also else None)
         if "logits" in reads:
             answer.logits = at_least_float32(trace.logits)
         if "probs" in reads:

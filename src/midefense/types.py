@@ -182,7 +182,8 @@ class Moments:
 @dataclass
 class Answer:
     """What an oracle tells; what its access level hides is None. `batchnorm` holds the moments of every BatchNorm that
-    took part in the forward, in its order, by the layer's name in the deployed network (`named_modules`). `beside` are
+    took part in the forward, in its order, by the layer's name in the deployed network (`named_modules`). `taps` are
+    outputs [B, ...] of stages that were named, for a white box. `beside` are
     the logits [B, classes] of networks of the attacker's own that are asked together with the target."""
 
     labels: Tensor | None = None
@@ -190,6 +191,7 @@ class Answer:
     logits: Tensor | None = None
     features: Tensor | None = None
     batchnorm: dict[str, Moments] | None = None
+    taps: dict[str, Tensor] | None = None
     beside: tuple[Tensor, ...] = ()
 
 
@@ -220,8 +222,9 @@ class Found:
     framed larger, for networks of other sizes than the target's (None: `pixels` will do). `noise` [M, width] is what
     the latents were made of, where an attack searches the normal noise of its prior (`Prior.of_normal`). `labels` int64
     [M] are the classes that an attack which was told none took the pictures for. A row of the evidence without a
-    candidate was not reached. `seen` is for curves alone: means over the candidates of what the search saw at this step,
-    by name, each a tensor of no dimension on the search's device, so that nobody waits for it before it is drawn."""
+    candidate was not reached. `seen` is for curves alone: means over the candidates of what the search saw at this
+    step, by name, each a tensor of no dimension on the search's device, so that nobody waits for it before it is drawn.
+    """
 
     latents: Tensor
     loss: Tensor

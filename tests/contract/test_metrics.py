@@ -16,8 +16,18 @@ NAMES = ["accuracy", "cost", "feature_distance", "fid", "kid", "prdc", "utility"
 PAIRED = ["feature_cosine", "paired_accuracy", "pictures", "release_cost", "released_utility"]
 # In neither: they ask the target, teach a student or a critic, need weights that are not here, or are of one benchmark
 # or of training sets (tests/test_feature_space.py, test_feature_to_id.py, test_knowledge.py, test_pairwise.py,
-# test_low_resolution_metrics.py, test_matched.py).
-APART = ["benchmark_fid", "emd", "feature_space", "feature_to_id", "knowledge", "lpips", "matched", "restarts"]
+# test_low_resolution_metrics.py, test_matched.py, test_unexplained.py).
+APART = [
+    "benchmark_fid",
+    "emd",
+    "feature_space",
+    "feature_to_id",
+    "knowledge",
+    "lpips",
+    "matched",
+    "restarts",
+    "unexplained",
+]
 CLASSES = 4
 
 

@@ -21,6 +21,7 @@ from pieces import (
     crafter,
     crafter_attackers,
     gmi,
+    inversion,
     ked,
     lokt,
     lomma,
@@ -42,8 +43,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from midefense.architectures.state_names import to_published
-from midefense.attacks import coarse, matching, naturalness, objectives, surrogate, views
+from midefense.attacks import coarse, inversion_terms, matching, naturalness, objectives, surrogate, views
 from midefense.attacks.agents import Actor, Agents
+from midefense.attacks.inversion import Bank
 from midefense.attacks.objectives import Poincare, Reward
 from midefense.attacks.search import voting
 from midefense.attacks.search.distribution import Distribution
@@ -57,6 +59,7 @@ from midefense.defenses.transfer import TransferLearning
 from midefense.priors.inpainting import InpaintingGan
 from midefense.priors.nets.gmi import Critic, Generator
 from midefense.priors.nets.ked import MinibatchDiscrimination
+from midefense.priors.nets.network_inversion import UpsampledHotGenerator
 from midefense.types import Answer
 
 REFERENCE = ROOT.parent / "shared" / "reference"
@@ -409,6 +412,11 @@ def test_every_recorded_piece_is_known(file):
         ("attacks/secret_gen.npz", "secret_gen/toyselect"),
         pytest.param("attacks/secret_gen.npz", "secret_gen/stage1", marks=pytest.mark.slow),
         pytest.param("attacks/secret_gen.npz", "secret_gen/attack", marks=pytest.mark.slow),
+        ("attacks/network_inversion.npz", "network_inversion/terms"),
+        ("attacks/network_inversion.npz", "network_inversion/stat"),
+        ("attacks/network_inversion.npz", "network_inversion/train"),
+        ("attacks/network_inversion.npz", "network_inversion/train_V"),
+        ("attacks/network_inversion.npz", "network_inversion/net"),
     ],
 )
 def test_the_original_is_reproduced(file, piece):
@@ -816,10 +824,83 @@ def part_in_the_middle(monkeypatch):
     monkeypatch.setattr(InpaintingGan, "realism_at", lambda self, images, places: self.realism(images))
 
 
+def with_inversion(monkeypatch, change):
+    """The attack of network inversion's presets, changed after it was composed."""
+    original = inversion.attack_of
+
+    def attack_of(preset):
+        change(attack := original(preset))
+        return attack
+
+    monkeypatch.setattr(inversion, "attack_of", attack_of)
+
+
+def softened_once(monkeypatch):
+    with_inversion(monkeypatch, lambda attack: setattr(attack.terms["divergence"].loss, "form", "of_scores"))
+
+
+def pairs_with_itself(monkeypatch):
+    with_inversion(monkeypatch, lambda attack: setattr(attack.terms["cosine"].loss, "pairs", "all"))
+
+
+def constant_variation(monkeypatch):
+    with_inversion(monkeypatch, lambda attack: setattr(attack.terms["total_variation"], "growing", False))
+
+
+def variation_from_one(monkeypatch):
+    monkeypatch.setattr(inversion_terms.WeightedTerm, "at", lambda self, step: self.weight * (step + 1))
+
+
+def without_affine_parameters(monkeypatch):
+    original = inversion.learner_of
+
+    def learner_of(*arguments):
+        learner = original(*arguments)
+        learner.theta = {name: value for name, value in learner.theta.items() if value.dim() > 1}
+        return learner
+
+    monkeypatch.setattr(inversion, "learner_of", learner_of)
+
+
+def multipliers_as_they_are(monkeypatch):
+    monkeypatch.setattr(Bank, "multipliers", lambda self: self.raw)
+
+
+def matrix_of_the_class_wanted(monkeypatch):
+    monkeypatch.setattr(UpsampledHotGenerator, "class_of_matrix", lambda self, wanted, processed: wanted.argmax(1))
+
+
+def one_norm(monkeypatch):
+    build, table = inversion.CLASSIFIERS["VisionTransformer"]
+    table = {**table, "norm": "stages.features.1", "pre_head": "stages.features.2"}
+    del table["transformer_encoder.norm"]
+    changed = functools.partial(build, encoder_norm=False), table
+    monkeypatch.setitem(inversion.CLASSIFIERS, "VisionTransformer", changed)
+
+
+def no_smoothing(monkeypatch):
+    with_inversion(monkeypatch, lambda attack: setattr(attack.terms["cross_entropy"].loss, "smoothing", 0.0))
+
+
 @needs_recordings
 @pytest.mark.parametrize(
     ("wrong", "file", "piece", "where"),
     [
+        (softened_once, "attacks/network_inversion.npz", "network_inversion/terms", "R/kl_onehot"),
+        (pairs_with_itself, "attacks/network_inversion.npz", "network_inversion/terms", "R/cosine"),
+        (constant_variation, "attacks/network_inversion.npz", "network_inversion/train", "total_loss"),
+        (variation_from_one, "attacks/network_inversion.npz", "network_inversion/train", "total_loss"),
+        (multipliers_as_they_are, "attacks/network_inversion.npz", "network_inversion/train", "stationary_loss"),
+        (without_affine_parameters, "attacks/network_inversion.npz", "network_inversion/stat", "R/stationary"),
+        (no_smoothing, "attacks/network_inversion.npz", "network_inversion/train_V", "loss"),
+        (matrix_of_the_class_wanted, "attacks/network_inversion.npz", "network_inversion/net", "matrix_class_used"),
+        pytest.param(
+            one_norm,
+            "attacks/network_inversion.npz",
+            "network_inversion/net",
+            "VisionTransformer/state_json",
+            marks=pytest.mark.slow,
+        ),
         (a_norm_for_each_image, "attacks/crafter.npz", "crafter/attack", "inversion/z_final"),
         (squares_of_features, "attacks/crafter.npz", "crafter/attack", "amor_inversion/z_each_step"),
         (one_step_early, "attacks/lokt.npz", "lokt/target_queries", "target_queries"),

@@ -5,6 +5,7 @@ attention here is plain matrix products."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,11 @@ class TinyViT(Classifier):
 
     `patch`: the side of a patch in pixels, which must divide `size`. `heads` must divide `width`. `ratio`: units of the
     inner layer over `width`. `dropout`: the share dropped of attention weights, inner units and residual branches.
+    `encoder_norm`: one more layer norm behind the last layer, which the original has.
     """
 
     revision = 1
+    later: ClassVar[dict[str, object]] = {"encoder_norm": False}
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class TinyViT(Classifier):
         heads: Depth = 4,
         ratio: Depth = 4,
         dropout: Share = 0.1,
+        encoder_norm: bool = False,
         mean: float | Sequence[float] = 0.1307,
         std: Deviation = 0.3081,
     ) -> None:
@@ -47,7 +51,8 @@ class TinyViT(Classifier):
         stages: dict[str, nn.Module] = {"embedding": Embedding(channels, size, patch, width)}
         for index in range(1, depth + 1):
             stages[f"layer{index}"] = Layer(width, heads, ratio * width, dropout)
-        stages["features"] = nn.Sequential(ClassToken(), nn.LayerNorm(width), nn.Linear(width, width))
+        norms = [nn.LayerNorm(width) for _ in range(1 + encoder_norm)]
+        stages["features"] = nn.Sequential(ClassToken(), *norms, nn.Linear(width, width))
         super().__init__(stages, nn.Linear(width, classes), channels=channels, size=size, mean=mean, std=std)
 
 

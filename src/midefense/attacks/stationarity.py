@@ -27,7 +27,10 @@ Ask = Callable[[slice, Weights], Tensor]  # the logits [B, classes] of the image
 
 STARTS = ("projected", "uniform")
 COEFFICIENTS = ("all_pairs", "runner_up", "weight_decay")
-PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+PRECISIONS = {"64-true": torch.float64, "32-true": torch.float32}
+# As recipes hold them, and as they were once written: artefacts keep the ids that they have.
+STORED_PRECISIONS = {"64-true": "float64", "32-true": "float32"}
+FORMER_PRECISIONS = {stored: name for name, stored in STORED_PRECISIONS.items()}
 
 
 def pair_margins(logits: Tensor, labels: Tensor) -> Tensor:
@@ -39,6 +42,11 @@ def runner_up_margins(logits: Tensor, labels: Tensor) -> Tensor:
     """How far the logit of the label is above the largest other one [B]."""
     others = logits.masked_fill(F.one_hot(labels, logits.shape[1]).bool(), -torch.inf)
     return logits.gather(1, labels[:, None])[:, 0] - others.amax(1)
+
+
+def squared_norm(theta: Weights) -> Tensor:
+    """The sum of squares of all numbers of `theta`, a scalar without gradient."""
+    return sum(value.detach().square().sum() for value in theta.values())
 
 
 def residual(
@@ -167,23 +175,33 @@ class Stationarity(Part):
         multipliers: Tensor | None,
         chunk: int | None = None,
         unit: float = 1.0,
+        norm: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The distance, and its gradients for images [M, C, H, W] and multipliers, with the push of the latter.
 
         `ask(rows, theta)` gives logits of `images[rows]`; `labels` int64 [M]; `chunk` images are asked about at once;
-        multipliers count in `unit`s.
+        multipliers count in `unit`s; `norm` is the `squared_norm` of theta, for who asks often (None: it is summed up).
         """
         wanted = [images] if multipliers is None else [images, multipliers]
         weighted = self._over(theta, ask, labels, multipliers)
         loss, moved = residual(theta, weighted, _pieces(len(images), chunk), wanted, self._scale(images) * unit)
         if self.relative:
-            norm = sum(value.detach().square().sum() for value in theta.values())
+            norm = squared_norm(theta) if norm is None else norm
             loss, moved = loss / norm, [part / norm for part in moved]
         if multipliers is None or self.least is None:
             return loss, moved[0], None if multipliers is None else moved[1]
         short = (self.least - unit * multipliers.detach()).clamp(min=0)
         loss = loss + self.least_weight * short.square().sum()
         return loss, moved[0], moved[1] - 2 * self.least_weight * unit * short
+
+    def of_logits(self, theta: Weights, logits: Tensor, labels: Tensor, multipliers: Tensor | None) -> Tensor:
+        """The distance alone, which takes gradients, from `logits` [M, classes] that depend on `theta`: for images that
+        something else makes. The push of multipliers is left out."""
+        values = list(theta.values())
+        made = _gradient(self.weighted(logits, labels, multipliers, len(labels)), values, create_graph=True)
+        scale = self._scale(labels)
+        loss = sum((value.detach() - scale * part).square().sum() for value, part in zip(values, made, strict=True))
+        return loss / sum(value.detach().square().sum() for value in values) if self.relative else loss
 
     def unit(
         self, theta: Weights, ask: Ask, labels: Tensor, multipliers: Tensor | None, chunk: int | None = None
@@ -228,7 +246,7 @@ class TrainingSet(Attack):
         deviation: of the noise that candidates start from.
         around: where they start; the mean of the images, as the attacker guesses it.
         range_weight: of the pull back into [0, 1], summed over pixels.
-        precision: `float64` (the authors'), or `float32`.
+        precision: `64-true`, float64 (the authors'), or `32-true`, float32.
         chunk: images per forward, to fit memory (None: all); the result is that of the whole set but for rounding.
         access, budget, group: see `Attack`; a group must hold all classes.
     """
@@ -247,7 +265,7 @@ class TrainingSet(Attack):
         deviation: Positive = 0.01,
         around: float = 0.5,
         range_weight: NotNegative = 1e-3,
-        precision: str = "float64",
+        precision: str = "64-true",
         chunk: Count | None = None,
         access: str = "whitebox",
         budget: Count | None = None,
@@ -255,6 +273,11 @@ class TrainingSet(Attack):
     ):
         super().__init__(access=access, budget=budget, group=group)
         self.access.require(stationarity.reads, "attack.stationarity")
+        if precision in FORMER_PRECISIONS:
+            raise Refused(
+                f"attack.precision: expected it by the name that recipes and other attacks give it, got {precision}; "
+                f"try {FORMER_PRECISIONS[precision]}"
+            )
         if precision not in PRECISIONS:
             raise refuse_unknown("attack.precision", precision, PRECISIONS)
         self.stationarity, self.optimizer, self.multiplier_optimizer = stationarity, optimizer, multiplier_optimizer
@@ -262,6 +285,18 @@ class TrainingSet(Attack):
         self.updates, self.candidates, self.deviation, self.around = steps, candidates, deviation, around
         self.range_weight, self.dtype, self.chunk = range_weight, PRECISIONS[precision], chunk
         self.steps = steps + 2
+
+    @classmethod
+    def pin(cls, arguments: dict[str, object]) -> dict[str, object]:
+        """The arguments as recipes hold them: the precision under its former name."""
+        precision = arguments["precision"]
+        return {**arguments, "precision": STORED_PRECISIONS.get(precision, precision)}
+
+    @classmethod
+    def unpin(cls, arguments: dict[str, object]) -> dict[str, object]:
+        """The arguments of a recipe as the constructor takes them."""
+        precision = arguments["precision"]
+        return {**arguments, "precision": FORMER_PRECISIONS.get(precision, precision)}
 
     def check(self, setting: Setting) -> None:
         """As `Attack.check`; refused for evidence of another kind, classes that do not fit in one group, and networks
@@ -309,8 +344,11 @@ class TrainingSet(Attack):
         movers = [self.optimizer([images])]
         movers += [] if multipliers is None else [self.multiplier_optimizer([multipliers])]
         paces = [paced(mover, self.schedule, self.updates) for mover in movers]
+        norm = squared_norm(theta)
         for step in range(self.updates):
-            value, images.grad, moved = self.stationarity(theta, ask, images, labels, multipliers, self.chunk, unit)
+            value, images.grad, moved = self.stationarity(
+                theta, ask, images, labels, multipliers, self.chunk, unit, norm
+            )
             outside = images.detach() - images.detach().clamp(0, 1)
             images.grad = images.grad + 2 * self.range_weight * outside
             for pace, mover in zip(paces, movers, strict=True):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from midefense.commands.parsing import add_choice, add_store, is_override, refusing
+from midefense.commands.parsing import add_choice, add_store, count, is_override, refusing
 from midefense.foreign import path_of
 from midefense.plan.overrides import Override, parsed
 from midefense.store.artefacts import Artefact
@@ -232,10 +232,10 @@ def _parser() -> argparse.ArgumentParser:
     public = "pictures of the same kind that an attacker may own, of nobody in --images; makes the attack far stronger"
     parser.add_argument("--public", metavar="DIR", help=public)
     side = f"pixels of a side that the network sees (default: those of the images, at most {SIDES[-1]})"
-    parser.add_argument("--size", type=_count, help=side)
+    parser.add_argument("--size", type=count, help=side)
     parser.add_argument("--channels", type=int, choices=(1, 3), help="1 grey, 3 RGB (default: as the images are)")
-    parser.add_argument("--identities", type=_count, default=10, help="how many classes are attacked (default: 10)")
-    parser.add_argument("--seeds", type=_count, default=3, help="how many attacks (default: 3)")
+    parser.add_argument("--identities", type=count, default=10, help="how many classes are attacked (default: 10)")
+    parser.add_argument("--seeds", type=count, default=3, help="how many attacks (default: 3)")
     parser.add_argument("--out", default="report.html", help="the page (default: report.html)")
     parser.add_argument("--class-names", help="file with the classes in the order of the head, one per line or JSON")
     parser.add_argument("--reorder", action="store_true", help="put the head's rows in the order of the class folders")
@@ -243,9 +243,3 @@ def _parser() -> argparse.ArgumentParser:
     add_choice(parser)
     add_store(parser)
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
-    return int(text)

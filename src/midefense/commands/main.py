@@ -28,6 +28,7 @@ COMMANDS = {
     "train": Command("train_target", "train a classifier with a defense", verb=True),
     "attack": Command("attack", "attack a target through its oracle", verb=True),
     "evaluate": Command("evaluate", "judge what an attack recovered; makes what is missing upstream", verb=True),
+    "tune": Command("tune", "search for an attack's options on a shadow model of the attacker's own"),
     "report": Command("report", "result rows as a page, a table and CSV"),
     "store": Command("store", "look after the store: list, show, verify, relocate, rm"),
     "datasets": Command("datasets", "look at datasets on disk: list, check"),

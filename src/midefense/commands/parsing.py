@@ -30,6 +30,13 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--add", metavar="PREFIX", help="put this prefix in front of all names")
 
 
+def count(text: str) -> int:
+    """A whole number of at least 1, for `argparse`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
+    return int(text)
+
+
 def is_override(word: str) -> bool:
     """Whether a free word is one for Hydra: KEY=VALUE, +KEY=VALUE or ~KEY."""
     return not word.startswith("-") and ("=" in word or word.startswith("~"))

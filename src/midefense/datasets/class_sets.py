@@ -92,7 +92,6 @@ class ClassSet(Dataset):
         official = self.official(self.located())
         self._refuse_odd_labels(official)
         train, test, public = self.split(official.images, official.trained)
-        train = fewer(train, self.images_per_class, SUBSET_SEED)
         parts = train, test, _without(public, train, test)
 
         def fill(array: np.ndarray, first: int) -> Iterator[int]:
@@ -120,11 +119,13 @@ class ClassSet(Dataset):
         )
 
     def split(self, whole: Part, trained: int) -> tuple[Part, Part, Part]:
-        """Private training, private test and public part; ids of `whole` are its rows."""
+        """Private training (as many as are used of each class), private test and public part; ids of `whole` are its
+        rows."""
         public = [label for label in range(10) if label not in self.private_classes]
         private = choose_classes(whole, self.private_classes)
         first = private.ids < trained
-        return private.take(first), private.take(~first), choose_classes(whole, public)
+        train = fewer(private.take(first), self.images_per_class, SUBSET_SEED)
+        return train, private.take(~first), choose_classes(whole, public)
 
     def located(self) -> Path:
         """The root, downloaded into if wanted; refused unless its layout is complete."""

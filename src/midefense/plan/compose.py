@@ -15,6 +15,8 @@ from pathlib import Path
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
@@ -24,6 +26,7 @@ from midefense.foreign import path_of
 from midefense.plan.hydra_node import guarded
 from midefense.plan.overrides import chosen_of, parsed, with_open_places
 from midefense.plan.prior_options import KEY, lay_over, options_for, require_known
+from midefense.plan.spaces import Choice, Interval, Space
 from midefense.plan.verb_options import CONF, unknown_group, unknown_option
 from midefense.store.folders import can_be_written, folders_of
 from midefense.store.plain import mask_variable
@@ -65,6 +68,32 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> tuple[dict, dict[str, s
             del config["hydra"]
         config = with_prior_options(config, hydra)
         return plain_config(config), dict(hydra.runtime.choices)
+
+
+def spaces_of(verb: str, words: Sequence[str]) -> tuple[list[str], Space]:
+    """The words that say one value, and what the others leave open, by key, in the grammar of Hydra's sweeps:
+    `interval(1,2)`, `int(interval(1,9))`, `tag(log,interval(0.01,1))`, `choice(a,b)`.
+
+    Raises `Refused` for a word that Hydra cannot read, a `range` (an interval says it), and an empty space.
+    """
+    with in_one_sentence(verb):
+        read = OverridesParser.create().parse_overrides(list(words))
+    fixed = [word for word, override in zip(words, read, strict=True) if not override.is_sweep_override()]
+    space: Space = {}
+    for override in (one for one in read if one.is_sweep_override()):
+        key = override.get_key_element()
+        space[key] = _space(key, override)
+        space[key].require_sound(key)
+    return fixed, space
+
+
+def _space(key: str, override: Override) -> Interval | Choice:
+    swept = override.value()
+    if isinstance(swept, IntervalSweep):
+        return Interval(swept.start, swept.end, "log" in swept.tags)
+    if isinstance(swept, ChoiceSweep):
+        return Choice(tuple(override.sweep_string_iterator()))
+    raise Refused(f"{key}: expected interval(LOW,HIGH) or choice(A,B), got {override.input_line}; try int(interval())")
 
 
 @contextlib.contextmanager

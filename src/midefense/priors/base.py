@@ -37,9 +37,9 @@ class Prior(nn.Module):
         asks: the access `fit` needs to the target, or None. A prior that asks belongs to one target.
         learns: whether `fit` does anything; one that does not is never stored.
         offers: what parts of an attack or a defense may ask of it: `sample`, `realism`, `critic` (one that is learned
-            anew, `new_critic`), `classifier` (of the target's classes), `places` (`realism_at`), `normal` (its latents are
-            a function of normal noise), and of StyleGAN2 `styles` (draws with a truncation, a row per layer) and `blocks`
-            (a generator that is entered at any block); of pixels, `pixels`.
+            anew, `new_critic`), `classifier` (of the target's classes), `places` (`realism_at`), `normal` (its latents
+            are a function of normal noise), and of StyleGAN2 `styles` (draws with a truncation, a row per layer) and
+            `blocks` (a generator that is entered at any block); of pixels, `pixels`.
         normal_width: how many numbers of normal noise make a latent, where it offers `normal`.
         rows: of styles in a latent, where it offers `styles`.
         slope: below 0, of the leaky ReLU that latents come out of; 1 where they are as they were drawn (a P-space then

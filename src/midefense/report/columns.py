@@ -98,6 +98,15 @@ KNOWN = {
         "percent",
         "share of training images matched better than any chance match with held-out ones",
     ),
+    "unexplained_weights/train": (
+        "number",
+        "share of the weights that no multipliers of the true training images explain: no attack",
+    ),
+    "unexplained_weights/held_out": (
+        "number",
+        "the same with as many images of the same classes that were held out; where both are alike, weights tell "
+        "nothing of training images",
+    ),
     "id_feature_cosine": ("number", "cosine between the evaluator's features of reconstruction and private image"),
     "ssim": ("number", "structural similarity of reconstruction and private image; 1 for a copy"),
     "fsim": ("number", "feature similarity index (phase congruency and gradients) of the two; 1 for a copy"),

@@ -28,9 +28,6 @@ NOT_THERE_YET = {
         f"crafter/{piece}"
         for piece in ("toy", "attack", "f_loss", "gp", "hyper", "outer", "craftz", "other", "disco", "net")
     ),
-    "network inversion": tuple(
-        f"network_inversion/{piece}" for piece in ("terms", "stat", "train*", "ssim", "net", "f64", "kkt")
-    ),
 }
 
 

@@ -1,0 +1,1 @@
+"""Experiments over the pipeline: many runs, and what follows from them."""
