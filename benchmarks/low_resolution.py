@@ -115,30 +115,33 @@ AUGMENT = (
 )
 
 
-def faces(title: str, text: str, size: int, network: str = "", public: str = "", coco: str = "") -> Part:
-    """The table of real faces at `size` px. `network`, `public`, `coco`: further words of the target and its evaluator,
-    of the public pictures, and of BiDO-COCO."""
+def faces(
+    title: str, text: str, size: int, epochs: tuple[int, int], network: str = "", public: str = "", coco: str = ""
+) -> Part:
+    """The table of real faces at `size` px. `epochs`: of the target, and of the evaluator that is trained. `network`,
+    `public`, `coco`: further words of both of them, of the public pictures, and of BiDO-COCO."""
+    target, evaluator = epochs
     return Part(
         title=title,
         text=(
             f"Private: 100 people of CelebA, 20 training images each, {PEOPLE} of them attacked, 4 images of each; "
-            f"{text} Target: `cnn` from random weights, 24 epochs, flips and crops. BiDO learns from batches of 16 "
-            "identities x 4 images. Evaluators: MobileFaceNet (by the nearest class mean; the pack was filtered by "
+            f"{text} Target: `cnn` from random weights, {target} epochs, flips and crops. BiDO learns from batches of "
+            "16 identities x 4 images. Evaluators: MobileFaceNet (by the nearest class mean; the pack was filtered by "
             "this network, so its scores are optimistic), and `cnn_wide`, trained here on the same pictures from other "
-            "random weights, 14 epochs, which also gives the FID its 64 features; it is of the target's kind and may "
-            "be fooled with it. Chance is 1 %."
+            f"random weights, {evaluator} epochs, which also gives the FID its 64 features; it is of the target's kind "
+            "and may be fooled with it. Chance is 1 %."
         ),
         world=(
             "dataset=celeba dataset.root={packs}/celeba_id_aligned/celeba dataset.partial=true dataset.identities=100 "
             f"dataset.min_images=25 dataset.test_share=0.2 dataset.public_images=0 dataset.size={size} "
             f"public=picture_folder public.dataset.root={{packs}}/celeba_10k_public {public}"
             "public.dataset.crop=[17,27,71,81,89,109] "
-            f"architecture=cnn {network}recipe=lowres_sgd recipe.epochs=24 recipe.{AUGMENT} "
+            f"architecture=cnn {network}recipe=lowres_sgd recipe.epochs={target} recipe.{AUGMENT} "
             "evaluator@evaluators.main=mobilefacenet "
             "evaluators.main.architecture.weights={packs}/nets/mobilefacenet_068.ckpt "
             f"evaluators.main.architecture.warp.box={BOX} +evaluator@evaluators.trained=cnn_wide "
             "recipe@evaluators.trained.recipe=lowres_sgd evaluators.trained.train_on=private "
-            f"evaluators.trained.recipe.epochs=14 evaluators.trained.recipe.{AUGMENT} metrics=[privacy,cost] "
+            f"evaluators.trained.recipe.epochs={evaluator} evaluators.trained.recipe.{AUGMENT} metrics=[privacy,cost] "
             f"{features('trained')} "
             f"evidence.classes=[{','.join(map(str, range(PEOPLE)))}]"
         ),
@@ -170,12 +173,14 @@ FACES = faces(
     "published for MNIST (1, 50), at which this network learns nothing (2.2 % test accuracy); it still learns little, "
     "so that its row says nothing of the defense.",
     size=32,
+    epochs=(24, 14),
     coco="defense.lambda_x=0.1 defense.lambda_y=5",
 )
 FACES_64 = faces(
     "Faces, 64 px",
     "public: 4,500 pictures of others. COCO's lambdas are a hundredth of those published for MNIST (1, 50).",
     size=64,
+    epochs=(40, 30),
     network="architecture.size=64 evaluators.trained.architecture.size=64 ",
     public="public.dataset.count=4500 ",
     coco="defense.lambda_x=0.01 defense.lambda_y=0.5",
