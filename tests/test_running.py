@@ -201,3 +201,53 @@ def test_ranks_that_train_with_the_first_one_are_silent(store):
     assert titles == [title, "", title, f"{title} (process 2)"]
     other = replace(item.artefact, recipe={**item.artefact.recipe, "seed": 9})
     assert pipeline.session.run(other, "train_target").stage.title == "", "not ahead"
+
+
+SPLIT = (
+    *TOY,
+    "architecture.cut=hidden1",
+    "evidence=released_features",
+    "evidence.images=4",
+    "evidence.part=train",
+)
+CRAFTED = (
+    "defense=crafter_small",
+    "defense.prior.steps=4",
+    "defense.steps=1",
+    "defense.amortiser.steps=2",
+    "defense.attacker.steps=1",
+)
+
+
+@pytest.mark.parametrize(
+    ("defense", "attack"),
+    [
+        (("defense=feature_noise",), ("attack=feature_decoder_adaptive_small", "attack.learning.steps=2")),
+        (CRAFTED, ("attack=feature_pixels_small", "prior=pixels")),
+        (CRAFTED, ("attack=feature_decoder_adaptive_small", "attack.images=4", "attack.learning.steps=2")),
+        (CRAFTED, ("attack=feature_gan_adaptive_small", "prior.steps=4", "attack.images=4", "attack.epochs=1")),
+    ],
+    ids=["released alone", "a defense that prepares", "an attack that asks the edge", "its generator adapts"],
+)
+def test_a_plan_names_what_is_released(call, store, defense, attack):
+    words = (*SPLIT, *defense, *attack, f"store={store}")
+    code, planned, said = call("attack", *words, "missing=plan")
+    assert (code, said) == (0, "")
+    assert Store(store).list() == []
+    assert call("attack", *words)[0] == 0
+    made = [artefact.reference for artefact in Store(store).list()]
+    assert sorted(references(planned)) == sorted(made)
+    assert sum("released/" in reference for reference in made) == 1 + ("adaptive" in attack[0])
+    _, planned, _ = call("attack", *words, "missing=plan")
+    assert sorted(planned.splitlines()) == sorted(f"found  {reference}" for reference in made)
+
+
+@pytest.mark.parametrize("defense", [(), ("defense=feature_noise",), CRAFTED], ids=["none", "noise", "crafter"])
+def test_a_plan_names_the_cloud_and_what_it_learns_from(call, store, defense):
+    words = (*TOY, "architecture.cut=hidden1", "recipe@cloud=split_training", "cloud.epochs=1", *defense)
+    code, planned, said = call("train_target", *words, f"store={store}", "missing=plan")
+    assert (code, said) == (0, "") and Store(store).list() == []
+    assert call("train_target", *words, f"store={store}")[0] == 0
+    made = [artefact.reference for artefact in Store(store).list()]
+    assert sorted(references(planned)) == sorted(made)
+    assert sum("released/" in reference for reference in made) == 2
