@@ -178,7 +178,10 @@ FACES = faces(
 )
 FACES_64 = faces(
     "Faces, 64 px",
-    "public: 4,500 pictures of others. COCO's lambdas are a hundredth of those published for MNIST (1, 50).",
+    "public: 4,500 pictures of others. COCO's lambdas are a hundredth of those published for MNIST (1, 50); they too "
+    "are nothing to learn by. Targets alone were trained, on an NVIDIA H200 with torch 2.11 (2026-11-27, seed 0, 57 to "
+    "65 s each, 22 processes at once): they know 27.4 % of the test images undefended, 46.6 % with BiDO-HSIC, 2.2 % "
+    "with BiDO-COCO, 9.2 % with random erasing, 25.4 % with NLS.",
     size=64,
     epochs=(40, 30),
     network="architecture.size=64 evaluators.trained.architecture.size=64 ",
@@ -302,6 +305,8 @@ def anchors(part: Part, cells: Cells) -> list[str]:
 def section(part: Part, cells: Cells, machines: Mapping[str, str]) -> list[str]:
     """One part of the page. `machines`: where each run was searched, by its key."""
     counts = [len(runs(part, cells, defense, attack)) for defense in part.defenses for attack in part.attacks]
+    if not any(counts):
+        return [f"## {part.title}", "", f"{part.text} No attack is measured yet.", ""]
     seeds = f"Seeds: {' or '.join(map(str, sorted(set(counts) - {0})))} per cell." if any(counts) else ""
     known = [key(part, *one) for one in itertools.product(part.defenses, part.attacks, SEEDS, (None, *part.evaluators))]
     counted = Counter(machines[name] for name in known if name in cells)

@@ -215,10 +215,9 @@ def page(rows: Sequence[Row], failed: Mapping[str, str], options: argparse.Names
     lines = [
         "# Split inference: utility against the worst case of a ladder of attacks",
         "",
-        "`python benchmarks/split_inference.py --store DIR --write`",
-        f"measured {time.strftime('%Y-%m-%d')}, {_machines(rows)}, threads: {options.threads}, torch "
-        f"{torch.__version__}, seeds {', '.join(map(str, options.seeds))}"
-        + (f"; {left} cells are still to come." if left else "."),
+        f"`python benchmarks/split_inference.py --store DIR --size {options.size} --device {options.device} --write`",
+        f"measured {_days(rows)}, {_machines(rows)}, threads: {options.threads}, torch {_torches(rows)}, "
+        f"seeds {', '.join(map(str, options.seeds))}" + (f"; {left} cells are still to come." if left else "."),
         "",
     ]
     if not rows:
@@ -259,6 +258,17 @@ def _machines(rows: Sequence[Row]) -> str:
     return " and ".join(sorted({row.about["made_on"]["attack"] for row in rows})) or "nowhere"
 
 
+def _torches(rows: Sequence[Row]) -> str:
+    """The versions of torch that judged rows."""
+    known = (json.loads((row.folder / "provenance.json").read_text()) for row in rows)
+    return " and ".join(sorted({provenance["versions"]["torch"] for provenance in known})) or torch.__version__
+
+
+def _days(rows: Sequence[Row]) -> str:
+    """The days on which rows were judged."""
+    return ", ".join(sorted({row["date"] for row in rows})) or time.strftime("%Y-%m-%d")
+
+
 def _anchors(rows: Sequence[Row]) -> str:
     """Ceiling and floors of the identity accuracy."""
     names = {"real": "the images themselves", "other": "other images of the same people", "prior": "random images"}
@@ -295,7 +305,10 @@ def main() -> None:
         print(f"{done}/{len(planned)} {cell.name}: {state}, {time.monotonic() - started:.0f} s", flush=True)
         if options.write:
             write_whole(REPORT, written(options).encode())
-    print(written(options), end="")
+    text = written(options)
+    if options.write:
+        write_whole(REPORT, text.encode())
+    print(text, end="")
 
 
 def keep(store: Path, cell: Cell, outcome: Mapping[str, str]) -> None:

@@ -18,7 +18,10 @@ def look_ahead(pipeline: Pipeline) -> Agenda:
     """
     if pipeline.plan.verb != "train_target" and pipeline.plan.recovered is None:
         pipeline.check_images()
-    pipeline.session.agenda = Agenda(tuple(_Looking(pipeline).items()), pipeline.store, pipeline.device)
+    items: dict[str, Item] = {}
+    for item in _Looking(pipeline).items():
+        items.setdefault(item.artefact.id, item)  # an attacker and a defense may share a generator: it is made once
+    pipeline.session.agenda = Agenda(tuple(items.values()), pipeline.store, pipeline.device)
     return pipeline.session.agenda
 
 
