@@ -215,15 +215,20 @@ CRAFTED = (
 )
 
 
+DECODER = ("attack=feature_decoder_adaptive_small", "attack.learning.steps=2", "attack.further=2", "attack.images=4")
+
+
 @pytest.mark.parametrize(
     ("defense", "attack"),
     [
-        (("defense=feature_noise",), ("attack=feature_decoder_adaptive_small", "attack.learning.steps=2")),
-        (CRAFTED, ("attack=feature_pixels_small", "prior=pixels")),
-        (CRAFTED, ("attack=feature_decoder_adaptive_small", "attack.images=4", "attack.learning.steps=2")),
-        (CRAFTED, ("attack=feature_gan_adaptive_small", "prior.steps=4", "attack.images=4", "attack.epochs=1")),
+        pytest.param(("defense=feature_noise",), DECODER, id="released alone"),
+        pytest.param(CRAFTED, DECODER, id="a defense that prepares", marks=pytest.mark.slow),
+        pytest.param(
+            CRAFTED,
+            ("attack=feature_gan_adaptive_small", "prior.steps=4", "attack.images=4", "attack.epochs=1"),
+            id="a generator that both share",
+        ),
     ],
-    ids=["released alone", "a defense that prepares", "an attack that asks the edge", "its generator adapts"],
 )
 def test_a_plan_names_what_is_released(call, store, defense, attack):
     words = (*SPLIT, *defense, *attack, f"store={store}")
@@ -238,7 +243,13 @@ def test_a_plan_names_what_is_released(call, store, defense, attack):
     assert sorted(planned.splitlines()) == sorted(f"found  {reference}" for reference in made)
 
 
-@pytest.mark.parametrize("defense", [(), ("defense=feature_noise",), CRAFTED], ids=["none", "noise", "crafter"])
+@pytest.mark.parametrize(
+    "defense",
+    [
+        pytest.param(("defense=feature_noise",), id="noise"),
+        pytest.param(CRAFTED, id="crafter", marks=pytest.mark.slow),
+    ],
+)
 def test_a_plan_names_the_cloud_and_what_it_learns_from(call, store, defense):
     words = (*CUT, "recipe@cloud=split_training", "cloud.epochs=1", *defense)
     code, planned, said = call("train_target", *words, f"store={store}", "missing=plan")
