@@ -4,9 +4,9 @@ defenses at release, at three strengths each, on synthetic faces.
     python benchmarks/split_inference.py --store DIR --write [--size 64] [--images 100] [--seeds 0 1 2] [--threads N]
 
 The target tells ten attributes and has learned them from public people; it is cut behind its first stage. Every cell
-(seed x defense x attack) is one row of the store: a run that was ended goes on, and the page is written anew after
-every cell, of as many as there are. `--tiny` is a world of minutes, to see that all works; `--only crafter_small` (and
-`none`) and `--attacks feature_decoder_small` run a part; `--show` writes the page of what is there, without a run.
+(seed x defense x attack) is one row of the store: a run that was ended goes on, several may share a store, and the page
+is written of as many as there are. `--tiny` is a world of minutes, to see that all works; `--only crafter_small`,
+`--strengths medium` and `--attacks feature_decoder_small` run a part; `--show` writes the page of what is there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,11 +28,11 @@ from midefense.plan.read import read_plan
 from midefense.report import Row, read_rows
 from midefense.report.rows import Setup, setups, summarise
 from midefense.report.worst import WorstCase, worst_cases
-from midefense.store.artefacts import write_whole
+from midefense.store.artefacts import content_id, write_whole
 from midefense.types import Diverged, Refused
 
 REPORT = Path(__file__).with_suffix(".md")
-INDEX = "split_inference.json"  # which rows of the store are cells of this table, and why others are not there
+INDEX = "split_inference"  # folder in the store: a file for each cell of this table, with its row or why there is none
 SECOND = "second"
 WORLD = (
     "dataset=synthetic_faces dataset.label=attributes train_on=public architecture=cnn architecture.cut=stage1 "
@@ -58,7 +57,8 @@ DEFENSES: dict[str, tuple[str, ...]] = {
     "crafter_z": ("defense.rate=5.0e-4", "defense.rate=1.0e-3", "defense.rate=5.0e-3"),
 }
 SMALLER = {  # what a defense needs to run on two cores
-    "crafter_z": "prior@defense.prior=crafter_gan_small defense.steps=100 defense.critic.steps=5 defense.group=32 "
+    "crafter_small": "defense.group=128",
+    "crafter_z": "prior@defense.prior=crafter_gan_small defense.steps=100 defense.critic.steps=5 defense.group=128 "
     "defense.amortiser.steps=1500 defense.amortiser.rate=1.0e-3 'defense.amortiser.network.widths=[64,128,256]' "
     "defense.amortiser.network.hidden=128",
 }
@@ -74,6 +74,7 @@ ATTACKS = (
     "feature_gan_purified_small",
     "feature_gan_full_small",
 )
+STRENGTHS = {"medium": 1, "weak": 0, "strong": 2}  # which of the three; undefended is the medium one
 DROPS = (0.01, 0.03, 0.05)  # of the AUC, at which defenses are held together
 
 
@@ -102,15 +103,15 @@ class Cell:
 def cells(options: argparse.Namespace) -> Iterator[Cell]:
     """All cells, so that an early end leaves whole rows of as many defenses as possible."""
     for seed in options.seeds:
-        for defense, strength in _strengths(options.only):
+        for defense, strength in _strengths(options.only, [STRENGTHS[name] for name in options.strengths]):
             for attack in options.attacks:
                 yield Cell(seed, defense, strength, attack)
 
 
-def _strengths(only: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _strengths(only: Sequence[str], places: Sequence[int] = (1, 0, 2)) -> Iterator[tuple[str, str]]:
     """No defense, then every defense at its medium strength, then the others."""
-    chosen = [name for name in DEFENSES if not only or name in (*only, "none")]
-    for place in (1, 0, 2):
+    chosen = [name for name in DEFENSES if not only or name in only]
+    for place in places:
         for name in chosen:
             strengths = DEFENSES[name]
             if len(strengths) == 1 and place == 1:
@@ -123,7 +124,13 @@ def world(options: argparse.Namespace) -> list[str]:
     """Command-line words that all cells share."""
     words = [*WORLD.split(), *(TINY.split() if options.tiny else ())]
     words += [f"dataset.size={options.size}", f"architecture.size={options.size}", f"evidence.images={options.images}"]
-    return [*words, "compute=cpu", f"compute.threads={options.threads}", "tracking=none", f"store={options.store}"]
+    return [
+        *words,
+        f"compute.accelerator={options.device}",
+        f"compute.threads={options.threads}",
+        "tracking=none",
+        f"store={options.store}",
+    ]
 
 
 def run(cell: Cell, options: argparse.Namespace) -> str:
@@ -208,10 +215,9 @@ def page(rows: Sequence[Row], failed: Mapping[str, str], options: argparse.Names
     lines = [
         "# Split inference: utility against the worst case of a ladder of attacks",
         "",
-        "`python benchmarks/split_inference.py --store DIR --write`",
-        f"measured {time.strftime('%Y-%m-%d')}, cpu ({platform.machine()}), threads: {options.threads}, torch "
-        f"{torch.__version__}, seeds {', '.join(map(str, options.seeds))}"
-        + (f"; {left} cells are still to come." if left else "."),
+        f"`python benchmarks/split_inference.py --store DIR --size {options.size} --device {options.device} --write`",
+        f"measured {_days(rows)}, {_machines(rows)}, threads: {options.threads}, torch {_torches(rows)}, "
+        f"seeds {', '.join(map(str, options.seeds))}" + (f"; {left} cells are still to come." if left else "."),
         "",
     ]
     if not rows:
@@ -240,11 +246,27 @@ def page(rows: Sequence[Row], failed: Mapping[str, str], options: argparse.Names
         "",
         "Identity accuracy by attack:",
         "",
-        *matrix(by_defense, options.attacks),
+        *matrix(by_defense, ATTACKS),
     ]
     if failed:
         lines += ["", "Not run:", "", *(f"- {name}: {reason}" for name, reason in failed.items())]
     return "\n".join(lines) + "\n"
+
+
+def _machines(rows: Sequence[Row]) -> str:
+    """On which machines the attacks of rows ran."""
+    return " and ".join(sorted({row.about["made_on"]["attack"] for row in rows})) or "nowhere"
+
+
+def _torches(rows: Sequence[Row]) -> str:
+    """The versions of torch that judged rows."""
+    known = (json.loads((row.folder / "provenance.json").read_text()) for row in rows)
+    return " and ".join(sorted({provenance["versions"]["torch"] for provenance in known})) or torch.__version__
+
+
+def _days(rows: Sequence[Row]) -> str:
+    """The days on which rows were judged."""
+    return ", ".join(sorted({row["date"] for row in rows})) or time.strftime("%Y-%m-%d")
 
 
 def _anchors(rows: Sequence[Row]) -> str:
@@ -271,34 +293,40 @@ def _called(setup: Setup) -> str:
 
 def main() -> None:
     options = parsed()
-    place = options.store / INDEX
-    index = json.loads(place.read_text()) if place.is_file() else {"rows": {}, "failed": {}}
-    planned = list(cells(options))
+    planned = [] if options.show else list(cells(options))
     for done, cell in enumerate(planned, start=1):
-        if options.show:
-            break
         started = time.monotonic()
         try:
-            index["rows"][cell.name] = run(cell, options)
-            index["failed"].pop(cell.name, None)
+            outcome = {"row": run(cell, options)}
         except (Refused, Diverged) as reason:  # said on the page; the other cells are worth having
-            index["failed"][cell.name] = str(reason)
-        write_whole(place, json.dumps(index, indent=1).encode())
-        state = "failed" if cell.name in index["failed"] else "done"
+            outcome = {"failed": str(reason)}
+        keep(options.store, cell, outcome)
+        state = "failed" if "failed" in outcome else "done"
         print(f"{done}/{len(planned)} {cell.name}: {state}, {time.monotonic() - started:.0f} s", flush=True)
-        _write(index, planned, options)
-    print(_write(index, planned, options), end="")
-
-
-def _write(index: Mapping[str, Mapping[str, str]], planned: Sequence[Cell], options: argparse.Namespace) -> str:
-    wanted = {cell.name for cell in planned}
-    folders = {folder for name, folder in index["rows"].items() if name in wanted}
-    rows = [row for row in read_rows(options.store)[0] if row.folder.name in folders]
-    failed = {name: reason for name, reason in index["failed"].items() if name in wanted}
-    text = page(rows, failed, options, len(planned) - len(folders) - len(failed))
+        if options.write:
+            write_whole(REPORT, written(options).encode())
+    text = written(options)
     if options.write:
         write_whole(REPORT, text.encode())
-    return text
+    print(text, end="")
+
+
+def keep(store: Path, cell: Cell, outcome: Mapping[str, str]) -> None:
+    """Record a cell: a file of its own, as several processes may share a store."""
+    (store / INDEX).mkdir(parents=True, exist_ok=True)
+    place = store / INDEX / f"{content_id({'cell': cell.name})}.json"
+    write_whole(place, json.dumps({"cell": cell.name, **outcome}, indent=1).encode())
+
+
+def written(options: argparse.Namespace) -> str:
+    """The page of all cells that the store has, of the whole table."""
+    kept = [json.loads(path.read_text()) for path in sorted((options.store / INDEX).glob("*.json"))]
+    whole = argparse.Namespace(**{**vars(options), "only": [], "strengths": list(STRENGTHS), "attacks": list(ATTACKS)})
+    wanted = {cell.name for cell in cells(whole)}
+    folders = {one["row"] for one in kept if one["cell"] in wanted and "row" in one}
+    failed = {one["cell"]: one["failed"] for one in kept if one["cell"] in wanted and "failed" in one}
+    rows = [row for row in read_rows(options.store)[0] if row.folder.name in folders]
+    return page(rows, failed, options, len(wanted) - len(folders) - len(failed))
 
 
 def parsed() -> argparse.Namespace:
@@ -308,7 +336,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=100, help="private test images that are attacked")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="+", default=[], choices=list(DEFENSES), help="these defenses, and none")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--only", nargs="+", default=[], choices=list(DEFENSES), help="these defenses")
+    parser.add_argument("--strengths", nargs="+", default=list(STRENGTHS), choices=list(STRENGTHS))
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS))
     parser.add_argument("--tiny", action="store_true", help="a world of minutes")
     parser.add_argument("--show", action="store_true", help="run nothing")

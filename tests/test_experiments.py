@@ -54,6 +54,7 @@ def identity(file: Path) -> str:
     return file.relative_to("experiment").with_suffix("").as_posix()
 
 
+CRAFTER = [file for file in FILES if file.parts[1] == "crafter"]
 SETUPS = [(file, number) for file in ROWS for number in range(len(commands(file)))]
 
 
@@ -185,9 +186,8 @@ def test_the_command_line_wins_over_a_row_and_a_row_over_its_base():
     assert (example["evidence"]["classes"], example["attack"]["search"]["steps"]) == ([0], [50, 10, 10, 10])
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.parts[1] == "crafter"], ids=identity)
+@pytest.mark.parametrize("file", CRAFTER, ids=identity)
 def test_a_row_of_crafter_cuts_a_target_of_public_attributes(file):
-    """They are planned where every header is (`contract.test_configs`); what they would take is beyond a dry run."""
     for number, _ in enumerate(commands(file)):
         config, choices, _ = as_written(file, number)
         assert (config["dataset"]["label"], config["train_on"], config["architecture"]["cut"]) == (
@@ -257,12 +257,31 @@ def small_attack(attack: dict) -> dict:
     return {**attack, **slots}
 
 
+def small_evidence(evidence: dict) -> dict:
+    """Few of the same people, or few pictures."""
+    if "classes" not in evidence:
+        return {**evidence, "images": 4}
+    wanted = evidence["classes"]
+    return {**evidence, "classes": wanted if wanted == "all" else [one for one in wanted if one < IDENTITIES]}
+
+
+def small_defense(defense: dict, generator_file: Path) -> dict:
+    """The same defense at the stage there is; one that crafts features takes one short step."""
+    defense = {**defense, "cut": "stage1"} if defense.get("cut") else defense
+    if "amortiser" not in defense:
+        return defense
+    brief = {part: {**defense[part], "steps": 1} for part in ("attacker", "critic", "amortiser")}
+    network = {**defense["amortiser"]["network"], "widths": [2, 2, 2], "hidden": 4}
+    brief["amortiser"] |= {"network": network, "batch_size": 2}
+    return {**defense, **brief, "steps": 1, "prior": small_prior(defense["prior"], generator_file)}
+
+
 def small(config: dict, generator_file: Path, attack: str) -> dict:
     """A configuration on a few synthetic faces with small networks; attack, defense, metrics and recipes stay."""
     faces = composed("evaluate", "dataset=synthetic_faces")[0]["dataset"]
+    taught = {name: config["dataset"][name] for name in ("label",) if name in config["dataset"]}
+    cut = {"cut": "stage1"} if config["architecture"].get("cut") else {}
     few = {"images_per_identity": 8, "test_images_per_identity": 2, "public_images_per_identity": 4}
-    wanted = config["evidence"]["classes"]
-    classes = wanted if wanted == "all" else [number for number in wanted if number < IDENTITIES]
     evaluators = {
         name: {
             **judge,
@@ -274,11 +293,12 @@ def small(config: dict, generator_file: Path, attack: str) -> dict:
     }
     return {
         **config,
-        "dataset": {**faces, **few, "identities": IDENTITIES, "public_identities": 2, "size": 32},
-        "architecture": small_network(4),
+        "dataset": {**faces, **few, **taught, "identities": IDENTITIES, "public_identities": 2, "size": 32},
+        "architecture": {**small_network(4), **cut},
+        "defense": small_defense(config["defense"], generator_file),
         "recipe": {**config["recipe"], "epochs": 1, "sampler": "shuffle"},  # too few people for batches of 16
         "public": composed("evaluate")[0]["public"],
-        "evidence": {**config["evidence"], "classes": classes},
+        "evidence": small_evidence(config["evidence"]),
         "prior": small_prior(config["prior"], generator_file),
         "attack": small_attack(config["attack"]),
         "evaluators": evaluators,
@@ -310,6 +330,28 @@ def test_a_dry_run_gives_a_row_of_what_a_command_names(file, number, shared, gen
     ids, store = row["ids"], Store(shared)
     assert_kept(store.open(ids["target"], "target").recipe["defense"], config["defense"])
     assert_kept(store.open(ids["recovered"], "recovered").recipe["attack"], shrunk["attack"])
+
+
+CRAFTED = [
+    pytest.param(file, number, marks=[pytest.mark.slow] if number or file.stem != "crafter_lfw" else [])
+    for file in CRAFTER
+    for number in range(len(commands(file)))
+]
+
+
+@pytest.mark.parametrize(("file", "number"), CRAFTED, ids=setup)
+def test_a_dry_run_of_crafter_gives_a_row_of_what_a_command_names(file, number, shared, generator_file):
+    config, choices, overrides = as_written(file, number)
+    shrunk = within(shared, small(config, generator_file, choices["attack"]))
+    result = Pipeline(read_plan("evaluate", shrunk, choices, overrides)).result
+    row, numbers = result.metrics["row"], result.metrics["metrics"]
+    assert row["attack"] == choices["attack"] and row["defense"].split("(")[0] == choices["defense"]
+    assert all(math.isfinite(numbers[f"paired_accuracy_top1/{judge}"]["value"]) for judge in config["evaluators"])
+    recovered = Store(shared).open(row["ids"]["recovered"], "recovered").recipe
+    assert_kept(recovered["attack"], shrunk["attack"])
+    target = Store(shared).open(row["ids"]["target"], "target").recipe
+    assert_kept(recovered.get("release", target["defense"]), shrunk["defense"])
+    assert ("release" in recovered) == choices["defense"].startswith(("crafter", "feature_"))
 
 
 def assert_kept(recipe: object, node: object) -> None:

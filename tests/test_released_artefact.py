@@ -189,3 +189,32 @@ def test_a_cut_that_something_skips_across_is_refused():
     model, images = Skipping(), torch.rand(2, 1, 2, 2, generator=seeds.generator("skip"))
     with pytest.raises(Refused, match=r"architecture.cut=middle: expected a stage that everything passes.*skips"):
         require_halves(model, model.edge, model.cloud, images, "middle")
+
+
+def test_a_stored_target_is_attacked_behind_a_defense_that_only_releases(noisy, folder):
+    """`target=REF defense=feature_noise` is the same row as naming the parts."""
+    pipeline, _ = noisy
+    stored = f"target={pipeline.target.artefact.id}"
+    words = [word for word in WORDS if not word.startswith(("dataset", "architecture", "recipe"))]
+    named = Pipeline(conftest.plan_for("attack", *words, stored, *NOISE, "evidence.cut=hidden1", store=folder))
+    assert named.target.artefact.id == pipeline.target.artefact.id
+    assert named.target.plan.defense.recipe() == pipeline.target.plan.defense.recipe()
+    wanted = pipeline.released_draft(pipeline.target.artefact)
+    found = named.released_draft(named.target.artefact)
+    assert found.recipe["release"] == wanted.recipe["release"] and found.recipe["release"]["scale"] == 0.5
+    assert found.id == wanted.id and found.name == wanted.name
+    assert named.names_with(named.target.artefact)["defense"] == "feature_noise(scale=0.5)"
+
+
+def test_beside_a_target_no_other_defense_may_stand(noisy, folder):
+    pipeline, _ = noisy
+    words = [word for word in WORDS if not word.startswith(("dataset", "architecture", "recipe"))]
+    stored = f"target={pipeline.target.artefact.id}"
+    for beside in ("defense=bido_hsic", "defense=none"):
+        with pytest.raises(Refused, match=f"target=... brings its own defense; leave out {beside}"):
+            conftest.plan_for("attack", *words, stored, beside, store=folder)
+    defended = planned(folder, "defense=negative_label_smoothing").target.artefact
+    with pytest.raises(
+        Refused, match=r"defense=feature_noise\(scale=0.5\): expected a target without a defense.*trained"
+    ):
+        conftest.plan_for("attack", *words, f"target={defended.id}", *NOISE, store=folder)

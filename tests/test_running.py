@@ -201,3 +201,60 @@ def test_ranks_that_train_with_the_first_one_are_silent(store):
     assert titles == [title, "", title, f"{title} (process 2)"]
     other = replace(item.artefact, recipe={**item.artefact.recipe, "seed": 9})
     assert pipeline.session.run(other, "train_target").stage.title == "", "not ahead"
+
+
+CUT = ("dataset=toy", "dataset.size=32", "architecture=cnn", "architecture.widths=[4,8]", "architecture.cut=stage1")
+CUT += ("recipe.epochs=1", "compute.threads=1")
+SPLIT = (*CUT, "evidence=released_features", "evidence.images=4", "evidence.part=train")
+CRAFTED = (
+    "defense=crafter_small",
+    "defense.prior.steps=4",
+    "defense.steps=1",
+    "defense.amortiser.steps=2",
+    "defense.attacker.steps=1",
+)
+
+
+DECODER = ("attack=feature_decoder_adaptive_small", "attack.learning.steps=2", "attack.further=2", "attack.images=4")
+
+
+@pytest.mark.parametrize(
+    ("defense", "attack"),
+    [
+        pytest.param(("defense=feature_noise",), DECODER, id="released alone"),
+        pytest.param(CRAFTED, DECODER, id="a defense that prepares", marks=pytest.mark.slow),
+        pytest.param(
+            CRAFTED,
+            ("attack=feature_gan_adaptive_small", "prior.steps=4", "attack.images=4", "attack.epochs=1"),
+            id="a generator that both share",
+        ),
+    ],
+)
+def test_a_plan_names_what_is_released(call, store, defense, attack):
+    words = (*SPLIT, *defense, *attack, f"store={store}")
+    code, planned, said = call("attack", *words, "missing=plan")
+    assert (code, said) == (0, "")
+    assert Store(store).list() == []
+    assert call("attack", *words)[0] == 0
+    made = [artefact.reference for artefact in Store(store).list()]
+    assert sorted(references(planned)) == sorted(made)
+    assert sum("released/" in reference for reference in made) == 1 + ("adaptive" in attack[0])
+    _, planned, _ = call("attack", *words, "missing=plan")
+    assert sorted(planned.splitlines()) == sorted(f"found  {reference}" for reference in made)
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [
+        pytest.param(("defense=feature_noise",), id="noise"),
+        pytest.param(CRAFTED, id="crafter", marks=pytest.mark.slow),
+    ],
+)
+def test_a_plan_names_the_cloud_and_what_it_learns_from(call, store, defense):
+    words = (*CUT, "recipe@cloud=split_training", "cloud.epochs=1", *defense)
+    code, planned, said = call("train_target", *words, f"store={store}", "missing=plan")
+    assert (code, said) == (0, "") and Store(store).list() == []
+    assert Pipeline(plan_for("train_target", *words, store=store)).cloud.kind == "cloud"
+    made = [artefact.reference for artefact in Store(store).list()]
+    assert sorted(references(planned)) == sorted(made)
+    assert sum("released/" in reference for reference in made) == 2

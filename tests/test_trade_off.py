@@ -210,3 +210,45 @@ def test_what_was_recovered_from_another_attack_is_on_no_curve():
 )
 def test_numbers_are_strengths_and_nothing_else_is(defense, name):
     assert without_strength(defense) == name
+
+
+def paired(seed=0, utility=0.9, leak=0.6, spread=0.01, setup=None, **names):
+    """A result of split inference: identity accuracy per person, and the released utility with its interval. The
+    accuracy of the target itself, which no defense at release changes, stands beside them."""
+    content = document(seed, 0.9, baseline="b2", matched="image", images=60, **names)
+    people = {str(person): leak for person in range(40)}
+    content["metrics"] = {
+        TARGET: {"value": 0.97, "n": 1, "kind": "utility"},
+        "released_auc": {"value": utility, "low": utility - spread, "high": utility + spread, "n": 60},
+        "paired_accuracy_top1/main": {"value": leak, "low": leak - 0.1, "high": leak + 0.1, "n": 60} | PAIRED,
+    }
+    content["metrics"]["paired_accuracy_top1/main"]["per_class"] = people
+    content["anchors"] = {}
+    return Row.parse(content)
+
+
+PAIRED = {"higher_leaks": True, "kind": "privacy"}
+
+
+def test_released_utility_is_what_a_defense_at_release_pays():
+    found = trade_off([paired()], [paired(utility=0.85, leak=0.2, defense="crafter")])
+    assert (found.attack_drop, found.target_drop) == (pytest.approx(0.4), pytest.approx(0.05))
+    assert found.delta == pytest.approx(8) and found.targets == 1
+    assert (found.won, found.paid) == ("identity accuracy", "released utility")
+    error = math.hypot(0.01, 0.01)  # half the interval of the difference: both utilities have one of +-1 point
+    people = mean_interval([0.4] * 40, np.ones(40), (-1, 1))
+    for bound, over_people in zip((found.found.low, found.found.high), people, strict=False):
+        assert abs(0.4 - bound * 0.05) == pytest.approx(math.hypot(bound * error, over_people - 0.4), rel=1e-4)
+    lost = trade_off([paired()], [paired(utility=0.89, leak=0.2, defense="crafter")])
+    assert lost.reason.startswith("the released utility may not drop at all")
+
+
+def test_others_at_equal_released_utility():
+    noise = [
+        paired(utility=utility, leak=leak, defense=f"feature_noise(scale={scale})")
+        for scale, utility, leak in ((0.5, 0.88, 0.5), (1.0, 0.80, 0.1))
+    ]
+    found = trade_offs(setups([paired(), *noise, paired(utility=0.84, leak=0.2, defense="crafter")]))
+    (crafter,) = (one for one in found if one.setup["defense"] == "crafter")
+    assert [one.text for one in crafter.equal] == ["feature_noise 30.0%"]
+    assert "identity accuracy at 84.0% released utility: feature_noise 30.0%" in crafter.text

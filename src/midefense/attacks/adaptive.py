@@ -15,8 +15,8 @@ from midefense.attacks.decoder import some_of
 from midefense.attacks.matching import distances, shares
 from midefense.oracle import Edge, Oracle, SharedBill
 from midefense.priors.base import Prior
-from midefense.priors.gan import load_training, training_state
 from midefense.ranges import Colour, Count
+from midefense.training_state import load_training, training_state
 from midefense.types import Evidence, Found, Images, Progress, Question, Refused, to_pixels
 
 ADAPTED = "adapted."
@@ -103,6 +103,10 @@ class AdaptiveGenerator(SearchAttack):
         """All but what is done once the generator was adapted."""
         return {name: value for name, value in recipe.items() if name not in NOT_LEARNED}
 
+    def asked_of_edge(self, public: Images, rng: torch.Generator) -> Images:
+        """`images` of them."""
+        return some_of(public, self.images, seeds.fork(rng, "adapt"))
+
     def prepare(
         self,
         prior: Prior,
@@ -121,21 +125,22 @@ class AdaptiveGenerator(SearchAttack):
             work = super().prepare(prior, oracle, public, rng, own or None, question)
             done, made = yield from passed_on(work, "", own, 0, {})
         known = within(saved, ADAPTED)
-        work = self._adapt(prior, SharedBill(oracle), public, seeds.fork(rng, "adapt"), known, edge, made)
+        chosen, draws = self.asked_of_edge(public, rng), seeds.fork(rng, "adapt")
+        work = self._adapt(prior, SharedBill(oracle), chosen, draws, known, edge, made)
         yield from passed_on(work, ADAPTED, known, done, made)
 
     def _adapt(
         self,
         prior: Prior,
         oracle: SharedBill,
-        public: Images,
+        chosen: Images,
         rng: torch.Generator,
         state: Mapping[str, Tensor],
         edge: Edge,
         prepared: Mapping[str, Tensor],
     ) -> Iterator[Progress]:
-        """The generator's updates. Step s draws everything under a key of s."""
-        chosen = some_of(public, self.images, rng)
+        """The generator's updates, towards the images `chosen` of which it is asked what leaves the edge. Step s draws
+        everything under a key of s."""
         released = edge(chosen)
         prior = copy.deepcopy(prior).eval().requires_grad_(True)
         optimizers = {"prior": self.optimizer(list(prior.parameters()))}

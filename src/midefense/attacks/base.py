@@ -173,6 +173,11 @@ class Attack:
         """What is done once for all targets; its last state is stored and handed to `recover`."""
         return iter(())
 
+    def asked_of_edge(self, public: Images, rng: torch.Generator) -> Images:
+        """The public images that `prepare` asks the edge about, where the attack asks it (`asks_edge`); `rng` as
+        `prepare` is handed it."""
+        raise NotImplementedError(type(self).__name__)
+
     def preparation(self, recipe: Mapping[str, object]) -> object:
         """The part of this attack's recipe that decides what `prepare` makes, so that attacks share it."""
         return recipe

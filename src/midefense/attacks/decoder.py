@@ -192,6 +192,10 @@ class AdaptiveDecoder(Decoder):
         )
         self.further, self.images = further, images
 
+    def asked_of_edge(self, public: Images, rng: torch.Generator) -> Images:
+        """`images` of them."""
+        return some_of(public, self.images, rng)
+
     def prepare(
         self,
         prior: Prior,
@@ -207,7 +211,7 @@ class AdaptiveDecoder(Decoder):
         known = within(saved, UNAWARE)
         work = self.learn_from(public, oracle, seeds.fork(rng, "unaware"), prior.device, known or None)
         done, made = yield from passed_on(work, UNAWARE, known, 0, {})
-        chosen = some_of(public, self.images, rng)
+        chosen = self.asked_of_edge(public, rng)
         released = edge(chosen)
         before = within(made, UNAWARE)
         network = self.learning.learned(before, prior.device, observed=released.shape[1:]).requires_grad_(True)

@@ -17,8 +17,8 @@ from midefense.attacks.base import Part, within
 from midefense.attacks.schedules import Schedule, paced, require_schedule
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
-from midefense.priors.gan import load_training, training_state
 from midefense.ranges import Count
+from midefense.training_state import load_training, training_state
 from midefense.types import Images, Progress, Refused, clip_images
 
 OPEN = (None, inspect.Parameter.empty)  # defaults of what a configuration left open

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from midefense import seeds
 from midefense.ranges import Batch, Count, Positive, Whole
+from midefense.training_state import load_training, moments, put_moments, training_state, under, within
 from midefense.types import Progress
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Amortisation:
         """The network of a saved state, in eval mode; it takes no gradients."""
         with seeds.isolated("learned"):
             network = self.build(edge, prior)
-        network.load_state_dict(_under("network.", state))
+        network.load_state_dict(within("network.", state))
         return network.to(prior.device).eval().requires_grad_(False)
 
 
@@ -106,24 +107,12 @@ def squared_distance(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _state(done: int, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    flat = {"step": torch.tensor(done), **{f"network.{name}": value for name, value in network.state_dict().items()}}
-    for index, moments in optimizer.state_dict()["state"].items():
-        flat |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-    return flat
+    return {**training_state({"network": network}, {}, done)(), **under("optimizer.", moments(optimizer))}
 
 
 def _load(state: Mapping[str, Tensor] | None, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Put a saved state back; gives the steps done."""
-    if not state:
-        return 0
-    network.load_state_dict(_under("network.", state))
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in _under("optimizer.", state).items():
-        index, field = name.split(".", 1)
-        moments.setdefault(int(index), {})[field] = value
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(state["step"])
-
-
-def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    done = load_training(state, {"network": network}, {})
+    if state:
+        put_moments(optimizer, within("optimizer.", state))
+    return done

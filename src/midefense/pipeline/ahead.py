@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from midefense.pipeline.agenda import Agenda, Item
 from midefense.pipeline.classifiers import job_of
@@ -18,7 +18,10 @@ def look_ahead(pipeline: Pipeline) -> Agenda:
     """
     if pipeline.plan.verb != "train_target" and pipeline.plan.recovered is None:
         pipeline.check_images()
-    pipeline.session.agenda = Agenda(tuple(_Looking(pipeline).items()), pipeline.store, pipeline.device)
+    items: dict[str, Item] = {}
+    for item in _Looking(pipeline).items():
+        items.setdefault(item.artefact.id, item)  # an attacker and a defense may share a generator: it is made once
+    pipeline.session.agenda = Agenda(tuple(items.values()), pipeline.store, pipeline.device)
     return pipeline.session.agenda
 
 
@@ -41,7 +44,8 @@ class _Looking:
             target, classes = self._classifier("training the target", plan.target)
             yield target
             if plan.verb == "train_target":
-                return  # what the cloud learns from is known when the target is there
+                yield from self._cloud(target) if plan.cloud else ()
+                return
             judges = self._judges() if plan.verb == "evaluate" else {}
             yield from judges.values()
             *before, recovered = self._attack(target, classes)
@@ -64,20 +68,46 @@ class _Looking:
                 item = self._item("training the prior", prior, steps, on if pipeline.blank_prior[1].asks else None)
                 stored = item.artefact
                 yield item
+        released = pipeline.released_draft(target.artefact)
+        if released is not None:
+            *before, item = self._released([released], target, pipeline.setting.evidence.cut)
+            released = item.artefact
+            yield from (*before, item)
         made_of = node, target.artefact, prior.recipe, stored
         prepared = None
         if attack.prepares:
             item = self._item("preparing the attack", pipeline.prepared_draft(*made_of), on=on)
+            if attack.asks_edge:
+                asked = pipeline.released_draft(target.artefact, pipeline.asked_of_edge())
+                yield self._item("releasing features of public images", asked, on=on)
             prepared = item.artefact
-            yield item
-        released = pipeline.released_draft(target.artefact)
-        if released is not None:
-            item = self._item("releasing features", released, on=on)
-            released = item.artefact
             yield item
         groups = -(-len(pipeline.collected) // attack.group)
         steps = 1 if attack.steps is None else attack.steps * groups
         yield self._item("attacking", pipeline.recovered_draft(*made_of, prepared, released), steps, on)
+
+    def _cloud(self, target: Item) -> Iterator[Item]:
+        """The cloud's half, and what the edge releases for it."""
+        pipeline = self._pipeline
+        training = pipeline.split_training(self._plan.target)
+        names = pipeline.names_with(target.artefact)
+        wanted = [pipeline.release_draft(target.artefact, request, names) for request in training.requests().values()]
+        *before, train, test = self._released(wanted, target, self._plan.target.cut)
+        yield from (*before, train, test)
+        draft = training.draft(target.artefact, {"released_train": train.artefact, "released_test": test.artefact})
+        yield self._item("training the cloud", draft, self._plan.cloud.arguments.get("epochs", 1))
+
+    def _released(self, drafts: Sequence[Draft], target: Item, cut: str | None) -> Iterator[Item]:
+        """What the edge releases, and before it what the defense there needs: it is made for the first of them."""
+        on = target.artefact.recipe
+        wanted = self._pipeline.equipment(target.artefact, cut)
+        if wanted is not None and wanted.learned is not None:
+            steps = wanted.prior.fit_steps(wanted.public)
+            yield self._item("training the prior of the defense", wanted.learned, steps)
+        if wanted is not None and wanted.prepared is not None:
+            yield self._item("preparing the defense", wanted.prepared, on=on)
+        for draft in drafts:
+            yield self._item("releasing features", draft, on=on)
 
     def _judges(self) -> dict[str, Item]:
         """The evaluators, which are made before an attack is spent on them."""

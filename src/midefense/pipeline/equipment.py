@@ -4,6 +4,7 @@ learns of the two once. Both are artefacts of the store, got or made as any othe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from midefense.pipeline.priors import fit_prior, frozen, load_prior
 from midefense.pipeline.session import Session
 from midefense.plan.bind import Node
 from midefense.plan.facts import generators_of
-from midefense.plan.read import name_of
+from midefense.plan.read import TargetPlan, name_of
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, Draft
 from midefense.store.lineage import lineage
@@ -33,76 +34,105 @@ def equip(
 
     Gives what that was made of, by role: `defense_prior`, and `defense_prepared` where the defense prepares.
     """
-    found = generators_of(node)
-    if not found:
+    wanted = equipment(session, target.artefact, target.plan, node, cut)
+    if wanted is None:
         return {}
-    public = session.splits(target.plan.dataset).public
-    prior, recipe, stored = _prior(session, target, found[0], public)
+    prior, stored = _prior(session, wanted)
     parents = {"defense_prior": stored} if stored else {}
-    if defense.prepares:
-        parents["defense_prepared"] = _prepared(session, target, node, defense, edge, cut, prior, recipe, stored)
+    if wanted.prepared is not None:
+        parents["defense_prepared"] = _prepared(session, target, wanted, defense, edge, cut, prior, stored)
     prepared = parents.get("defense_prepared")
     defense.equip(edge, prior, prepared.tensors() if prepared else {})
     return parents
 
 
-def _prior(
-    session: Session, target: StoredTarget, node: Node, public: Images
-) -> tuple[Prior, Mapping[str, object], Artefact | None]:
-    """The generator, its recipe, and its artefact, which an attacker who owns the same pictures shares."""
-    seed = target.plan.seed
-    node.target.require_some(public)
+@dataclass(frozen=True)
+class Equipment:
+    """What a defense needs, before anything of it is made: the `prior` as it is before it learns from the `public`
+    pictures under `seed`, its `recipe`, and the drafts of the two artefacts (None: of a prior that learns nothing, of a
+    defense that prepares nothing)."""
+
+    prior: Prior
+    public: Images
+    seed: int
+    recipe: Mapping[str, object]
+    learned: Draft | None
+    prepared: Draft | None
+
+
+def equipment(
+    session: Session, target: Artefact | Draft, plan: TargetPlan, node: Node, cut: str | None
+) -> Equipment | None:
+    """What the defense `node` of a target needs at a `cut`; None where it asks for no generator."""
+    found = generators_of(node)
+    if not found:
+        return None
+    generator, seed, public = found[0], plan.seed, session.splits(plan.dataset).public
+    generator.target.require_some(public)
     with seeds.isolated(seed, "prior", "init"):
-        prior = node.build()
-    recipe: dict[str, object] = {"kind": "prior", "prior": node.recipe()}
-    if not prior.learns:
-        return frozen(prior, session.device), recipe, None
-    recipe |= {"public": digest(public), "seed": seed}
-    names = {**target.plan.names, "public": OWN_PUBLIC, "prior": node.target.__name__}
-    draft = Draft(
+        prior = generator.build()
+    recipe: dict[str, object] = {"kind": "prior", "prior": generator.recipe()}
+    recipe |= {"public": digest(public), "seed": seed} if prior.learns else {}
+    learned = _prior_draft(session, plan, generator, recipe) if prior.learns else None
+    defense, prepared = node.build(), None
+    if defense.prepares:
+        prepared = Draft(
+            kind="prepared",
+            name=name_of(plan.names, "dataset", "architecture", "defense"),
+            recipe={
+                "kind": "prepared",
+                "defense": defense.preparation(node.recipe()),
+                "cut": cut,
+                "target": target.id,
+                "prior": recipe,
+                "seed": seed,
+            },
+            names=plan.names,
+            **lineage({"target": target, "prior": learned}),
+            places=node.places(),
+            command=session.command(session.plan.verb, plan.names),
+        )
+    return Equipment(prior, public, seed, recipe, learned, prepared)
+
+
+def _prior_draft(session: Session, plan: TargetPlan, generator: Node, recipe: Mapping[str, object]) -> Draft:
+    """The generator, which an attacker who owns the same pictures shares."""
+    names = {**plan.names, "public": OWN_PUBLIC, "prior": generator.target.__name__}
+    return Draft(
         kind="prior",
         name=name_of(names, "dataset", "public", "prior"),
         recipe=recipe,
         names={name: names[name] for name in ("public", "prior")},
-        places=node.places(),
+        places=generator.places(),
         command=session.command(session.plan.verb, names),
     )
 
+
+def _prior(session: Session, wanted: Equipment) -> tuple[Prior, Artefact | None]:
+    """The generator, got or made, and its artefact where it has one."""
+    prior, draft = wanted.prior, wanted.learned
+    if draft is None:
+        return frozen(prior, session.device), None
+
     def make(work: Work) -> Artefact:
-        return fit_prior(session, draft, prior, public, seed, work)
+        return fit_prior(session, draft, prior, wanted.public, wanted.seed, work)
 
     artefact = session.store.get_or_make(draft, make, session.plan.missing)
-    return load_prior(prior, artefact, session.device), recipe, artefact
+    return load_prior(prior, artefact, session.device), artefact
 
 
 def _prepared(
     session: Session,
     target: StoredTarget,
-    node: Node,
+    wanted: Equipment,
     defense: Defense,
     edge: nn.Module,
     cut: str,
     prior: Prior,
-    prior_recipe: Mapping[str, object],
     stored_prior: Artefact | None,
 ) -> Artefact:
     """What the defense learned of the edge and the generator: shared by all strengths of it."""
-    draft = Draft(
-        kind="prepared",
-        name=name_of(target.plan.names, "dataset", "architecture", "defense"),
-        recipe={
-            "kind": "prepared",
-            "defense": defense.preparation(node.recipe()),
-            "cut": cut,
-            "target": target.artefact.id,
-            "prior": prior_recipe,
-            "seed": target.plan.seed,
-        },
-        names=target.plan.names,
-        **lineage({"target": target.artefact, "prior": stored_prior}),
-        places=node.places(),
-        command=session.command(session.plan.verb, target.plan.names),
-    )
+    draft = replace(wanted.prepared, **lineage({"target": target.artefact, "prior": stored_prior}))
 
     def make(work: Work) -> Artefact:
         saved = work.load("state")

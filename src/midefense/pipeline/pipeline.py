@@ -33,15 +33,16 @@ from midefense.pipeline.classifiers import (
     utility_in,
 )
 from midefense.pipeline.cloud import judged_release
+from midefense.pipeline.equipment import Equipment, equipment
 from midefense.pipeline.evaluators import refuse_guessers, stored_judge, tested_judge
 from midefense.pipeline.priors import fit_prior, frozen, load_prior
-from midefense.pipeline.recovery import Recovery, StoredPrior
+from midefense.pipeline.recovery import Recovery, StoredPrior, preparing_draws
 from midefense.pipeline.release import draft_of, release
 from midefense.pipeline.session import Session
 from midefense.pipeline.split_training import SplitTraining
 from midefense.pipeline.telling import numbers_of
 from midefense.plan.bind import Node, bind_recipe
-from midefense.plan.read import Plan, baseline_of, cut_of, deployed_of, name_of, read_setting, setup_of
+from midefense.plan.read import Plan, TargetPlan, baseline_of, cut_of, deployed_of, name_of, read_setting, setup_of
 from midefense.plan.whitelist import resolve
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, Draft, content_id
@@ -84,7 +85,12 @@ class Pipeline:
         """The cloud's half, trained on what the edge of the plan's target releases: got or made."""
         cut = replace(self.target.plan.architecture, aside=self.plan.target.architecture.aside)
         target = replace(self.target, plan=replace(self.target.plan, architecture=cut))
-        return SplitTraining(self.session, target, self.plan.cloud).artefact()
+        return self.split_training(target.plan).artefact(target)
+
+    def split_training(self, target: TargetPlan) -> SplitTraining:
+        """How the cloud's half is trained on what the edge of a target releases, by the defense of the plan."""
+        released = replace(target, defense=self.release_node) if self._only_releases else target
+        return SplitTraining(self.session, released, self.plan.cloud)
 
     @property
     def _only_releases(self) -> bool:
@@ -131,14 +137,29 @@ class Pipeline:
 
         return self.plan.evidence.build().observe(self.collected, self.splits, released)
 
-    def released_draft(self, target: Artefact | Draft) -> Draft | None:
-        """What the edge releases of the private images attacked; None where the evidence is no such thing."""
+    def released_draft(self, target: Artefact | Draft, images: Images | None = None) -> Draft | None:
+        """What the edge releases of the private images attacked, or of `images` of the attacker's own; None where the
+        evidence is no such thing."""
         request = self.plan.evidence.build().request(self.splits)
         if request is None:
             return None
-        names, release_only = self.names_with(target), self.release_node if self._only_releases else None
-        request = replace(request, cut=cut_of(self.plan))
+        request = replace(request, cut=cut_of(self.plan), images=request.images if images is None else images)
+        return self.release_draft(target, request, self.names_with(target))
+
+    def release_draft(self, target: Artefact | Draft, request: Request, names: Mapping[str, str]) -> Draft:
+        """What the edge of the target gets asked."""
+        release_only = self.release_node if self._only_releases else None
         return draft_of(self.session, target, self.plan.target, request, names, release_only)
+
+    def equipment(self, target: Artefact | Draft, cut: str | None) -> Equipment | None:
+        """What the defense of the plan needs before it releases anything at a cut."""
+        if not self._only_releases:
+            return None
+        return equipment(self.session, target, self.plan.target, self.release_node, cut)
+
+    def asked_of_edge(self) -> Images:
+        """The public images that the attack of the plan asks the edge about while it prepares."""
+        return self.plan.attack.build().asked_of_edge(self.public, preparing_draws(self.plan.seeds["attack"]))
 
     @functools.cached_property
     def edge(self) -> Edge:

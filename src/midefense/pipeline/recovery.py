@@ -31,6 +31,11 @@ CURVE_POINTS = 64  # of a search's curves, at least 50 in any search of 50 steps
 LOOK_EVERY = 50  # steps of a search between two looks at its curves: looking makes the device wait
 
 
+def preparing_draws(seed: int) -> torch.Generator:
+    """What an attack of this seed draws from while it prepares."""
+    return seeds.generator(seed, "attack", "prepare")
+
+
 @dataclass
 class StoredPrior:
     """A prior ready to use; one that learns nothing has no artefact."""
@@ -120,7 +125,7 @@ class Recovery:
         def save(step: int, state) -> None:
             work.save("state", state(), {"shared_queries": oracle.shared_bill})
 
-        rng = seeds.generator(self.seed, "attack", "prepare")
+        rng = preparing_draws(self.seed)
         asked = {"question": self.question} if self.question else {}
         asked |= {"edge": edge} if edge else {}
         progress = self.attack.prepare(self.prior.prior, oracle, public, rng, saved, **asked)

@@ -158,9 +158,12 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
     store = Store(config["store"])
     if not store.root.is_dir():  # nothing can be found in it
         store.require_writable()
-    recovered, target = named_artefacts(config, store, overrides)
+    released = _released_beside(config, overrides, allow)
+    recovered, target = named_artefacts(config, store, overrides, released)
     prior, judges = named_prior(config, store, overrides), named_evaluators(config, store, overrides)
     nodes = _nodes(verb, config, recovered, target, prior)
+    if released:
+        nodes["defense"] = config["defense"], True
     for path in [path for path in nodes if path.endswith("recipe")]:
         node, told = nodes[path]
         nodes[path] = with_start(node, path, store), told
@@ -169,7 +172,8 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
         bound["prior"] = bind_recipe(prior.recipe["prior"], prior.places_within("prior"), allow)
     places = {f"{path}.{place}" for path, node in bound.items() for place in node.places()}
     names = read_names(choices, [override.text for override in parsed(overrides) if override.key not in places])
-    names |= target.provenance["names"] if target else {}
+    own = {"defense": names["defense"]} if released else {}
+    names |= target.provenance["names"] | own if target else {}
     names |= {"prior": prior.provenance["names"]["prior"]} if prior else {}
     refuse_all(_other_kinds(bound))
     built = [node.build for path, node in bound.items() if path.split(".")[-1] not in HEAVY]
@@ -178,7 +182,7 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
         _check_sampler(bound["defense"])
     plan = Plan(
         verb=verb,
-        target=_stored_plan(target, recovered, allow) if target else _target_plan(bound, config, seeds, names),
+        target=_planned_target(target, recovered, bound, config, seeds, names, released, allow),
         seeds=seeds,
         store=store,
         missing=config["missing"],
@@ -226,6 +230,38 @@ def stored_target(artefact: Artefact, allow: Sequence[str] = ()) -> TargetPlan:
         names=artefact.provenance["names"],
         images=recipe["images"],
     )
+
+
+def _released_beside(config: Mapping, overrides: Sequence[str], allow: Sequence[str]) -> bool:
+    """Whether a defense is named beside `target=` that has no part in training: any target without one may have it."""
+    if config.get("target") is None or not any(override.sets("defense") for override in parsed(overrides)):
+        return False
+    return bind(config["defense"], "defense", allow, True).build().only_releases
+
+
+def _planned_target(
+    stored: Artefact | None,
+    recovered: Artefact | None,
+    bound: dict[str, Node],
+    config: dict,
+    seeds: dict[str, int],
+    names: dict[str, str],
+    released: bool,
+    allow: Sequence[str],
+) -> TargetPlan:
+    """The target of a plan: a new one, or a `stored` one, maybe with a defense beside it that only releases."""
+    if stored is None:
+        return _target_plan(bound, config, seeds, names)
+    plan = _stored_plan(stored, recovered, allow)
+    if not released:
+        return plan
+    if not issubclass(plan.defense.target, NoDefense):
+        raise Refused(
+            f"defense={names['defense']}: expected a target without a defense beside one that only releases, got "
+            f"{stored.reference}, which was trained with {plan.names.get('defense', 'its own')}; leave out defense=, "
+            "or name a target trained with defense=none"
+        )
+    return replace(plan, defense=bound["defense"], names={**plan.names, "defense": names["defense"]})
 
 
 def _stored_plan(target: Artefact, recovered: Artefact | None, allow: Sequence[str]) -> TargetPlan:

@@ -15,8 +15,11 @@ ATTACK_NODES = ("public", "prior", "evidence", "attack")
 NAMED = ("train_on", "target", "prior_artefact", "foreign_prior")
 
 
-def named_artefacts(config: dict, store: Store, overrides: Sequence[str]) -> tuple[Artefact | None, Artefact | None]:
-    """The artefacts that `recovered=` and `target=` name. Of what they bring, places alone may be named beside them."""
+def named_artefacts(
+    config: dict, store: Store, overrides: Sequence[str], releases: bool = False
+) -> tuple[Artefact | None, Artefact | None]:
+    """The artefacts that `recovered=` and `target=` name. Of what they bring, places alone may be named beside them,
+    and beside a target that has no defense of its own one that only `releases`."""
     recovered = target = None
     if config.get("recovered") is not None:
         recovered = store.open(str(config["recovered"]), "recovered")
@@ -25,7 +28,7 @@ def named_artefacts(config: dict, store: Store, overrides: Sequence[str]) -> tup
         recovered, target, *_ = _moved("recovered", [recovered, *parents.values()], brought, config, store, overrides)
     elif config.get("target") is not None:
         target = store.open(str(config["target"]), "target")
-        brought = (*TARGET_NODES, "train_on", "seeds.target")
+        brought = (*(node for node in TARGET_NODES if node != "defense" or not releases), "train_on", "seeds.target")
         (target,) = _moved("target", [target], brought, config, store, overrides)
     return recovered, target
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from midefense import seeds
 from midefense.compiling import Compiler, forward_compiled
 from midefense.precision import forwards_mixed, rounded
+from midefense.training_state import load_training, training_state
 from midefense.types import Images, Progress
 
 Losses = dict[str, Tensor]  # what a step of training saw, by name
@@ -165,37 +166,3 @@ def _generator_step(
     optimizer.step()
     critic.requires_grad_(True)
     return loss.detach()
-
-
-def training_state(
-    networks: Mapping, optimizers: Mapping, done: int, beside: Mapping[str, Tensor] | None = None
-) -> Callable[[], dict[str, Tensor]]:
-    """A function that gives everything needed to go on after step `done`, as a flat dict of tensors; `beside` too."""
-
-    def state() -> dict[str, Tensor]:
-        flat = {"step": torch.tensor(done), **(beside or {})}
-        for name, network in networks.items():
-            flat |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
-        for name, optimizer in optimizers.items():
-            for index, moments in optimizer.state_dict()["state"].items():
-                flat |= {f"optimizer.{name}.{index}.{key}": torch.as_tensor(v) for key, v in moments.items()}
-        return flat
-
-    return state
-
-
-def load_training(state: Mapping[str, Tensor] | None, networks: Mapping, optimizers: Mapping) -> int:
-    """Put a saved state back; returns the steps done (0 without one)."""
-    if not state:
-        return 0
-    for name, network in networks.items():
-        prefix = f"{name}."
-        network.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
-    for name, optimizer in optimizers.items():
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in state.items():
-            if key.startswith(f"optimizer.{name}."):
-                index, field = key.removeprefix(f"optimizer.{name}.").split(".", 1)
-                moments.setdefault(int(index), {})[field] = value
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(state["step"])

@@ -220,7 +220,8 @@ def _trade_offs(found: Sequence[Setup], numbered: Sequence[int]) -> Markup | Non
     lead = (
         "Δ: points of attack accuracy taken per point of target accuracy paid, against the undefended target, with its "
         "95% interval; n/a where the target may have paid nothing. Attack accuracy at equal target accuracy lies on "
-        "the line between two strengths of a defense; n/a beyond them."
+        "the line between two strengths of a defense; n/a beyond them. Of split inference: points of identity accuracy "
+        "per point of released utility."
     )
     return join(tag("p", lead, class_="lead"), tag("ul", *lines, class_="trade-offs"))
 

@@ -50,8 +50,8 @@ def sampling_variance(accuracies: Sequence[float], images: int) -> float:
     return sum(one * (1 - one) for one in accuracies) / images if images else math.nan
 
 
-def quotient(drops: Drops) -> Quotient:
-    """The attack's drop per point of the target's.
+def quotient(drops: Drops, paid: str = "the target's accuracy") -> Quotient:
+    """The attack's drop per point of the target's. `paid`: what the target loses, for reasons.
 
     Seeds of targets are pairs (both networks from the same seed): their covariance enters with Student's t. The
     attack's drop has further error, as the classes are a draw too (`intervals.py`, for differences); the test images
@@ -62,16 +62,14 @@ def quotient(drops: Drops) -> Quotient:
     attack, target = np.mean(drops.attack), np.mean(drops.target)
     reach = _reach(drops)
     if target <= 0:
-        return Quotient(reason="the target's accuracy does not drop")
+        return Quotient(reason=f"{paid} does not drop")
     if math.isnan(reach[1, 1]):
         return Quotient(reason="one seed, and rows that do not say of how many test images: try seed=0,1,2")
     if len(drops.target) > 1 and reach[1, 1] <= 1e-20:
-        return Quotient(
-            reason="the target's accuracy drops alike in every seed: nothing tells its error; try more seeds"
-        )
+        return Quotient(reason=f"{paid} drops alike in every seed: nothing tells its error; try more seeds")
     if target**2 <= reach[1, 1]:
         low, high = (100 * (target + sign * math.sqrt(reach[1, 1])) for sign in (-1, 1))
-        return Quotient(reason=f"the target's accuracy may not drop at all ({low:.1f} to {high:.1f} points)")
+        return Quotient(reason=f"{paid} may not drop at all ({low:.1f} to {high:.1f} points)")
     over_classes = mean_interval(drops.classes, np.ones(len(drops.classes)), DIFFERENCES)
     if over_classes.low is None:
         return Quotient(reason=ONE_CLASS)

@@ -4,6 +4,9 @@ Delta = (attack accuracy undefended - defended) / (target accuracy undefended - 
 Ho et al., CVPR 2024: points of attack accuracy won per point of target accuracy lost. It stands with its interval, and
 only where the target's accuracy surely drops: over a drop that may be none, any number comes out. Beside it stands what
 needs no quotient: which attack accuracy other defenses leave at the same target accuracy.
+
+Where each reconstruction is held against the private image it answers (split inference), the same is said of the
+identity accuracy and of what released features are good for: a defense that only releases leaves the target as it is.
 """
 
 from __future__ import annotations
@@ -15,13 +18,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from midefense.report.columns import Column, columns
+from midefense.report.columns import RELEASED, TARGET, Column, axes, columns
 from midefense.report.numbers import show
-from midefense.report.quotient import Drops, Quotient, quotient, sampling_variance
-from midefense.report.rows import Row, Setup
+from midefense.report.quotient import NORMAL, Drops, Quotient, quotient, sampling_variance
+from midefense.report.rows import Row, Setup, Value
 from midefense.report.strengths import AtEqual, Curve, curves
 
 UNDEFENDED = "none"
+PAID = {TARGET: "the target's accuracy", RELEASED: "the released utility"}  # in a sentence
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,9 @@ class TradeOff:
     """A defended setup held against the undefended one that is equal in everything else, over the seeds that both have.
     `attack_drop` and `target_drop` are differences of accuracies (fractions, means over seeds), below 0 where the
     defended one is higher; `found` is their quotient with its interval, or why there is none; `targets` counts the
-    seeds of targets; `equal` is what other defenses leave at the `accuracy` of this target."""
+    seeds of targets; `equal` is what other defenses leave at the `accuracy` of this target. `won` and `paid` name the
+    two: attack and target accuracy, or, of rows that are held against their own private images, identity accuracy and
+    released utility."""
 
     setup: Setup
     attack_drop: float
@@ -38,6 +44,8 @@ class TradeOff:
     targets: int = 0
     accuracy: float = math.nan
     equal: Sequence[AtEqual] = ()
+    won: str = "attack accuracy"
+    paid: str = "target accuracy"
 
     @property
     def delta(self) -> float:
@@ -55,7 +63,7 @@ class TradeOff:
         same target accuracy."""
         drops = f"{_points(self.attack_drop)} / {_points(self.target_drop)} points"
         others = ", ".join(one.text for one in self.equal)
-        beside = f"; attack accuracy at {show(self.accuracy, 'percent')} target accuracy: {others}" if others else ""
+        beside = f"; {self.won} at {show(self.accuracy, 'percent')} {self.paid}: {others}" if others else ""
         return f"{drops} = {self._quotient}{beside}"
 
     @property
@@ -70,10 +78,10 @@ class TradeOff:
 def trade_offs(found: Sequence[Setup]) -> list[TradeOff]:
     """One per defended setup of a protocol that has its undefended counterpart (`baseline`, the hash of everything but
     seeds and defense, is the same) among `found`."""
-    shown = {column.title: column for column in columns([row for setup in found for row in setup.rows])}
-    if not {"Target accuracy", "Attack accuracy"} <= set(shown):
+    held = axes(columns([row for setup in found for row in setup.rows]))
+    if held is None or any(column.unit != "percent" for column in held):
         return []
-    target, attack = shown["Target accuracy"], shown["Attack accuracy"]
+    target, attack = held
     undefended = {setup["baseline"]: setup for setup in found if setup["defense"] == UNDEFENDED}
     defended = [setup for setup in found if setup["baseline"] in undefended and setup["defense"] != UNDEFENDED]
     known = {
@@ -89,7 +97,7 @@ def trade_offs(found: Sequence[Setup]) -> list[TradeOff]:
 
 
 def _trade_off(setup: Setup, undefended: Setup, target: Column, attack: Column, known: Mapping[str, Curve]) -> TradeOff:
-    accuracy = _mean(setup.rows, target.metric)
+    accuracy, names = _mean(setup.rows, target.metric), {"won": attack.title.lower(), "paid": target.title.lower()}
     others = [curve for curve in known.values() if not curve.holds(setup)]
     equal = [curve.at(accuracy) for curve in others if math.isfinite(accuracy)]
     plain = {_seeds(row): row for row in undefended.rows}
@@ -98,11 +106,11 @@ def _trade_off(setup: Setup, undefended: Setup, target: Column, attack: Column, 
     if not whole:
         drops = [_mean(undefended.rows, one.metric) - _mean(setup.rows, one.metric) for one in (attack, target)]
         reason = "an accuracy is n/a" if pairs else "no seed that both have"
-        return TradeOff(setup, *drops, Quotient(reason=reason), accuracy=accuracy, equal=equal)
+        return TradeOff(setup, *drops, Quotient(reason=reason), accuracy=accuracy, equal=equal, **names)
     drops = _drops(whole, attack.metric, target.metric)
     targets = len(drops.target)
     means = statistics.fmean(drops.attack), statistics.fmean(drops.target)
-    return TradeOff(setup, *means, quotient(drops), targets, accuracy, equal)
+    return TradeOff(setup, *means, quotient(drops, PAID[target.title]), targets, accuracy, equal, **names)
 
 
 def _drops(pairs: Sequence[tuple[Row, Row]], attack: str, target: str) -> Drops:
@@ -117,10 +125,18 @@ def _drops(pairs: Sequence[tuple[Row, Row]], attack: str, target: str) -> Drops:
         of_plain, of_row = plain.metrics[attack].per_class, row.metrics[attack].per_class
         for label in of_plain.keys() & of_row.keys():
             classes.setdefault(label, []).append(of_plain[label] - of_row[label])
-    sampling = [sampling_variance([row.metrics[target].value for row in pair], _images(pair)) for pair in pairs]
+    sampling = [_sampling([row.metrics[target] for row in pair], _images(pair)) for pair in pairs]
     return Drops(
         attacks, targets, [statistics.fmean(classes[label]) for label in sorted(classes)], float(np.max(sampling))
     )
+
+
+def _sampling(pair: Sequence[Value], images: int) -> float:
+    """Variance of the difference of two numbers over what they were measured on: of those that have an interval by
+    that, of accuracies without one by how many test `images` there were."""
+    if all(math.isfinite(value.low) and math.isfinite(value.high) for value in pair):
+        return sum(((value.high - value.low) / (2 * NORMAL)) ** 2 for value in pair)
+    return sampling_variance([value.value for value in pair], images)
 
 
 def _seeds(row: Row) -> frozenset:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from midefense import seeds
 from midefense.defenses.base import share_right, task_loss
 from midefense.training.recipe import Recipe
+from midefense.training_state import moments, put_moments, under, within
 from midefense.types import Diverged, Progress, Refused
 
 BATCH = 256  # features that are asked about at once
@@ -92,18 +92,10 @@ def require_recipe_of_features(recipe: Recipe) -> None:
 
 
 def _state(cloud: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> dict[str, Tensor]:
-    slots = optimizer.state_dict()["state"].items()
-    own = ((f"optimizer.{slot}.{name}", value) for slot, values in slots for name, value in values.items())
-    weights = ((f"cloud.{name}", value) for name, value in cloud.state_dict().items())
-    kept = {name: value.detach().cpu().clone() for name, value in chain(weights, own) if value is not None}
-    return {**kept, "epoch": torch.tensor(epoch)}
+    kept = {**under("cloud.", cloud.state_dict()), **under("optimizer.", moments(optimizer))}
+    return {**{name: value.detach().cpu().clone() for name, value in kept.items()}, "epoch": torch.tensor(epoch)}
 
 
 def _take(cloud: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
-    cloud.load_state_dict({k.removeprefix("cloud."): v for k, v in state.items() if k.startswith("cloud.")})
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in state.items():
-        if name.startswith("optimizer."):
-            slot, key = name.removeprefix("optimizer.").split(".", 1)
-            slots.setdefault(int(slot), {})[key] = value
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    cloud.load_state_dict(within("cloud.", state))
+    put_moments(optimizer, within("optimizer.", state))

@@ -18,6 +18,7 @@ from midefense.defenses.base import Defense, share_right, task_loss
 from midefense.precision import mixed, rounded
 from midefense.training.inference import evaluate, features_of
 from midefense.training.recipe import Recipe
+from midefense.training_state import moments, put_moments, within
 from midefense.types import Batch, Diverged, Images, Origin, Progress, Refused, Trace
 
 if TYPE_CHECKING:
@@ -115,25 +116,17 @@ class Trainer:
 
     def state(self) -> State:
         """Weights, the defense's own state and the optimizer's, as a flat dict of copies on the CPU."""
-        optimizer = self.optimizer.state_dict()["state"]
         return {
             **_flat("model", self.model.state_dict()),
             **_flat("defense", self.defense.state_dict()),
-            **_flat(
-                "optimizer", {f"{i}.{key}": value for i, slots in optimizer.items() for key, value in slots.items()}
-            ),
+            **_flat("optimizer", moments(self.optimizer)),
         }
 
     def load(self, state: State) -> None:
         """Continue from what `state` gave."""
-        self.model.load_state_dict(_under("model", state))
-        self.defense.load_state_dict(_under("defense", state))
-        slots: dict[int, State] = {}
-        for name, value in _under("optimizer", state).items():
-            index, key = name.split(".", 1)
-            slots.setdefault(int(index), {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        self.model.load_state_dict(within("model.", state))
+        self.defense.load_state_dict(within("defense.", state))
+        put_moments(self.optimizer, within("optimizer.", state))
 
 
 def assemble(model: nn.Module, defense: Defense, seed: int, origin: Origin = Origin.DRAWN) -> nn.Module:
@@ -188,7 +181,7 @@ def fit(
         done = {"epoch": torch.tensor(epoch + 1), **best}
         yield epoch + 1, logs, lambda done=done: {**trainer.state(), **done}
     if best:
-        model.load_state_dict(_under("best", best))
+        model.load_state_dict(within("best.", best))
     if recipe.head == "centroids":
         model.set_centroids(features_of(model, images, device=fabric.device), images.labels)
 
@@ -259,11 +252,6 @@ def _require_labels(images: Images, model: nn.Module) -> None:
         )
 
 
-def _flat(prefix: str, tensors: Mapping[str, Tensor | None]) -> State:
-    """Copies on the CPU under `prefix.`; what an optimizer leaves None is left out."""
-    return {f"{prefix}.{k}": v.detach().cpu().clone() for k, v in tensors.items() if v is not None}
-
-
-def _under(prefix: str, state: State) -> State:
-    """The entries under `prefix.`, without it."""
-    return {name.removeprefix(f"{prefix}."): value for name, value in state.items() if name.startswith(f"{prefix}.")}
+def _flat(prefix: str, tensors: Mapping[str, Tensor]) -> State:
+    """Copies on the CPU under `prefix.`."""
+    return {f"{prefix}.{name}": tensor.detach().cpu().clone() for name, tensor in tensors.items()}

@@ -15,10 +15,11 @@ from torch import Tensor
 from midefense import seeds
 from midefense.capturing import Captured
 from midefense.compiling import Compiler
-from midefense.priors.gan import load_training, running, training_state
+from midefense.priors.gan import running
 from midefense.priors.stylegan2.critic import Discriminator
 from midefense.priors.stylegan2.generator import Generator
 from midefense.resampling import resized
+from midefense.training_state import load_training, training_state
 from midefense.types import Images, Progress, Refused
 
 RAMP = 0.05  # the half-life of the average is at most this share of the images shown so far
