@@ -186,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--identities", type=int, default=32)
-    parser.add_argument("--populations", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--populations", type=int, nargs="+", default=[100])
     parser.add_argument("--networks", nargs="+", choices=list(POOLS), default=["one layer"])
     parser.add_argument("--generations", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
