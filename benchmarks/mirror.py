@@ -170,7 +170,8 @@ def report(lines: list[str], device: torch.device, options: argparse.Namespace) 
         f"{options.generations} generations; latents of {WIDTH}; a pool of {POOLS['one layer']}, as the authors' "
         f"({POOLS['convolutions']} where convolutions draw it). Both ways ask as many images and are handed the same "
         "draws. With one layer the loop is measured, most of which is the pool, measured again for each identity as "
-        "the script does (with a pool of 5,000 the ratio was 3.5); networks that fill the machine cost the same both ways:",
+        "the script does (with a pool of 5,000 the ratio was 3.5); networks that fill the machine cost the "
+        "same both ways:",
         "",
         "| networks | population | together, s | one after another, s | ratio of medians | same candidate at the end |",
         "|---|---|---|---|---|---|",
