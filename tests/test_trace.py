@@ -1,15 +1,20 @@
 """What was found by when: the trace of an attack, and accuracy against queries from one run."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
+from report_rows import document, put
 
 from midefense.commands.report import run as report
 from midefense.metrics.against_queries import against_queries, next_line
 from midefense.pipeline.trace import Trace
 from midefense.priors.pixels import Pixels
+from midefense.report import build, read_rows
+from midefense.report.queries import lines
+from midefense.report.rows import setups
 from midefense.store.store import Store
 from midefense.types import Evidence, Found
 
@@ -154,6 +159,42 @@ def test_rows_in_any_order_and_several_targets_of_a_class():
     found = curve([True, False, True], [7, 3, 3], [1, 1, 0], [2, 2, 9])
     assert found.queries.tolist() == [3, 4, 5, 6, 7]
     assert found.accuracy.tolist() == pytest.approx([1 / 3] * 4 + [2 / 3])
+
+
+# on the page -------------------------------------------------------------------------------------------------------
+
+
+def told(store, name, seed, queries, accuracy, **names):
+    """A row with a curve, in a store."""
+    judge = {"main": {"name": "cnn_wide", "accuracy": 1.0, "images": 40, "guessed": False}}
+    points = {"queries": queries, "accuracy": accuracy, "low": [0.0] * len(queries), "high": [1.0] * len(queries)}
+    drawn = {f"curve.main.{field}": torch.tensor(value, dtype=torch.float64) for field, value in points.items()}
+    return put(store, document(seed, evaluators=judge, **names), name, **drawn)
+
+
+def test_seeds_are_averaged_where_each_of_them_stands(store):
+    told(store, "a", 0, [10.0, 100.0], [0.0, 1.0])
+    told(store, "b", 1, [40.0], [0.5])
+    (line,) = lines(setups(read_rows(store)[0]), [0])
+    assert line.queries.tolist() == [10, 40, 100] and line.accuracy.tolist() == [0, 0.25, 0.75]
+    assert line.at(9) is None and line.at(10)[0] == 0 and line.at(99)[0] == 0.25
+    assert line.at(10**6)[0] == 0.75, "behind its end an attack has what it had"
+
+
+def test_the_page_draws_lines_on_a_logarithmic_axis_and_tells_their_numbers(store, tmp_path):
+    told(store, "a", 0, [10.0, 1000.0, 100000.0], [0.0, 0.5, 1.0])
+    page = build(read_rows(store)[0], tmp_path / "page.html").read_text()
+    assert "Accuracy against queries" in page
+    path = re.search(r'class="curve"></path>|d="M([0-9.]+) ([0-9.]+)H([0-9.]+)V([0-9.]+)H([0-9.]+)V([0-9.]+)"', page)
+    first, _, second, _, third, _ = map(float, path.groups())
+    assert second - first == pytest.approx(third - second, abs=0.3), "a factor of a hundred is as wide anywhere"
+    for text in (">10k<", ">100k<", "50.0%", "after 100,000"):
+        assert text in page
+
+
+def test_rows_without_a_trace_have_no_such_figure(store, tmp_path):
+    put(store, document(), "old")
+    assert "Accuracy against queries" not in build(read_rows(store)[0], tmp_path / "page.html").read_text()
 
 
 # through the pipeline ---------------------------------------------------------------------------------------------
