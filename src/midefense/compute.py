@@ -4,6 +4,7 @@ groups of work and meet in the store."""
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import platform
 from pathlib import Path
@@ -79,6 +80,7 @@ class Compute:
         from lightning_fabric import Fabric
         from lightning_fabric.strategies import SingleDeviceStrategy
 
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its advice on precision: that is the recipe's
         if ranks:
             devices = int(os.environ.get("LOCAL_WORLD_SIZE", self.devices))
             fabric = Fabric(

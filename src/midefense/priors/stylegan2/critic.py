@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense.precision import at_least_float32, explicit_kinds, working_kind
+from midefense.priors.stylegan2 import kernels
 from midefense.priors.stylegan2.generator import (
     GAIN,
     Dense,
@@ -53,9 +54,9 @@ class Convolution(nn.Module):
         bias = self.bias * (self.gain * GAIN) if self.activate else None
         padding, stride = self.padding, 1
         if self.down:
-            images, padding, stride = blurred(images, padding=self.padding + 1), 0, 2
-            if self.weight.shape[2] == 1:  # what a wider step leaves out need not be convolved
-                images, stride = images[:, :, ::2, ::2], 1
+            # what a wider step of a small kernel leaves out need not be convolved
+            every, stride = (2, 1) if self.weight.shape[2] == 1 else (1, 2)
+            images, padding = blurred(images, padding=self.padding + 1, every=every), 0
         kind = images.dtype
         bias = None if bias is None else bias.to(kind)
         outputs = F.conv2d(images, (self.weight * scale).to(kind), bias, stride=stride, padding=padding)
@@ -130,7 +131,9 @@ class Discriminator(nn.Module):
         with explicit_kinds(images):
             for index in range(blocks - 1, 0, -1):
                 kind = torch.float16 if is_half(index, blocks, self.half_blocks) else usual
-                images = getattr(self, f"b{self.config.resolutions[index]}")(images.to(kind))
+                last = images.is_cuda and kernels.side_by_side(kind)
+                how = {"memory_format": torch.channels_last} if last else {}
+                images = getattr(self, f"b{self.config.resolutions[index]}")(images.to(kind, **how))
         return at_least_float32(images)
 
     def forward(self, images: Tensor, labels: Tensor | None = None, deviation: Tensor | None = None) -> Tensor:

@@ -4,7 +4,8 @@ moving average of the generator (Karras et al., "Analyzing and improving the ima
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midefense import seeds
+from midefense.capturing import Captured
 from midefense.compiling import Compiler
 from midefense.priors.gan import load_training, running, training_state
 from midefense.priors.stylegan2.critic import Discriminator
@@ -61,11 +63,13 @@ def fit_styles(
     the uninterrupted one did.
     """
     generator = copy.deepcopy(average).requires_grad_(True)
+    device = next(critic.parameters()).device
+    adam = functools.partial(torch.optim.Adam, capturable=device.type == "cuda")  # else it must not be
     # the critic's penalty comes every `r1_every` steps: its optimiser is slowed as if there were that many more
     lazy = training.r1_every / (training.r1_every + 1)
     optimizers = {
-        "generator": torch.optim.Adam(generator.parameters(), lr=training.learning_rate, betas=training.betas),
-        "critic": torch.optim.Adam(
+        "generator": adam(generator.parameters(), lr=training.learning_rate, betas=training.betas),
+        "critic": adam(
             critic.parameters(), lr=training.learning_rate * lazy, betas=tuple(beta**lazy for beta in training.betas)
         ),
     }
@@ -75,12 +79,11 @@ def fit_styles(
     generator.train()
     critic.train()
     average.eval()
-    sums = torch.zeros(3, device=next(critic.parameters()).device)
+    rounds = _Rounds(generator, critic, optimizers, training, device)
+    sums = torch.zeros(3, device=device)
     for step in range(done, training.steps):
-        round_ = _Round(generator, critic, training, seed, step)
         with seeds.isolated(seed, "prior", "noise", step), running(drawing, precision, compiler):
-            sums[0] += round_.improve_generator(optimizers["generator"])
-            sums[1:] += round_.improve_critic(optimizers["critic"], public)
+            sums += rounds.improve(public, seeds.generator(seed, "prior", "fit", step), step)
         _follow(average, generator, training, step)
         if (step + 1) % training.unit == 0 or step + 1 == training.steps:
             count = training.unit if (step + 1) % training.unit == 0 else training.steps % training.unit
@@ -90,62 +93,84 @@ def fit_styles(
             yield step + 1, logs, training_state(networks, optimizers, step + 1)
 
 
-class _Round:
-    """One update of each network, its draws keyed by (seed, step)."""
+class _Rounds:
+    """Updates of each network. What is drawn is drawn first, so that the updates themselves can be replayed."""
 
-    def __init__(self, generator: Generator, critic: Discriminator, training: Training, seed: int, step: int):
-        self.generator, self.critic, self.training, self.step = generator, critic, training, step
-        self.rng = seeds.generator(seed, "prior", "fit", step)
-        self.device = next(critic.parameters()).device
+    def __init__(
+        self,
+        generator: Generator,
+        critic: Discriminator,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        training: Training,
+        device: torch.device,
+    ):
+        self.generator, self.critic, self.optimizers = generator, critic, optimizers
+        self.training, self.device = training, device
+        self._improve_generator = Captured(self.improve_generator, device)
+        self._improve_critic = Captured(self.improve_critic, device)
+        self._improve_penalised = Captured(functools.partial(self.improve_critic, penalised=True), device)
 
-    def improve_generator(self, optimizer: torch.optim.Optimizer) -> Tensor:
-        """softplus(-D(G(z))), averaged over the batch."""
+    def improve(self, public: Images, rng: torch.Generator, step: int) -> Tensor:
+        """Both, the generator first; its loss, the critic's and the penalty [3]."""
+        fake, other = self.drawn(rng), self.drawn(rng)
+        real = self.real(public, rng)
+        penalised = self.training.r1 > 0 and step % self.training.r1_every == 0
+        improve_critic = self._improve_penalised if penalised else self._improve_critic
+        return torch.cat([self._improve_generator(*fake), improve_critic(real, *other)])
+
+    def improve_generator(self, *drawn: Tensor) -> Tensor:
+        """softplus(-D(G(z))), averaged over the batch [1]."""
+        optimizer = self.optimizers["generator"]
         self.critic.requires_grad_(False)  # this step needs no gradients of the critic
-        loss = F.softplus(-self.critic(self.pictures())).mean()
+        loss = F.softplus(-self.critic(self.pictures(*drawn))).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         self.critic.requires_grad_(True)
-        return loss.detach()
+        return loss.detach()[None]
 
-    def improve_critic(self, optimizer: torch.optim.Optimizer, public: Images) -> Tensor:
+    def improve_critic(self, real: Tensor, *drawn: Tensor, penalised: bool = False) -> Tensor:
         """softplus(D(G(z))) + softplus(-D(x)), averaged, and now and then the penalty; [loss, penalty]."""
+        optimizer = self.optimizers["critic"]
         with torch.no_grad():
-            fake = self.pictures()
-        real = self.real(public)
-        penalised = self.training.r1 > 0 and self.step % self.training.r1_every == 0
+            fake = self.pictures(*drawn)
         loss = (F.softplus(self.critic(fake)) + F.softplus(-self.critic(real))).mean()
         penalty = loss.new_zeros(())
         optimizer.zero_grad()
         loss.backward()
         if penalised:
-            real.requires_grad_()
+            real = real.detach().requires_grad_()
             slope = torch.autograd.grad(self.critic(real).sum(), real, create_graph=True)[0]
             penalty = slope.square().sum((1, 2, 3)).mean()
             (penalty * (self.training.r1 / 2 * self.training.r1_every)).backward()
         optimizer.step()
         return torch.stack([loss.detach(), penalty.detach() * self.training.r1_every])
 
-    def pictures(self) -> Tensor:
-        """Pictures [B, C, r, r] of fresh latents, in [-1, 1]; some mix the styles of two."""
+    def drawn(self, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """Latents of a batch of pictures [B, z]; with mixing, others, and which rows of styles are theirs."""
         config, batch = self.generator.config, self.training.batch_size
-        latents, others = torch.randn(2, batch, config.z_dim, generator=self.rng).to(self.device)
+        latents, others = torch.randn(2, batch, config.z_dim, generator=rng).to(self.device)
+        if not self.training.mixing:
+            return (latents,)
+        mixed = torch.rand(batch, 1, 1, generator=rng) < self.training.mixing
+        first = torch.randint(1, config.num_ws, (batch, 1, 1), generator=rng)
+        rows = torch.arange(config.num_ws).view(1, -1, 1)
+        return latents, others, (mixed & (rows >= first)).to(self.device)
+
+    def pictures(self, latents: Tensor, others: Tensor | None = None, swapped: Tensor | None = None) -> Tensor:
+        """Pictures [B, C, r, r] in [-1, 1]; some mix the styles of two."""
         ws = self.generator.styles(latents)
-        if self.training.mixing:
-            mixed = torch.rand(batch, 1, 1, generator=self.rng) < self.training.mixing
-            first = torch.randint(1, config.num_ws, (batch, 1, 1), generator=self.rng)
-            rows = torch.arange(config.num_ws).view(1, -1, 1)
-            swapped = (mixed & (rows >= first)).to(self.device)
+        if swapped is not None:
             ws = torch.where(swapped, self.generator.styles(others), ws)
         return self.generator.synthesis(ws, noise="random")[1]
 
-    def real(self, public: Images) -> Tensor:
+    def real(self, public: Images, rng: torch.Generator) -> Tensor:
         """Public images [B, C, r, r] in [-1, 1]."""
-        rows = torch.randint(len(public), (self.training.batch_size,), generator=self.rng)
+        rows = torch.randint(len(public), (self.training.batch_size,), generator=rng)
         images = public.floats(rows, self.device)
         images = resized(images, self.generator.config.resolution)
         if self.training.mirror:
-            turned = (torch.rand(len(images), 1, 1, 1, generator=self.rng) < 0.5).to(self.device)
+            turned = (torch.rand(len(images), 1, 1, 1, generator=rng) < 0.5).to(self.device)
             images = torch.where(turned, images.flip(3), images)
         return images * 2 - 1
 
@@ -155,7 +180,5 @@ def _follow(average: Generator, generator: Generator, training: Training, step: 
     """Move the average towards the generator's weights; what is no weight is copied."""
     half_life = min(training.average_images, (step + 1) * training.batch_size * RAMP)
     keep = 0.5 ** (training.batch_size / max(half_life, 1e-8))
-    for own, other in zip(average.parameters(), generator.parameters(), strict=True):
-        own.lerp_(other, 1 - keep)
-    for own, other in zip(average.buffers(), generator.buffers(), strict=True):
-        own.copy_(other)
+    torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), weight=1 - keep)
+    torch._foreach_copy_(list(average.buffers()), list(generator.buffers()))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from midefense.precision import at_least_float32, explicit_kinds, working_kind
+from midefense.priors.stylegan2 import kernels
 from midefense.types import Refused, refuse_unknown
 
 TAPS = (1.0, 3.0, 3.0, 1.0)  # the resampling filter, per axis
@@ -140,6 +141,15 @@ class Styled(nn.Module):
         """Features [B, inputs, H, H] and styles [B, w_dim] to [B, outputs, r, r]."""
         style = self.affine(w)
         convolved, strength = modulated(features, self.weight, style, up=self.up, fused=fused)
+        if kernels.usable(convolved):
+            drawn = {"const": self.noise_const[None, None], "none": None}.get(noise, 0)
+            if noise == "random":
+                drawn = torch.randn_like(convolved[:, :1], dtype=torch.float32)
+            loudness = None if drawn is None else self.noise_strength * GAIN
+            clamp = self.clamp
+            return kernels.Finished.apply(
+                kernels.dense(convolved), strength * GAIN, self.bias * GAIN, drawn, loudness, SLOPE, clamp
+            )
         offset = self.bias.view(1, -1, 1, 1)
         if noise == "const":
             offset = offset + self.noise_const * self.noise_strength
@@ -164,6 +174,8 @@ class ToRgb(nn.Module):
         """Images [B, C, r, r]; few outputs, so a weight per image is cheaper than scaling all features."""
         style = self.affine(w) / math.sqrt(self.weight.shape[1])
         weights, kind = self.weight[:, :, 0, 0] * style[:, None], features.dtype
+        if kernels.usable(features):
+            return kernels.Picture.apply(kernels.dense(features), weights, self.bias, self.clamp)
         images = torch.baddbmm(self.bias[None, :, None].to(kind), weights.to(kind), features.flatten(2))
         images = at_least_float32(images.unflatten(2, features.shape[2:]))
         return images if self.clamp is None else images.clamp(-self.clamp, self.clamp)
@@ -191,7 +203,10 @@ class Block(nn.Module):
         """Features and image of the block below (None: nothing) and this block's rows of ws to those of this block.
         Features are of the `kind` that is told; what becomes a picture is float32 at least."""
         features = self.const.expand(len(ws), -1, -1, -1) if self.first else features
-        features = features.to(kind)
+        if features.is_cuda and kernels.side_by_side(kind):
+            features = features.to(kind, memory_format=torch.channels_last)
+        else:
+            features = features.to(kind)
         if self.first:
             features = self.conv1(features, ws[:, 0], noise, fused)
         else:
@@ -291,7 +306,14 @@ def modulated(
     if features.dtype is torch.float16:
         weight, style = within_half(weight, style)
     strength = (style.square() @ weight.square().sum((2, 3)).T + 1e-8).rsqrt()
-    return _convolved(_Scaled.apply(features, style), weight.to(features.dtype), up=up, groups=1), strength
+    weight = weight.to(features.dtype)
+    if kernels.usable(features):
+        scaled = kernels.Scaled.apply(kernels.dense(features), style)
+        if kernels.is_channels_last(features):
+            weight = weight.contiguous(memory_format=torch.channels_last)
+    else:
+        scaled = _Scaled.apply(features, style)
+    return _convolved(scaled, weight, up=up, groups=1), strength
 
 
 def within_half(weight: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
@@ -311,6 +333,8 @@ def _convolved(features: Tensor, weight: Tensor, *, up: bool, groups: int) -> Te
         return convolve(features, weight, padding=1, groups=groups)
     # inputs and outputs change places within a group: the transposed convolution is a true one of the stretched input
     swapped = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    if features.is_cuda and kernels.is_channels_last(features):
+        swapped = swapped.contiguous(memory_format=torch.channels_last)
     stretched = convolve(features, swapped, stride=2, groups=groups, transposed=True)
     return blurred(stretched, padding=1, gain=4.0)
 
@@ -327,19 +351,26 @@ def _kernel(gain: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     return (resample_filter() * gain)[None, None].to(device, dtype)
 
 
-def blurred(images: Tensor, *, padding: int, gain: float = 1.0) -> Tensor:
-    """Images [B, C, H, W], padded with zeros on every side, under the filter: [B, C, H + 2 padding - 3, ...].
+def blurred(images: Tensor, *, padding: int, gain: float = 1.0, every: int = 1) -> Tensor:
+    """Images [B, C, H, W], padded with zeros on every side, under the filter: [B, C, H + 2 padding - 3, ...], of which
+    one place in `every` is kept along each axis.
 
     A convolution per channel: twice as fast on a CPU as one axis at a time, five times as fast as sums of slices.
     """
+    if kernels.usable(images):
+        size = tuple((side + 2 * padding - 4) // every + 1 for side in images.shape[2:])
+        return kernels.Resampled.apply(images, 1, every, padding, gain, size)
     channels = images.shape[1]
     kernel = _kernel(gain, images.device, images.dtype).expand(channels, 1, 4, 4)
-    return convolve(images, kernel, padding=padding, groups=channels)
+    images = convolve(images, kernel, padding=padding, groups=channels)
+    return images[:, :, ::every, ::every] if every > 1 else images
 
 
 def upsampled(images: Tensor) -> Tensor:
     """Images [B, C, H, W] at twice the size: y[2i] = .75 x[i] + .25 x[i-1], y[2i+1] = .75 x[i] + .25 x[i+1] per axis,
     zero outside."""
+    if kernels.usable(images):
+        return kernels.Resampled.apply(images, 2, 1, 2, 4.0, tuple(2 * side for side in images.shape[2:]))
     channels = images.shape[1]
     kernel = _kernel(4.0, images.device, images.dtype).expand(channels, 1, 4, 4)
     return convolve(images, kernel, stride=2, padding=1, groups=channels, transposed=True)
@@ -379,7 +410,9 @@ class _Frozen(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
         stride, padding, groups, transposed = ctx.how
-        if torch.is_grad_enabled():  # a gradient of the gradient is wanted
+        # a gradient of the gradient is wanted; or on a GPU, where torch would read off `images` below, a map without
+        # memory, in which format to turn the gradient round
+        if torch.is_grad_enabled() or gradient.is_cuda:
             return _Frozen.apply(gradient, weight, (stride, padding, groups, not transposed)), None, None
         images = gradient.new_empty(1).expand(ctx.shape)  # only its shape is read
         pair = ([stride, stride], [padding, padding], [1, 1], transposed, [0, 0], groups)
