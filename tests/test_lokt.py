@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -312,6 +313,13 @@ def test_a_student_that_is_not_told_its_classes_is_refused():
         prepare(attack)
 
 
+def test_a_prior_that_completes_one_target_is_refused():
+    completing = SimpleNamespace(prior=type("Completing", (ToyFamily,), {"completes": True}))
+    with pytest.raises(Refused, match="may be of any target, got Completing, which completes what was observed of one"):
+        students().check(completing)
+    students().check(SimpleNamespace(prior=ToyFamily))
+
+
 def silent(network):
     told = learning()
     told.network = network
@@ -371,7 +379,6 @@ def test_the_discriminators_head_costs_nothing_more(store):
         (("attack=lokt_head_small", "prior=gmi_gan_small"), "needs a prior that offers classifier, GmiGan offers"),
         (("attack=lokt_small", "prior=plg_gan_small"), "learned with access=whitebox, more than attack.access=labels"),
         (("attack=lokt_small", "attack/select=confidence"), r"attack.select \(TargetConfidence\) reads probs, which"),
-        (("attack=lokt_small", "prior=inpainting_gan_small"), "completes what"),
         (("attack=lokt_small", "dataset.size=16"), "expected a size of 32 or 64, got 16"),
     ],
 )
