@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from midefense.attacks.base import Look
+from midefense.attacks.base import Look, Part
 from midefense.attacks.schedules import Cosine, Milestones, Schedule, paced
 from midefense.attacks.search.gradient import Gradient
 from midefense.plan.bind import bind, bind_recipe
@@ -59,6 +59,13 @@ def test_a_rate_depends_on_its_step_alone():
         assert [schedule(0.7, step, 4) for step in (3, 0, 2, 1)] == [rates(schedule)[step] for step in (3, 0, 2, 1)]
 
 
+class Falling(Part):
+    """Minus the first entry of a latent."""
+
+    def __call__(self, look):
+        return -look.latents[:, 0]
+
+
 class Slope(nn.Module):
     """A problem whose loss falls by one per unit of the latent, so that a step is as long as the rate."""
 
@@ -74,11 +81,10 @@ class Slope(nn.Module):
     def drawn(self, latents):
         return None
 
-    def show(self, picture, latents, *_):
+    def show(self, picture, latents, *_, dice):
         return Look(latents, *[None] * 3, Answer(), None, None)
 
-    def objective(self, look):
-        return -look.latents[:, 0]
+    objective = Falling()
 
 
 class Doubling(Schedule):

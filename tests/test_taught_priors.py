@@ -12,7 +12,7 @@ from torch import nn
 
 from midefense import seeds
 from midefense.architectures.state_names import to_published
-from midefense.attacks.base import Problem
+from midefense.attacks.base import Part, Problem
 from midefense.attacks.init import Random, Zero
 from midefense.attacks.search.distribution import Distribution
 from midefense.attacks.search.gradient import Gradient
@@ -177,10 +177,17 @@ def test_another_target_teaches_another_prior(public):
 # The searches
 
 
+class Squares(Part):
+    """The squares of a latent."""
+
+    def __call__(self, look):
+        return look.latents.square().flatten(1).sum(1)
+
+
 def problem(prior, model=None, objective=None, views=None):
     evidence = Evidence(torch.tensor([2, 0]), torch.tensor([0, 1]))
     model = model or target()
-    objective = objective or (lambda look: look.latents.square().flatten(1).sum(1))
+    objective = objective or Squares()
     place = {"device": torch.device("cpu"), "chunk": None, "reads": ("logits",), "state": {}, "views": views}
     rng = seeds.generator("search")
     return Problem(prior, Oracle(model, Access.WHITEBOX), evidence, rng=rng, objective=objective, **place)
@@ -244,7 +251,11 @@ def test_looks_are_summed_and_each_is_asked_for():
         def __call__(self, images, draws):
             return images + draws[..., None, None]
 
-    world = problem(Pixels(channels=1, size=32), objective=lambda look: look.shown.flatten(1).mean(1), views=Shift())
+    class Brightness(Part):
+        def __call__(self, look):
+            return look.shown.flatten(1).mean(1)
+
+    world = problem(Pixels(channels=1, size=32), objective=Brightness(), views=Shift())
     start = Zero()(world)
     (once,) = Gradient(optimizer=SGD, steps=1)(world, start)
     asked = sum(world.oracle.bill.values())

@@ -270,8 +270,10 @@ def _selected(recording: Recording, name: str, toy: bool) -> Iterator[Entry]:
     *_, ended = search(problem, starts)
     chosen = ended.latents[:, :100].clone()
     missing = chosen.isnan().any(1)
-    assert int(missing.sum()) == len(fallback), "as many random starts as the original drew"
-    chosen[missing] = fallback
+    surplus = int(missing.sum()) - len(fallback)
+    yield Entry(f"{name}/fallback_draws", float(abs(surplus)), 0.0, "random starts more or fewer than the original's")
+    if not surplus:
+        chosen[missing] = fallback
     yield recording.compare(f"{name}/z_bank", chosen.view(bank.shape))
     labels = evidence.labels if ended.labels is None else ended.labels.view(targets, kept)[:, 0]
     yield recording.compare_exactly(f"{name}/id_bank", labels)
