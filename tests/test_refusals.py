@@ -67,6 +67,13 @@ WRONG = {
         "layers": (["nope"], "stage1"),
         "dtype": ("float16",),
     },
+    "defense/vib": {
+        "beta": (-1, "x"),
+        "width": SHARE,
+        "reduction": ("max",),
+        "deployed": ("noise",),
+        "neck": ("drop", "cut"),
+    },
     "defense/positive_label_smoothing": {"start": SHARE, "full": SHARE},
     "defense/mixup": {"p": SHARE, "alpha": (0, -1, "x")},
     "defense/cutout": {"p": SHARE, "side": SHARE},
