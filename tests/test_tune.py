@@ -306,7 +306,7 @@ def test_several_processes_share_a_study(tmp_path):
     assert [process.exitcode for process in processes] == [0, 0]
     report = report_of(searched(tmp_path))
     assert sorted(places[0] + places[1]) == [trial.place for trial in report.trials]
-    assert 16 <= len(report.trials) <= 17, "both may ask at once for the last one"
+    assert len(report.trials) == 16
     values = [trial.values["attack.deviation"] for trial in report.trials]
     assert len(set(values)) == len(values), "no two draw the same"
 

@@ -11,8 +11,10 @@ The same command goes on where it ended, and several may share a study.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 VERB = "evaluate"
 FOLDER = "studies"  # in the store
 DIGITS = 4  # significant ones of a number that is tried
+PATIENCE = 0.05  # seconds between looks at whose turn it is
 REFUSED = "refused"  # what a trial that gave no number says of it
 
 
@@ -176,10 +179,15 @@ def tune(
     A trial that is refused (its search diverged, its metric is NaN) counts, and keeps its reason.
     """
     study = open_study(tuning)
-    _take_over(study, tuning)
-    while len([one for one in study.get_trials(deepcopy=False) if _counts(one)]) < trials:
-        asked = study.ask()
-        with claim(_claim_of(tuning, asked.number)):
+    with _alone(tuning):
+        _take_over(study, tuning)
+    while True:
+        with contextlib.ExitStack() as held:
+            with _alone(tuning):  # nobody may see a trial that is begun and not yet claimed
+                if sum(map(_counts, study.get_trials(deepcopy=False))) >= trials:
+                    break
+                asked = study.ask()
+                held.enter_context(claim(_claim_of(tuning, asked.number)))
             place = _place(study, asked.number)
             # keyed by the place: values do not depend on where a study was ended, or on who asks
             study.sampler = _sampler(sampler, seeds.derive(seed, tuning.id, place) % 2**32)
@@ -249,6 +257,17 @@ def _place(study: optuna.Study, number: int) -> int:
 
 def _claim_of(tuning: Tuning, number: int) -> Path:
     return tuning.folder / "claims" / f"trial-{number}"
+
+
+@contextlib.contextmanager
+def _alone(tuning: Tuning) -> Iterator[None]:
+    """Within, no other process takes a trial of this study; it is waited for."""
+    while True:
+        with claim(tuning.folder / "claims" / "turn") as ours:
+            if ours:
+                yield
+                return
+        time.sleep(PATIENCE)
 
 
 def _take_over(study: optuna.Study, tuning: Tuning) -> None:
