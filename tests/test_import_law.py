@@ -57,6 +57,7 @@ FLOORS = (
     "terminal",
     "precision",
     "compiling",
+    "capturing",
     "training_state",
     "foreign",
     "rectangles",
