@@ -594,15 +594,15 @@ def resnet152() -> nn.Module:
 
 # running the parts -----------------------------------------------------------------------------------------------
 
-PARTS = {  # and the seconds each may take, 410 in all
-    "correct": (correct, 30),
-    "crops": (crops, 20),
-    "gmi": (gmi, 60),
-    "ppa": (ppa, 110),
-    "stylegan2": (stylegan2, 45),
-    "engine": (engine, 30),
-    "optimisers": (optimisers, 15),
-    "repeat": (repeat, 100),
+PARTS = {  # and the seconds each may take, 420 in all
+    "correct": (correct, 35),
+    "crops": (crops, 25),
+    "gmi": (gmi, 45),
+    "ppa": (ppa, 70),
+    "stylegan2": (stylegan2, 60),
+    "engine": (engine, 35),
+    "optimisers": (optimisers, 20),
+    "repeat": (repeat, 130),
 }
 
 

@@ -56,6 +56,7 @@ FLOORS = (
     "terminal",
     "precision",
     "compiling",
+    "capturing",
     "foreign",
     "rectangles",
     "obscuring",
