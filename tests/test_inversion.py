@@ -4,6 +4,7 @@ generators that are told a label, and learning that is stopped."""
 import functools
 import math
 import signal
+import time
 
 import pytest
 import torch
@@ -631,10 +632,11 @@ def test_dying_after_every_save_it_goes_on_to_the_same_bits(store, tmp_path, mon
 
 @pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_bits(store, tmp_path, run_verb, start_process):
-    killed, words = tmp_path / "killed", (*WORDS, "attack.steps=200", "attack.unit=5")
+    killed, words = tmp_path / "killed", (*WORDS, "attack.steps=40", "attack.unit=2")
     process = start_process("attack", *words, store=killed)
     while not list(killed.glob("work/prepared/*/state.safetensors")):
         assert process.poll() is None, f"it ended before it could be killed: {process.stderr.read()}"
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     run_verb("attack", *words)
