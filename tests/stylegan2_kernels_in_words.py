@@ -18,12 +18,16 @@ kernels.ROWS, kernels.TILE = 4, 64  # an interpreted program takes milliseconds 
 
 
 def differences(ours, theirs, leaves, weights):
-    """Largest differences of the results and of the gradients."""
-    mine, other = ours(*leaves), theirs(*leaves)
-    pairs = [(mine, other)]
+    """Largest differences of the results, of the gradients and of a gradient of the gradient."""
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    pairs += zip(*(torch.autograd.grad((given * weights).sum(), wanted) for given in (mine, other)), strict=True)
-    return [float((first - second).detach().abs().max()) for first, second in pairs]
+    found = []
+    for way in (ours, theirs):
+        given = way(*leaves)
+        slopes = torch.autograd.grad((given * weights).sum(), wanted)
+        twice = torch.autograd.grad((way(*leaves) * weights).pow(2).sum(), wanted, create_graph=True)
+        bends = torch.autograd.grad(sum(slope.square().sum() for slope in twice), wanted)
+        found.append([given.detach(), *slopes, *(bend / bend.abs().max().clamp(min=1) for bend in bends)])
+    return [float((mine - other).abs().max()) for mine, other in zip(*found, strict=True)]
 
 
 def resampling(maps):

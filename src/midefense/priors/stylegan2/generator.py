@@ -141,20 +141,17 @@ class Styled(nn.Module):
         """Features [B, inputs, H, H] and styles [B, w_dim] to [B, outputs, r, r]."""
         style = self.affine(w)
         convolved, strength = modulated(features, self.weight, style, up=self.up, fused=fused)
-        if kernels.usable(convolved):
-            drawn = {"const": self.noise_const[None, None], "none": None}.get(noise, 0)
-            if noise == "random":
-                drawn = torch.randn_like(convolved[:, :1], dtype=torch.float32)
-            loudness = None if drawn is None else self.noise_strength * GAIN
-            clamp = self.clamp
-            return kernels.Finished.apply(
-                kernels.dense(convolved), strength * GAIN, self.bias * GAIN, drawn, loudness, SLOPE, clamp
-            )
-        offset = self.bias.view(1, -1, 1, 1)
+        on_gpu, drawn = kernels.usable(convolved), None
         if noise == "const":
-            offset = offset + self.noise_const * self.noise_strength
+            drawn = self.noise_const[None, None]
         elif noise == "random":
-            drawn = torch.randn_like(convolved[:, :1])
+            drawn = torch.randn_like(convolved[:, :1], dtype=torch.float32 if on_gpu else None)
+        if on_gpu:
+            loudness = None if drawn is None else self.noise_strength * GAIN
+            outside = (strength * GAIN, self.bias * GAIN, drawn, loudness)
+            return kernels.Finished.apply(kernels.dense(convolved), *outside, SLOPE, self.clamp)
+        offset = self.bias.view(1, -1, 1, 1)
+        if drawn is not None:
             offset = offset + drawn * self.noise_strength
         # the rectifier's gain is positive, so it may be applied before it, to the smaller tensors
         return _Finished.apply(convolved, strength * GAIN, offset * GAIN, self.clamp)

@@ -60,7 +60,7 @@ class Resampled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, maps: Tensor, up: int, down: int, pad: int, gain: float, size: tuple[int, int]) -> Tensor:
-        ctx.how, ctx.size = (down, up, 3 - pad, gain * 1.0), maps.shape[2:]
+        ctx.how, ctx.size = (down, up, 3 - pad, gain), maps.shape[2:]
         return resampled(maps, up, down, pad, gain, size)
 
     @staticmethod
@@ -96,8 +96,8 @@ def _empty(maps: Tensor, *shape: int) -> Tensor:
 class Finished(torch.autograd.Function):
     """rectify(maps * strength + bias + noise * loudness), clamped; in the memory of `maps`.
 
-    Shapes: maps [B, C, H, W], strength [B, C], bias [C], noise [1 or B, 1, H, W] or None, loudness [] or None. Once
-    differentiable.
+    Shapes: maps [B, C, H, W], strength [B, C], bias [C], noise [1 or B, 1, H, W] or None, loudness [] or None. A
+    gradient of the gradient takes torch's operations.
     """
 
     @staticmethod
@@ -127,9 +127,10 @@ class Finished(torch.autograd.Function):
         return maps
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple:
         outputs, strength, bias, noise, loudness = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _finish_back_in_torch(gradient, *ctx.saved_tensors, ctx.slope, ctx.clamp)
         gradient = like(outputs, gradient)
         batch, channels = strength.shape
         given = torch.empty_like(outputs)
@@ -156,7 +157,7 @@ class Finished(torch.autograd.Function):
 
 
 class Scaled(torch.autograd.Function):
-    """Maps [B, C, H, W] times a style [B, C]; once differentiable."""
+    """Maps [B, C, H, W] times a style [B, C]. A gradient of the gradient takes torch's operations."""
 
     @staticmethod
     def forward(ctx, maps: Tensor, style: Tensor) -> Tensor:
@@ -164,9 +165,10 @@ class Scaled(torch.autograd.Function):
         return maps * style[:, :, None, None].to(maps.dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
         maps, style = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return gradient * style[:, :, None, None].to(gradient.dtype), _sums(gradient * maps)
         gradient, style = like(maps, gradient), style.float().contiguous()
         given = torch.empty_like(gradient)
         grid, shape = _tiles(maps)
@@ -178,8 +180,9 @@ class Scaled(torch.autograd.Function):
 class Picture(torch.autograd.Function):
     """A weight per image times maps, plus bias, clamped: a picture in float32.
 
-    Shapes: maps [B, C, H, W], weights [B, K, C] with few K, bias [K]; given [B, K, H, W]. Once differentiable. A matrix
-    product of so few rows takes ten times as long, most of all the one for the gradient of `weights`.
+    Shapes: maps [B, C, H, W], weights [B, K, C] with few K, bias [K]; given [B, K, H, W]. A matrix product of so
+    few rows takes ten times as long, most of all the one for the gradient of `weights`. A gradient of the gradient takes
+    torch's operations.
     """
 
     @staticmethod
@@ -199,12 +202,14 @@ class Picture(torch.autograd.Function):
         return given
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple:
         maps, weights, picture = ctx.saved_tensors
         gradient = gradient.float().contiguous()
         if ctx.clamp is not None:
             gradient = torch.ops.aten.hardtanh_backward(gradient, picture, -ctx.clamp, ctx.clamp)
+        if torch.is_grad_enabled():
+            own = torch.einsum("nkhw,nkc->nchw", gradient, weights).to(maps.dtype)
+            return own, torch.einsum("nkhw,nchw->nkc", gradient, maps.float()), gradient.sum((0, 2, 3)), None
         batch, kinds, channels = weights.shape
         given = torch.empty_like(maps)
         grid, shape = _tiles(maps)
@@ -217,6 +222,36 @@ class Picture(torch.autograd.Function):
             gradient.sum((0, 2, 3)) if needed[2] else None,
             None,
         )
+
+
+def _finish_back_in_torch(
+    gradient: Tensor,
+    outputs: Tensor,
+    strength: Tensor,
+    bias: Tensor,
+    noise: Tensor | None,
+    loudness: Tensor | None,
+    slope: float,
+    clamp: float | None,
+) -> tuple:
+    """The gradient of `Finished`, itself differentiable."""
+    offset = bias[None, :, None, None]
+    if noise is not None:
+        offset = offset + noise * loudness
+    if clamp is not None:
+        gradient = torch.ops.aten.hardtanh_backward(gradient, outputs, -clamp, clamp)
+    along = _sums(gradient * outputs)
+    gradient = torch.ops.aten.leaky_relu_backward(gradient, outputs, slope, True)
+    along = (along - _sums(gradient * offset)) / strength
+    given = gradient * strength[:, :, None, None].to(gradient.dtype)
+    wide = gradient.float()
+    loud = None if noise is None else (wide * noise).sum()
+    return given, along, wide.sum((0, 2, 3)), None, loud, None, None
+
+
+def _sums(maps: Tensor) -> Tensor:
+    """Sums over places [B, C], float32."""
+    return maps.sum((2, 3), dtype=torch.float32)
 
 
 def _block(maps: Tensor) -> tuple[int, int]:
