@@ -180,9 +180,9 @@ class Scaled(torch.autograd.Function):
 class Picture(torch.autograd.Function):
     """A weight per image times maps, plus bias, clamped: a picture in float32.
 
-    Shapes: maps [B, C, H, W], weights [B, K, C] with few K, bias [K]; given [B, K, H, W]. A matrix product of so
-    few rows takes ten times as long, most of all the one for the gradient of `weights`. A gradient of the gradient takes
-    torch's operations.
+    Shapes: maps [B, C, H, W], weights [B, K, C] with few K, bias [K]; given [B, K, H, W]. A matrix product of
+    so few rows takes ten times as long, most of all the one for the gradient of `weights`. A gradient of the gradient
+    takes torch's operations.
     """
 
     @staticmethod
