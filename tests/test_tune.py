@@ -18,7 +18,7 @@ from midefense.studies import tuning as module
 from midefense.studies.names import PRIVATE
 from midefense.studies.shadow import require_apart, shadow_words
 from midefense.studies.tuning import Tuning, open_study, read_tuning, report_of, tune
-from midefense.types import Images, Refused
+from midefense.types import Diverged, Images, Refused
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed: pip install 'midefense[tune]'")
 
@@ -174,7 +174,7 @@ class Bowl:
         deviation = plan["attack.deviation"]
         Bowl.asked.append((deviation, plan["words"], plan["run"]))
         if deviation > 0.4:
-            raise Refused("the search diverged")
+            raise Diverged("the search diverged")
         value = math.nan if deviation < 0.011 else -(math.log(deviation / 0.1) ** 2) + plan["run"]
         numbers = {"gain": (value, True), "distance": (-value, False), "neither": (value, None)}
         rows = {name: {"value": v, "higher_leaks": up, "reason": "no interval"} for name, (v, up) in numbers.items()}
