@@ -12,7 +12,7 @@ from torch import Tensor
 
 from midefense import seeds
 from midefense.attacks.base import Part, Problem, seen
-from midefense.attacks.p_space import PSpace, held_back
+from midefense.attacks.p_space import PSpace, held_back, of_scores_alone
 from midefense.ranges import Count, NotNegative, Positive, Share, Whole
 from midefense.types import Found, Refused, Setting, refuse_unknown
 
@@ -38,7 +38,8 @@ class Genetic(Part):
     depends on who else is attacked. The fitness is minus the loss; the fittest lives on unchanged and is not asked
     about again.
 
-    A population begins as what the init found, whose losses are known or asked. It is not cut to the box, as in the
+    A population begins as what the init found, whose losses are asked, unless the objective is one of probabilities
+    alone and the init knows them. It is not cut to the box, as in the
     authors' code: nearly every draw has a coordinate outside; its children are.
 
     Args:
@@ -102,7 +103,7 @@ class Genetic(Part):
         rngs = seeds.by_row(problem.draw("search"), problem.evidence.ids)
         population = found.latents.detach().flatten(1).view(targets, -1, shape.numel())
         loss = found.loss.detach()
-        if loss.isnan().any():
+        if not of_scores_alone(problem) or loss.isnan().any():
             loss, _ = self._asked(problem, population.flatten(0, 1).view(-1, *shape), found.evidence)
         loss = loss.view(targets, -1)
         told = None
