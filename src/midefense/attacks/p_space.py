@@ -107,8 +107,3 @@ def answered(probs: Tensor, labels: Tensor, problem: Problem) -> Look:
     """A look of which the answer alone is known: `probs` [B, classes] about the `labels` [B] wanted."""
     nothing = probs.new_zeros(len(probs), 0)
     return Look(nothing, nothing, nothing, nothing, Answer(probs=probs), labels, problem.prior, problem.known)
-
-
-def held_back(changed: Tensor, before: Tensor, entries: int) -> Tensor:
-    """`changed` latents [..., width] with the last `entries` of `before`: those that no search moves."""
-    return torch.cat([changed[..., :-entries], before[..., -entries:]], -1) if entries else changed

@@ -142,14 +142,12 @@ class Styled(nn.Module):
         style = self.affine(w)
         convolved, strength = modulated(features, self.weight, style, up=self.up, fused=fused)
         if kernels.usable(convolved):
-            drawn = {"const": self.noise_const[None, None], "none": None}.get(noise, 0)
+            drawn = self.noise_const[None, None] if noise == "const" else None
             if noise == "random":
                 drawn = torch.randn_like(convolved[:, :1], dtype=torch.float32)
             loudness = None if drawn is None else self.noise_strength * GAIN
-            clamp = self.clamp
-            return kernels.Finished.apply(
-                kernels.dense(convolved), strength * GAIN, self.bias * GAIN, drawn, loudness, SLOPE, clamp
-            )
+            factors = strength * GAIN, self.bias * GAIN
+            return kernels.Finished.apply(kernels.dense(convolved), *factors, drawn, loudness, SLOPE, self.clamp)
         offset = self.bias.view(1, -1, 1, 1)
         if noise == "const":
             offset = offset + self.noise_const * self.noise_strength
