@@ -133,6 +133,14 @@ def test_rounding_is_overcome_by_a_wider_step():
     assert ends[0.02].min() < start + 0.3 and ends[1.0].min() > 0.7
 
 
+def test_an_objective_that_draws_is_refused_as_probes_are_looked_at_without_dice():
+    class Drawn(Doubt):
+        columns = 2
+
+    with pytest.raises(Refused, match="expected a search that hands it its dice, got FiniteDifferences"):
+        attack_of(Drawn())
+
+
 def test_no_more_than_scores_is_read_and_other_differences_are_refused():
     with pytest.raises(Refused, match="reads gradient, logits"):
         attack_of(objective=Confidence())

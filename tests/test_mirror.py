@@ -17,6 +17,8 @@ from midefense.attacks.p_space import MirrorPool, PSpace
 from midefense.attacks.scores import LogConfidence
 from midefense.attacks.search.bounded import Bounded
 from midefense.attacks.search.genetic import Dice, Genetic
+from midefense.attacks.search.stages import Stage, Stages
+from midefense.attacks.search.voting import Voted
 from midefense.attacks.select import LowestLoss, MostAlike
 from midefense.attacks.views import Flip
 from midefense.oracle import Oracle
@@ -93,6 +95,9 @@ def test_a_search_that_goes_on_from_the_pool_is_refused_without_one(store):
     parts = {"init": Random(candidates=2), "objective": LogConfidence(), "select": LowestLoss()}
     with pytest.raises(Refused, match="try attack/init=mirror_pool"):
         SearchAttack(**parts, search=Genetic(), access="scores")
+    for search in (Stages(stages={"a": Stage(search=Genetic())}), Voted(descent=Genetic())):
+        with pytest.raises(Refused, match="try attack/init=mirror_pool"):
+            SearchAttack(**parts, search=search, access="scores")
 
 
 # breeding --------------------------------------------------------------------------------------------------------
@@ -228,6 +233,15 @@ def test_the_authors_keep_where_the_best_step_led():
     assert not torch.equal(own[-1].latents, authors[-1].latents)
     means = torch.stack([step.loss.view(CLASSES, 8).mean(1) for step in authors])
     assert (means.diff(dim=0) <= 1e-6).all(), "the kept loss of a target never rises"
+
+
+def test_a_population_is_compared_by_losses_of_one_objective():
+    """What the pool tells is 1 - p, which is no loss of logits: the first generation is asked about then."""
+    search = Genetic(generations=1)
+    problem, found, oracle = problem_of(search, objective=CrossEntropy(), candidates=20)
+    first = next(search(problem, found))
+    torch.testing.assert_close(first.loss, CrossEntropy()(problem.look(first.latents, first.evidence)).detach())
+    assert set(oracle.bill.values()) == {21}
 
 
 # the final pick and the views ------------------------------------------------------------------------------------

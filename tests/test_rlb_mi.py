@@ -13,9 +13,10 @@ from midefense import seeds
 from midefense.attacks.agents import Agents, Critic, Experience, Memory, distinct
 from midefense.attacks.base import Look, SearchAttack, run_group
 from midefense.attacks.init import Random
-from midefense.attacks.objectives import CrossEntropy, Reward
+from midefense.attacks.objectives import CrossEntropy, Reward, WrongLabel
 from midefense.attacks.search.policy import SoftActorCritic
 from midefense.attacks.select import LowestLoss
+from midefense.attacks.views import Flip
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.types import Answer, Evidence, Refused, Trace
@@ -159,6 +160,25 @@ def test_what_an_episode_costs(options, each):
     """Card: 2 images where both of a reward are one (80,000 for 40,000 episodes), 3 otherwise, 1 without tests."""
     _, oracle = attacked(attack_of(**options))
     assert oracle.bill == dict.fromkeys((0, 3, 9), 20 * each) and oracle.shared_bill == 0
+
+
+def test_the_search_asks_for_what_it_is_paid_by_whatever_the_objective_reads():
+    stages, oracle = attacked(attack_of(WrongLabel(), episodes=3))
+    assert (stages["optimised"].loss < 1).all() and oracle.bill == dict.fromkeys((0, 3, 9), 6)
+
+
+def test_every_question_is_asked_under_views_of_its_own():
+    seen = []
+
+    class Watched(Flip):
+        def __call__(self, images, draws):
+            seen.append(draws.clone())
+            return super().__call__(images, draws)
+
+    attack = attack_of(episodes=4, diversity=0.5)
+    attack.views = Watched(p=0.0)
+    attacked(attack)
+    assert len(seen) == 12 and len(torch.cat(seen).unique()) == 36
 
 
 def test_what_is_found_is_the_surest_test_and_the_newest_of_equals():

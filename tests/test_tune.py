@@ -17,8 +17,8 @@ from midefense.store.store import Store
 from midefense.studies import tuning as module
 from midefense.studies.names import PRIVATE
 from midefense.studies.shadow import require_apart, shadow_words
-from midefense.studies.tuning import Tuning, open_study, read_tuning, report_of, tune
-from midefense.types import Images, Refused
+from midefense.studies.tuning import Report, Tuning, open_study, read_tuning, report_of, tune
+from midefense.types import Diverged, Images, Refused
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed: pip install 'midefense[tune]'")
 
@@ -174,7 +174,7 @@ class Bowl:
         deviation = plan["attack.deviation"]
         Bowl.asked.append((deviation, plan["words"], plan["run"]))
         if deviation > 0.4:
-            raise Refused("the search diverged")
+            raise Diverged("the search diverged")
         value = math.nan if deviation < 0.011 else -(math.log(deviation / 0.1) ** 2) + plan["run"]
         numbers = {"gain": (value, True), "distance": (-value, False), "neither": (value, None)}
         rows = {name: {"value": v, "higher_leaks": up, "reason": "no interval"} for name, (v, up) in numbers.items()}
@@ -345,6 +345,15 @@ def test_the_originals_way_is_named_for_what_it_is(store, capsys):
     assert "private_ssim_oracle looked at the private training images: no attacker could find these values" in said
     taught = [one for one in Store(store).list("target") if "homogeneous" in one.name]
     assert [one.recipe["dataset"]["private_classes"] for one in taught] == [[0, 1, 2, 3, 4]]
+
+
+def test_the_command_says_so_where_others_work_on_all_trials(monkeypatch, capsys, tmp_path):
+    tuning = searched(tmp_path)
+    monkeypatch.setattr(module, "read_tuning", lambda *given: tuning)
+    monkeypatch.setattr(module, "tune", lambda *given: Report(tuning, at_work=1))
+    assert main(["tune", RANGE, "--store", str(tmp_path)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "no trial of 0 gave a number" and said[-2].startswith("1 trials are being worked on elsewhere")
 
 
 def test_words_that_are_none_are_refused(capsys, tmp_path):

@@ -14,6 +14,7 @@ from midefense import seeds
 from midefense.architectures.homogeneous import HomogeneousMLP
 from midefense.architectures.network_inversion import NetworkInversionCNN
 from midefense.architectures.tiny_vit import TinyViT
+from midefense.defenses.vib import Sample
 from midefense.metrics import unexplained as module
 from midefense.metrics.base import World
 from midefense.metrics.unexplained import UnexplainedWeights, unexplained
@@ -142,6 +143,8 @@ def test_what_cannot_be_said_is_said_so():
     assert set(few) == {"held_out"} and "of classes [1]" in few["held_out"]
     assert set(reasons(tests=None)) == {"held_out"}
     assert set(reasons(target=None)) == {"train", "held_out"}
+    drawing = nn.Sequential(Sample(always=True))
+    assert "draws for every answer" in reasons(target=drawing)["held_out"]
 
 
 def test_held_out_images_are_drawn_the_same_each_time():

@@ -20,9 +20,9 @@ def training_state(
     def state() -> dict[str, Tensor]:
         flat = {"step": torch.tensor(done), **(beside or {})}
         for name, network in networks.items():
-            flat |= under(f"{name}.", network.state_dict())
+            flat |= under(network.state_dict(), f"{name}.")
         for name, optimizer in optimizers.items():
-            flat |= under(f"optimizer.{name}.", moments(optimizer))
+            flat |= under(moments(optimizer), f"optimizer.{name}.")
         return flat
 
     return state
@@ -37,9 +37,9 @@ def load_training(
     if not state:
         return 0
     for name, network in networks.items():
-        network.load_state_dict(within(f"{name}.", state))
+        network.load_state_dict(within(state, f"{name}."))
     for name, optimizer in optimizers.items():
-        put_moments(optimizer, within(f"optimizer.{name}.", state))
+        put_moments(optimizer, within(state, f"optimizer.{name}."))
     return int(state["step"])
 
 
@@ -63,11 +63,11 @@ def put_moments(optimizer: torch.optim.Optimizer, kept: Mapping[str, Tensor]) ->
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same with a prefix before each name."""
-    return {f"{prefix}{name}": value for name, value in tensors.items()}
-
-
-def within(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What stands under a prefix, without it."""
+def within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What stands under a prefix of a flat state, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A flat state whose names get a prefix."""
+    return {f"{prefix}{name}": value for name, value in state.items()}

@@ -21,6 +21,7 @@ from midefense.oracle import BudgetExceeded, Oracle
 from midefense.precision import at_least_float32, mixed, require_precision, rounded, stepwise
 from midefense.priors.base import Entrance, Prior
 from midefense.ranges import Count
+from midefense.training_state import under, within
 from midefense.types import (
     Access,
     Answer,
@@ -620,16 +621,6 @@ def passed_on(
         last = lambda give=give: {**made, **under(give(), prefix)}  # noqa: E731
         yield done + step, logs, last
     return done + step, last() if last else {**made, **under(known, prefix)}
-
-
-def within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """What stands under a prefix of a flat state, without it."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """A flat state whose names get a prefix."""
-    return {f"{prefix}{name}": value for name, value in state.items()}
 
 
 def believed(evidence: Evidence, found: Found) -> Evidence:

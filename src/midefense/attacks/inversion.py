@@ -24,8 +24,8 @@ from midefense.attacks.inversion_terms import (
 )
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
-from midefense.priors.gan import load_training, training_state
 from midefense.ranges import Batch, Count, Draws, InnerShare, Positive
+from midefense.training_state import load_training, training_state
 from midefense.types import Answer, Evidence, Found, Images, Progress, Question, Refused, Setting, refuse_unknown
 
 LABELS = ("balanced", "uniform", "soft")
@@ -385,8 +385,8 @@ class NetworkInversion(Attack):
         if self.raw_input is not None:
             mean, deviation = self.raw_input
             images = images * deviation + mean
-        reads, gate = (self.reads, self.gate) if weights else (self.reads, None)
-        return oracle(images, ids, reads, dict(weights) if weights else None, gate, self.taps)
+        own, gate = (dict(weights), self.gate) if weights else (None, None)
+        return oracle(images, ids, self.reads, own, gate, self.taps)
 
     # What it has learnt
 
@@ -407,7 +407,8 @@ class NetworkInversion(Attack):
         yield best_of_each(found, (-found.loss).exp(), None)
 
     def _loaded(self, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
-        generator = self.generator()
+        with seeds.isolated("loaded"):  # any weights: they are replaced
+            generator = self.generator()
         generator.load_state_dict(within(state, "generator."))
         return generator.to(device).eval().requires_grad_(False)
 

@@ -92,18 +92,18 @@ class MirrorPool(BestOfPool):
         best = scores[:, labels].T.contiguous().topk(self.candidates, dim=1)
         rows, owners = best.indices.flatten(), torch.arange(len(labels)).repeat_interleave(self.candidates)
         loss = 1 - best.values.flatten().to(problem.device)
-        if set(problem.objective.reads) <= {"probs"}:
+        if of_scores_alone(problem):
             wanted = labels[owners].to(problem.device)
             loss = problem.objective(answered(scores[rows].to(problem.device), wanted, problem))
         return Found(problem.state["pool.latents"][rows].to(problem.device), loss, owners, stage="initial")
+
+
+def of_scores_alone(problem: Problem) -> bool:
+    """Whether the objective needs nothing but probabilities, so that a scored pool tells its losses."""
+    return set(problem.objective.reads) <= {"probs"}
 
 
 def answered(probs: Tensor, labels: Tensor, problem: Problem) -> Look:
     """A look of which the answer alone is known: `probs` [B, classes] about the `labels` [B] wanted."""
     nothing = probs.new_zeros(len(probs), 0)
     return Look(nothing, nothing, nothing, nothing, Answer(probs=probs), labels, problem.prior, problem.known)
-
-
-def held_back(changed: Tensor, before: Tensor, entries: int) -> Tensor:
-    """`changed` latents [..., width] with the last `entries` of `before`: those that no search moves."""
-    return torch.cat([changed[..., :-entries], before[..., -entries:]], -1) if entries else changed

@@ -45,7 +45,8 @@ def _tune(options: argparse.Namespace, words: Sequence[str]) -> int:
     if report.at_work:
         say(f"{report.at_work} trials are being worked on elsewhere, or were ended: the same command goes on with them")
     if report.best is None:
-        say(f"no trial of {len(report.trials)} gave a number; the last one: {report.trials[-1].refused}")
+        last = f"; the last one: {report.trials[-1].refused}" if report.trials else ""
+        say(f"no trial of {len(report.trials)} gave a number{last}")
         return 1
     say(f"best of {len(report.trials)} trials: {_outcome(report.best)} at {_values(report.best)}")
     say(report.command())

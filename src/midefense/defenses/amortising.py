@@ -97,7 +97,7 @@ class Amortisation:
         """The network of a saved state, in eval mode; it takes no gradients."""
         with seeds.isolated("learned"):
             network = self.build(edge, prior)
-        network.load_state_dict(within("network.", state))
+        network.load_state_dict(within(state, "network."))
         return network.to(prior.device).eval().requires_grad_(False)
 
 
@@ -107,12 +107,12 @@ def squared_distance(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _state(done: int, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {**training_state({"network": network}, {}, done)(), **under("optimizer.", moments(optimizer))}
+    return {**training_state({"network": network}, {}, done)(), **under(moments(optimizer), "optimizer.")}
 
 
 def _load(state: Mapping[str, Tensor] | None, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Put a saved state back; gives the steps done."""
     done = load_training(state, {"network": network}, {})
     if state:
-        put_moments(optimizer, within("optimizer.", state))
+        put_moments(optimizer, within(state, "optimizer."))
     return done

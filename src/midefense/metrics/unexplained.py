@@ -58,6 +58,9 @@ class UnexplainedWeights(Metric):
         names = ("unexplained_weights/train", "unexplained_weights/held_out")
         if world.target is None:
             return {name: Measured.undefined("no target is at hand") for name in names}
+        if any(getattr(module, "draws_when_deployed", False) for module in world.target.modules()):
+            reason = "the target draws for every answer, so that no one gradient belongs to an image"
+            return {name: Measured.undefined(reason) for name in names}
         train, tests = world.references, world.tests
         per_image = world.classes - 1 if self.coefficients == "all_pairs" else 1
         if len(train) * per_image > self.columns:

@@ -90,15 +90,17 @@ class Trace:
         """Add a row to each of `owners` that has a candidate; with `better`, only where its loss is below the last
         row's."""
         places = _best(found, owners, ranked=not better)
-        for owner, place in places.items():
-            loss, own = float(found.loss[place]), self._rows[owner]
+        if not places:
+            return
+        kept = found.take(torch.tensor(list(places.values())), seen=None).detached()  # one transfer for all
+        for row, (owner, loss) in enumerate(zip(places, kept.loss.tolist(), strict=True)):
+            own = self._rows[owner]
             if better and own and not loss < own[-1].loss and not math.isnan(own[-1].loss):
                 continue
             if own and own[-1].queries == asked[owner]:
                 own.pop()
-            pixels = None if found.pixels is None else found.pixels[place].detach().cpu().clone()
-            latent = found.latents[place].detach().cpu().clone()
-            own.append(_Row(owner, asked[owner], loss, latent, pixels))
+            pixels = None if kept.pixels is None else kept.pixels[row].clone()
+            own.append(_Row(owner, asked[owner], loss, kept.latents[row].clone(), pixels))
 
     @torch.no_grad()
     def _picture(self, row: _Row) -> Tensor:

@@ -149,20 +149,13 @@ def _critic_step(
 ) -> Tensor:
     with torch.no_grad():
         fake = generator(latents)
-    loss = critic_loss(critic, real, fake, mix, penalty)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
+    return stepped(optimizer, critic_loss(critic, real, fake, mix, penalty))
 
 
 def _generator_step(
     generator: nn.Module, critic: nn.Module, optimizer: torch.optim.Optimizer, latents: Tensor
 ) -> Tensor:
     critic.requires_grad_(False)  # this step needs no gradients of the critic
-    loss = -critic(generator(latents)).mean()
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+    told = stepped(optimizer, -critic(generator(latents)).mean())
     critic.requires_grad_(True)
-    return loss.detach()
+    return told

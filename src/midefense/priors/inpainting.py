@@ -16,7 +16,7 @@ from midefense import seeds
 from midefense.obscuring import Obscuring, completed
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
-from midefense.priors.gan import Losses, critic_loss, training_loop
+from midefense.priors.gan import Losses, critic_loss, stepped, training_loop
 from midefense.priors.nets.gmi import Critic
 from midefense.priors.nets.inpainting import InpaintingGenerator
 from midefense.priors.taught import require_mode
@@ -207,7 +207,7 @@ class InpaintingGan(Prior):
         self, critic: nn.Module, optimizer: torch.optim.Optimizer, real: Tensor, fake: Tensor, mix: Tensor
     ) -> Tensor:
         """One update of a critic; its loss before."""
-        return _stepped(optimizer, critic_loss(critic, real, fake, mix, self.penalty))
+        return stepped(optimizer, critic_loss(critic, real, fake, mix, self.penalty))
 
     def generator_step(
         self,
@@ -231,7 +231,7 @@ class InpaintingGan(Prior):
         if self.agreement_weight:
             again = torch.stack([self.obscuring(x, dice)[:, :-1] for x in made])
             loss = loss + self.agreement_weight * (again - seen[:, :-1]).square().mean()
-        told = {"generator_loss": _stepped(optimizer, loss), "diversity": spread.detach()}
+        told = {"generator_loss": stepped(optimizer, loss), "diversity": spread.detach()}
         for critic in (self.critic, self.part_critic):
             critic.requires_grad_(True)
         return told
@@ -275,10 +275,3 @@ class InpaintingGan(Prior):
     def realism_at(self, images: Tensor, places: Tensor) -> Tensor:
         """As `realism`, of a part of each image at `places` [B, 2] instead of the middle."""
         return self.critic(images) + self.part_critic(parts_of(images, places))
-
-
-def _stepped(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.detach()

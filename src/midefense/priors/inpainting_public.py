@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from midefense import seeds
 from midefense.obscuring import Obscuring
 from midefense.oracle import Oracle
-from midefense.priors.gan import Losses
+from midefense.priors.gan import Losses, stepped
 from midefense.priors.inpainting import Beforehand, InpaintingGan
 from midefense.ranges import Batch, Betas, Count, NotNegative, Positive, Width
 from midefense.types import Images, Progress, Refused
@@ -98,10 +98,7 @@ class PublicInpaintingGan(InpaintingGan):
             images, labels = public.floats(rows, self.device), public.labels[rows].to(self.device)
             with seeds.isolated(seed, "prior", "lesson", step):
                 loss = F.cross_entropy(network(images).logits, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return {"classifier_loss": loss.detach()}
+            return {"classifier_loss": stepped(optimizer, loss)}
 
         own = Beforehand(self.lessons, {"classifier": network}, {"classifier": optimizer}, lesson)
         return self.learn(public, lambda images: network(images).features, seed, state, own)

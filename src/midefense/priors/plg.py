@@ -17,7 +17,7 @@ from midefense.oracle import Oracle
 from midefense.precision import require_precision
 from midefense.priors.augmentation import Augmentation
 from midefense.priors.conditional import ClassConditional
-from midefense.priors.gan import Losses, training_loop
+from midefense.priors.gan import Losses, stepped, training_loop
 from midefense.priors.nets.plg import Critic, Generator
 from midefense.priors.taught import require_answers, require_mode
 from midefense.ranges import Batch, Betas, Classes, Count, NotNegative, Positive, Share, Width
@@ -189,11 +189,9 @@ class PlgGan(ClassConditional):
         shown = fake if dice is None else self.augmentation(fake, dice)
         identity = self.identity(ask(shown), wanted).mean()
         loss = self.identity_weight * identity - self.critic(fake, wanted).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        told = stepped(optimizer, loss)
         self.critic.requires_grad_(True)
-        return loss.detach(), identity.detach()
+        return told, identity.detach()
 
     def critic_step(
         self, optimizer: torch.optim.Optimizer, real: Tensor, labels: Tensor, latents: Tensor, wanted: Tensor
@@ -201,8 +199,4 @@ class PlgGan(ClassConditional):
         """One update of the critic; its loss before."""
         with torch.no_grad():
             fake = self.generator(latents, wanted)
-        loss = critic_loss(self.critic, real, labels, fake, wanted)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
+        return stepped(optimizer, critic_loss(self.critic, real, labels, fake, wanted))

@@ -32,7 +32,7 @@ from midefense.store.claims import claim
 from midefense.store.folders import folders_of
 from midefense.studies.names import METRICS, PRIVATE, SAMPLERS, SHADOW
 from midefense.studies.shadow import require_apart, shadow_words
-from midefense.types import Refused, refuse_unknown
+from midefense.types import Diverged, Refused, refuse_unknown
 
 if TYPE_CHECKING:
     import optuna
@@ -176,7 +176,7 @@ def tune(
 ) -> Report:
     """Work on the study until it has this many trials, with others that do so too; what ended half done is done first.
 
-    A trial that is refused (its search diverged, its metric is NaN) counts, and keeps its reason.
+    A trial that is refused (what it trains or searches diverged, its metric is NaN) counts, and keeps its reason.
     """
     study = open_study(tuning)
     with _alone(tuning):
@@ -294,12 +294,12 @@ def _suggested(trial: optuna.Trial, space: Space) -> Iterator[tuple[str, str]]:
 
 
 def _measured(tuning: Tuning, place: int, values: Mapping[str, str]) -> Trial:
-    """The metric under these values, a mean over the seeds; refused ones keep the sentence."""
+    """The metric under these values, a mean over the seeds; refused ones, and those that diverge, keep the sentence."""
     found = []
     for run in tuning.runs:
         try:
             row = Pipeline(tuning.plan(tuning.measured, values, run)).result.metrics["metrics"]
-        except Refused as refusal:  # of these values alone: both ends of each option were planned before
+        except (Refused, Diverged) as refusal:  # of these values alone: both ends of each option were planned before
             return Trial(place, values, refused=str(refusal))
         if tuning.metric not in row:
             raise refuse_unknown("--metric", tuning.metric, sorted(row))

@@ -92,10 +92,10 @@ def require_recipe_of_features(recipe: Recipe) -> None:
 
 
 def _state(cloud: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> dict[str, Tensor]:
-    kept = {**under("cloud.", cloud.state_dict()), **under("optimizer.", moments(optimizer))}
+    kept = {**under(cloud.state_dict(), "cloud."), **under(moments(optimizer), "optimizer.")}
     return {**{name: value.detach().cpu().clone() for name, value in kept.items()}, "epoch": torch.tensor(epoch)}
 
 
 def _take(cloud: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
-    cloud.load_state_dict(within("cloud.", state))
-    put_moments(optimizer, within("optimizer.", state))
+    cloud.load_state_dict(within(state, "cloud."))
+    put_moments(optimizer, within(state, "optimizer."))

@@ -124,9 +124,9 @@ class Trainer:
 
     def load(self, state: State) -> None:
         """Continue from what `state` gave."""
-        self.model.load_state_dict(within("model.", state))
-        self.defense.load_state_dict(within("defense.", state))
-        put_moments(self.optimizer, within("optimizer.", state))
+        self.model.load_state_dict(within(state, "model."))
+        self.defense.load_state_dict(within(state, "defense."))
+        put_moments(self.optimizer, within(state, "optimizer."))
 
 
 def assemble(model: nn.Module, defense: Defense, seed: int, origin: Origin = Origin.DRAWN) -> nn.Module:
@@ -181,7 +181,7 @@ def fit(
         done = {"epoch": torch.tensor(epoch + 1), **best}
         yield epoch + 1, logs, lambda done=done: {**trainer.state(), **done}
     if best:
-        model.load_state_dict(within("best.", best))
+        model.load_state_dict(within(best, "best."))
     if recipe.head == "centroids":
         model.set_centroids(features_of(model, images, device=fabric.device), images.labels)
 

@@ -86,6 +86,7 @@ class _Inside(Bounded):
         self.space, self.held = PSpace.of(problem), problem.prior.held
         self.bounds = None if self.deviations is None else self._box(found.latents.shape[1:])
         self.begun = found.latents.detach().clone()
+        self.owners, self.targets = found.evidence.to(problem.device), len(problem.evidence)
         pool = problem.state["pool.latents"]
         self.inverse = self.space.inverse_covariance(pool).to(problem.device) if self.energy else None
 
@@ -110,19 +111,19 @@ class _Inside(Bounded):
         loss, sure = super()._descend(problem, latents, owners, rng, before, awake)
         if not self.distance and not self.energy:
             return loss, sure
-        penalty = self._penalty(latents, owners.to(latents.device))
+        penalty = self._penalty(latents)
         rows = torch.arange(len(latents)) if awake is None else awake
         (penalty[rows].sum() / self.reference_batch).backward()
         loss[rows] = loss[rows] + penalty[rows].detach().to(loss.dtype)
         return loss, sure
 
-    def _penalty(self, latents: Tensor, owners: Tensor) -> Tensor:
+    def _penalty(self, latents: Tensor) -> Tensor:
         """What keeps each candidate [M] near where it began, and near the middle of P-space."""
         penalty = latents.new_zeros(len(latents))
         if self.distance:
             squares = (latents - self.begun).flatten(1).square().sum(1)
             if self.joint_distance:
-                squares = squares.new_zeros(int(owners.max()) + 1).index_add(0, owners, squares)[owners]
+                squares = squares.new_zeros(self.targets).index_add(0, self.owners, squares)[self.owners]
             penalty = penalty + self.distance * _root(squares)
         if self.energy:
             away = self.space.coordinates(latents.flatten(1)) - self.space.mean

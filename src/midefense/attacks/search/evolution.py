@@ -11,6 +11,7 @@ from torch import Tensor
 from midefense.attacks.base import Part, Problem, seen
 from midefense.attacks.coarse import sampled_as_points
 from midefense.attacks.init import of_the_targets
+from midefense.attacks.search.populations import held_back, taken
 from midefense.priors.base import Prior
 from midefense.ranges import Count, Draws, NotNegative, Share, Whole
 from midefense.types import Found, Refused, refuse_unknown
@@ -98,7 +99,7 @@ class Evolution(Part):
         fitness = self.fitness(problem, starts, rng)
         yield _found(starts, fitness)
         best = fitness.argsort(dim=1, descending=True, stable=True)[:, : self.keep]
-        members, fitness = _taken(starts, best), fitness.gather(1, best)
+        members, fitness = taken(starts, best), fitness.gather(1, best)
         if fillers := self.population - self.keep:
             made = self.filled(problem, members, fillers, rng)
             fitness = torch.cat([fitness, self.fitness(problem, made, rng)], 1)
@@ -138,16 +139,16 @@ class Evolution(Part):
         """What is mixed into new members, of their shape [N, count, ...]."""
         if self.filler == "noise":
             return torch.randn(like.shape, generator=rng).to(like)
-        drawn = sampled_as_points(problem.prior, like[..., :1].flatten(2)[..., 0].numel() * len(OF_THREE), rng)
+        drawn = sampled_as_points(problem.prior, like.shape[0] * like.shape[1] * len(OF_THREE), rng)
         latents = drawn.unflatten(0, (-1, len(OF_THREE))).mean(1)
         return of_the_targets(problem, latents, like.shape[1]).to(like).view(like.shape)
 
     def filled(self, problem: Problem, members: Tensor, count: int, rng: torch.Generator) -> Tensor:
         """`count` new members of each population [N, count, ...]."""
         triples = self.triples(len(members), count, rng).to(members.device)
-        mixed = sum(weight * _taken(members, triples[..., place]) for place, weight in enumerate(OF_THREE))
+        mixed = sum(weight * taken(members, triples[..., place]) for place, weight in enumerate(OF_THREE))
         made = (1 - FRESH) * mixed + FRESH * self.fresh(problem, mixed, rng)
-        return _holding(problem.prior, made, mixed)
+        return held_back(made, mixed, problem.prior.held)
 
     def draws(self, members: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """The members of the differences, with replacement, int64 [N, population, pairs, 2], and a number in [0, 1) per
@@ -159,27 +160,17 @@ class Evolution(Part):
     def bred(self, prior: Prior, members: Tensor, fitness: Tensor, scale: float, rng: torch.Generator) -> Tensor:
         """A child of every member [N, population, ...]."""
         pairs, dice = self.draws(members, rng)
-        best = _taken(members, fitness.argmax(1, keepdim=True))
+        best = taken(members, fitness.argmax(1, keepdim=True))
         differences = sum(
-            _taken(members, pairs[:, :, pair, 0]) - _taken(members, pairs[:, :, pair, 1]) for pair in range(self.pairs)
+            taken(members, pairs[:, :, pair, 0]) - taken(members, pairs[:, :, pair, 1]) for pair in range(self.pairs)
         )
         children = members + self.pull * (best - members) + scale * differences
-        return _holding(prior, torch.where(dice > 1 - self.crossover, children, members), members)
-
-
-def _taken(members: Tensor, rows: Tensor) -> Tensor:
-    """The members [N, count, ...] of each population at `rows` int64 [N, M]: [N, M, ...]."""
-    return members[torch.arange(len(members), device=members.device)[:, None], rows]
+        return held_back(torch.where(dice > 1 - self.crossover, children, members), members, prior.held)
 
 
 def _wide(rows: Tensor, like: Tensor) -> Tensor:
     """Rows [N, M] with dimensions of size 1 behind them, as many as `like` has."""
     return rows.view(*rows.shape, *[1] * (like.ndim - rows.ndim))
-
-
-def _holding(prior: Prior, made: Tensor, members: Tensor) -> Tensor:
-    """What was made, with the entries that no search may move."""
-    return torch.cat([made[..., : -prior.held], members[..., -prior.held :]], -1) if prior.held else made
 
 
 def _found(members: Tensor, fitness: Tensor) -> Found:

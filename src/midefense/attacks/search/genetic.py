@@ -12,7 +12,8 @@ from torch import Tensor
 
 from midefense import seeds
 from midefense.attacks.base import Part, Problem, seen
-from midefense.attacks.p_space import PSpace, held_back
+from midefense.attacks.p_space import PSpace, of_scores_alone
+from midefense.attacks.search.populations import held_back, taken
 from midefense.ranges import Count, NotNegative, Positive, Share, Whole
 from midefense.types import Found, Refused, Setting, refuse_unknown
 
@@ -28,17 +29,14 @@ class Dice:
     mutating: Tensor
     noise: Tensor
 
-    def take(self, rows: Tensor) -> Dice:
-        """Those of some targets."""
-        return Dice(*(value[rows] for value in (self.parents, self.crossing, self.mutating, self.noise)))
-
 
 class Genetic(Part):
     """The populations of all targets of a group breed at once, each from draws of its own target, so that nothing
     depends on who else is attacked. The fitness is minus the loss; the fittest lives on unchanged and is not asked
     about again.
 
-    A population begins as what the init found, whose losses are known or asked. It is not cut to the box, as in the
+    A population begins as what the init found, whose losses are asked, unless the objective is one of probabilities
+    alone and the init knows them. It is not cut to the box, as in the
     authors' code: nearly every draw has a coordinate outside; its children are.
 
     Args:
@@ -102,13 +100,13 @@ class Genetic(Part):
         rngs = seeds.by_row(problem.draw("search"), problem.evidence.ids)
         population = found.latents.detach().flatten(1).view(targets, -1, shape.numel())
         loss = found.loss.detach()
-        if loss.isnan().any():
+        if not of_scores_alone(problem) or loss.isnan().any():
             loss, _ = self._asked(problem, population.flatten(0, 1).view(-1, *shape), found.evidence)
         loss = loss.view(targets, -1)
         told = None
         for generation in range(self.generations + 1):
             order = torch.argsort(loss, dim=1, stable=True)
-            population, loss = _taken(population, order), loss.gather(1, order)
+            population, loss = taken(population, order), loss.gather(1, order)
             yield self._fittest(population, loss, shape, told)
             awake = (loss[:, 0] > self.enough).nonzero()[:, 0].cpu() if self.stops else torch.arange(targets)
             if generation == self.generations or len(awake) == 0 or population.shape[1] + self.rescore == 1:
@@ -141,7 +139,7 @@ class Genetic(Part):
         are those of the first parent."""
         device = population.device
         parents = dice.parents.to(device)
-        first, second = (_taken(population, own) for own in parents.unbind(1))
+        first, second = (taken(population, own) for own in parents.unbind(1))
         losses = [loss.gather(1, own) for own in parents.unbind(1)]
         of_first = dice.crossing.to(device) < self._share(*losses)[..., None]
         child = space.coordinates(torch.where(of_first, first, second))
@@ -168,11 +166,3 @@ class Genetic(Part):
         owners = torch.arange(len(population)).repeat_interleave(keep)
         latents = population[:, :keep].reshape(-1, *shape).clone()
         return Found(latents, loss[:, :keep].flatten().clone(), owners, "optimised", seen=told)
-
-
-def _taken(population: Tensor, places: Tensor) -> Tensor:
-    """Rows of populations [T, N, D] at their `places` int64 [T, C]: [T, C, D]. Whole rows are copied, which is several
-    times as fast as gathering their numbers."""
-    targets, count = population.shape[:2]
-    first = count * torch.arange(targets, device=places.device)[:, None]
-    return population.flatten(0, 1).index_select(0, (places + first).flatten()).view(*places.shape, -1)

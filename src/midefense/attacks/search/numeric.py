@@ -32,6 +32,7 @@ class FiniteDifferences(Gradient):
     """
 
     reads = ()
+    rolls = False  # probes are looked at without dice
 
     def __init__(
         self,

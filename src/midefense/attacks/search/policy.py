@@ -147,6 +147,8 @@ class _School:
         self.dice, self.agents, self.memory = dice, agents, memory
         self.sure = torch.full((len(owners),), -1.0, device=problem.device)
         self.latents: Tensor | None = None
+        self.reads = tuple(dict.fromkeys((*problem.reads, *rule.reads)))  # the objective's, and what it is paid by
+        self.questions = 0
 
     def episode(self) -> Tensor:
         """One of every agent, which learns after each step: what it was paid, on average [M]."""
@@ -192,12 +194,13 @@ class _School:
     def _asked(self, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The latents of noise [M, width], the objective's loss of their images [M] and how sure the target is [M]."""
         views = self.problem.views
-        draws = None if views is None else views.draw(len(noise), self.problem.draw(f"views {self.memory.added}"))
+        draws = None if views is None else views.draw(len(noise), self.problem.draw(f"views {self.questions}"))
+        self.questions += 1
         made, losses, sure = [], [], []
         for rows in self.problem.chunks(len(noise)):
             latents = self.problem.prior.of_normal(noise[rows])
             shown = None if draws is None else draws[rows].to(noise.device, non_blocking=True)
-            look: Look = self.problem.look(latents, self.owners[rows], views, shown)
+            look: Look = self.problem.look(latents, self.owners[rows], views, shown, self.reads)
             made.append(latents)
             losses.append(self.problem.objective(look))
             sure.append(look.confidence())

@@ -16,7 +16,7 @@ from midefense.types import Found, Refused, Setting, refuse_unknown
 
 
 def all_of(parts: Iterable[Part], what: str) -> tuple[str, ...]:
-    """What these parts declare together: `reads` or `needs`, each once."""
+    """What these parts declare together: `reads`, `needs` or `wants`, each once."""
     return tuple(dict.fromkeys(name for part in parts for name in getattr(part, what)))
 
 
@@ -32,6 +32,7 @@ class Stage(Part):
         self.search, self.views = search, views
         self.parts = [part for part in (search, views) if part is not None]
         self.reads, self.needs = all_of(self.parts, "reads"), all_of(self.parts, "needs")
+        self.wants, self.asks_decisions = search.wants, search.asks_decisions
         self.coupled = any(part.coupled for part in self.parts)
         self.separates, self.rolls = any(part.separates for part in self.parts), search.rolls
 
@@ -56,6 +57,7 @@ class Stages(Part):
         self.stages, self.keep = dict(stages), keep
         members = self.stages.values()
         self.reads, self.needs = all_of(members, "reads"), all_of(members, "needs")
+        self.wants, self.asks_decisions = all_of(members, "wants"), any(stage.asks_decisions for stage in members)
         self.coupled = any(stage.coupled for stage in members)
         self.separates = any(stage.separates for stage in members)
         self.rolls = all(stage.rolls for stage in members)

@@ -68,7 +68,9 @@ class Voted(Part):
         self.reads = tuple(dict.fromkeys([answers, *(() if descent is None else descent.reads)]))
         self.needs = ("sample", *(() if descent is None else descent.needs))
         self.rolls = descent is None or descent.rolls
-        self.coupled = descent is not None and descent.coupled
+        if descent is not None:
+            self.wants, self.asks_decisions = descent.wants, descent.asks_decisions
+            self.coupled, self.separates = descent.coupled, descent.separates
 
     @property
     def steps(self) -> int:
