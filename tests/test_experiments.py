@@ -25,15 +25,27 @@ COUNTS = {
     ".": 4,
     "base": 6,
     "bido": 13,
+    "brep_mi": 3,
+    "c2f_mi": 3,
     "crafter": 4,
+    "deep_inversion": 2,
+    "digits": 7,
     "gmi": 10,
     "if_gmi": 10,
     "ked_mi": 7,
+    "lokt": 10,
     "lomma": 18,
     "midre": 44,
+    "mirror": 7,
+    "network_inversion": 12,
     "nls": 6,
     "plg_mi": 3,
     "ppa": 16,
+    "rlb_mi": 6,
+    "rolss": 15,
+    "secret_gen": 4,
+    "tl_dmi": 6,
+    "vib": 5,
     "vmi": 2,
 }
 PAPERS = ("gmi", "if_gmi", "ked_mi", "lomma", "midre", "nls", "plg_mi", "ppa")
@@ -54,6 +66,10 @@ def identity(file: Path) -> str:
     return file.relative_to("experiment").with_suffix("").as_posix()
 
 
+METHODS = ("brep_mi", "c2f_mi", "deep_inversion", "lokt", "mirror", "network_inversion", "rlb_mi", "secret_gen")
+DEFENSES = ("rolss", "tl_dmi", "vib")
+OF_A_METHOD = [file for file in FILES if file.parts[1] in (*METHODS, *DEFENSES)]
+DIGITS = [file for file in FILES if file.parts[1] == "digits"]
 CRAFTER = [file for file in FILES if file.parts[1] == "crafter"]
 SETUPS = [(file, number) for file in ROWS for number in range(len(commands(file)))]
 
@@ -204,6 +220,51 @@ def test_a_row_of_crafter_cuts_a_target_of_public_attributes(file):
         assert file.stem.startswith(choices["defense"]) or file.stem == "none_celeba"
 
 
+NAMED = {"mobilenet_v1": "timm", "cnn": "network_inversion_cnn", "mlp": "network_inversion_mlp", "vit": "vit_tiny"}
+OF_COMMANDS = [
+    pytest.param(file, number, marks=[pytest.mark.slow] if number else [])
+    for file in OF_A_METHOD
+    for number in range(len(commands(file)))
+]
+
+
+@pytest.mark.parametrize(("file", "number"), OF_COMMANDS, ids=setup)
+def test_a_setup_of_a_method_is_what_its_name_and_title_say(file, number):
+    config, choices, _ = as_written(file, number)
+    folder, title = file.parts[1], header(file)[0]
+    if folder in METHODS:
+        assert choices["attack"].startswith(folder) and choices["defense"] == "none"
+    else:
+        assert choices["defense"] in (folder, "none") and (number > 0 or choices["defense"] == folder)
+    network, _, rest = file.stem.partition(f"_{choices['dataset']}")
+    network = network.removeprefix("blackbox_").removeprefix("whitebox_").removeprefix("ppa_")
+    assert choices["architecture"] == NAMED.get(network, network)
+    assert choices["public"] == ("ffhq" if (folder, rest) == ("lokt", "_ffhq") else "own")
+    if asked := re.search(r"(all )?([\d,]+) identities", title):
+        wanted = config["evidence"]["classes"]
+        assert wanted == "all" if asked[1] else len(wanted) == int(asked[2])
+
+
+def test_setups_on_digits_share_their_target_their_prior_and_their_judge():
+    written = [as_written(file) for file in DIGITS]
+    same = (
+        "dataset",
+        "architecture",
+        "recipe",
+        "public",
+        "prior",
+        "evaluators",
+        "evidence",
+        "metrics",
+        "seeds",
+        "group",
+    )
+    first = written[0][0]
+    for file, (config, choices, _) in zip(DIGITS, written, strict=True):
+        assert choices["attack"] == f"{file.stem}_small" and choices["prior"] == "gmi_gan_small"
+        assert {name: config.get(name) for name in same} == {name: first.get(name) for name in same}, file
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory) -> Path:
     """One store for all dry runs, so that equal targets, priors and evaluators are made once."""
@@ -308,7 +369,9 @@ def small(config: dict, generator_file: Path, attack: str) -> dict:
     }
 
 
-OTHERS = [file for file in FILES if file not in ROWS and file.parts[1] not in ("base", "crafter")]
+OTHERS = [
+    file for file in FILES if file not in (*ROWS, *OF_A_METHOD, *DIGITS) and file.parts[1] not in ("base", "crafter")
+]
 DRY_RUNS = [*SETUPS, *((file, number) for file in OTHERS for number in range(len(commands(file))))]
 
 
