@@ -25,15 +25,27 @@ COUNTS = {
     ".": 4,
     "base": 6,
     "bido": 13,
+    "brep_mi": 3,
+    "c2f_mi": 3,
     "crafter": 4,
+    "deep_inversion": 2,
+    "digits": 7,
     "gmi": 10,
     "if_gmi": 10,
     "ked_mi": 7,
+    "lokt": 10,
     "lomma": 18,
     "midre": 44,
+    "mirror": 7,
+    "network_inversion": 12,
     "nls": 6,
     "plg_mi": 3,
     "ppa": 16,
+    "rlb_mi": 6,
+    "rolss": 15,
+    "secret_gen": 4,
+    "tl_dmi": 6,
+    "vib": 5,
     "vmi": 2,
 }
 PAPERS = ("gmi", "if_gmi", "ked_mi", "lomma", "midre", "nls", "plg_mi", "ppa")
@@ -54,6 +66,10 @@ def identity(file: Path) -> str:
     return file.relative_to("experiment").with_suffix("").as_posix()
 
 
+METHODS = ("brep_mi", "c2f_mi", "deep_inversion", "lokt", "mirror", "network_inversion", "rlb_mi", "secret_gen")
+DEFENSES = ("rolss", "tl_dmi", "vib")
+OF_A_METHOD = [file for file in FILES if file.parts[1] in (*METHODS, *DEFENSES)]
+DIGITS = [file for file in FILES if file.parts[1] == "digits"]
 CRAFTER = [file for file in FILES if file.parts[1] == "crafter"]
 SETUPS = [(file, number) for file in ROWS for number in range(len(commands(file)))]
 
@@ -204,6 +220,51 @@ def test_a_row_of_crafter_cuts_a_target_of_public_attributes(file):
         assert file.stem.startswith(choices["defense"]) or file.stem == "none_celeba"
 
 
+NAMED = {"mobilenet_v1": "timm", "cnn": "network_inversion_cnn", "mlp": "network_inversion_mlp", "vit": "vit_tiny"}
+OF_COMMANDS = [
+    pytest.param(file, number, marks=[pytest.mark.slow] if number else [])
+    for file in OF_A_METHOD
+    for number in range(len(commands(file)))
+]
+
+
+@pytest.mark.parametrize(("file", "number"), OF_COMMANDS, ids=setup)
+def test_a_setup_of_a_method_is_what_its_name_and_title_say(file, number):
+    config, choices, _ = as_written(file, number)
+    folder, title = file.parts[1], header(file)[0]
+    if folder in METHODS:
+        assert choices["attack"].startswith(folder) and choices["defense"] == "none"
+    else:
+        assert choices["defense"] in (folder, "none") and (number > 0 or choices["defense"] == folder)
+    network, _, rest = file.stem.partition(f"_{choices['dataset']}")
+    network = network.removeprefix("blackbox_").removeprefix("whitebox_").removeprefix("ppa_")
+    assert choices["architecture"] == NAMED.get(network, network)
+    assert choices["public"] == ("ffhq" if (folder, rest) == ("lokt", "_ffhq") else "own")
+    if asked := re.search(r"(all )?([\d,]+) identities", title):
+        wanted = config["evidence"]["classes"]
+        assert wanted == "all" if asked[1] else len(wanted) == int(asked[2])
+
+
+def test_setups_on_digits_share_their_target_their_prior_and_their_judge():
+    written = [as_written(file) for file in DIGITS]
+    same = (
+        "dataset",
+        "architecture",
+        "recipe",
+        "public",
+        "prior",
+        "evaluators",
+        "evidence",
+        "metrics",
+        "seeds",
+        "group",
+    )
+    first = written[0][0]
+    for file, (config, choices, _) in zip(DIGITS, written, strict=True):
+        assert choices["attack"] == f"{file.stem}_small" and choices["prior"] == "gmi_gan_small"
+        assert {name: config.get(name) for name in same} == {name: first.get(name) for name in same}, file
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory) -> Path:
     """One store for all dry runs, so that equal targets, priors and evaluators are made once."""
@@ -226,34 +287,69 @@ def small_network(width: int) -> dict:
     return {**node, "widths": [width], "features": 8}
 
 
+def with_skips() -> dict:
+    """What RoLSS needs of a network: additions that it can leave out."""
+    return {**composed("evaluate", "architecture=vit_tiny")[0]["architecture"], "width": 8, "depth": 2, "heads": 2}
+
+
 def small_prior(prior: dict, generator_file: Path) -> dict:
     """The same kind of prior: a published generator becomes the tiny one, one that learns hardly does."""
     if "weights" in prior:
         return {**prior, "weights": str(generator_file)}
-    narrow = {"width": 2, "channel_base": 32, "channel_max": 4, "latent_size": 8}
-    return {**prior, "steps": 2, **{name: value for name, value in narrow.items() if name in prior}}
+    brief = {"steps": 2, "lessons": 2, "warmup": 0, "width": 2, "channel_base": 32, "channel_max": 4, "latent_size": 8}
+    return {**prior, **{name: value for name, value in brief.items() if name in prior}}
+
+
+BRIEF = {  # of an attack: what it does hardly, by the name of an option in any of its parts
+    "steps": 1, "generations": 1, "episodes": 2, "hidden": 4, "max_rounds": 2, "points": 2, "draws": 256, "each": 2,
+    "size": 4, "candidates": 2, "keep": 1, "repeats": 1, "batch_size": 4, "memory": 8, "picture_size": SIDES[299],
+}  # fmt: skip
+SLOTS = ("init", "search", "select")
+
+
+def briefly(part: dict) -> dict:
+    """A part of an attack with little to do; what is named `keep` in words, and searches within searches, too."""
+    steps = part.get("steps")
+    numbers = {name: value for name, value in BRIEF.items() if isinstance(part.get(name), int | float | list)}
+    lists = {"steps": [1] * min(len(steps), BLOCKS)} if isinstance(steps, list) else {}
+    inner = {
+        name: briefly(part[name])
+        for name in ("descent", "search", "stages", "half", "full")
+        if isinstance(part.get(name), dict)
+    }
+    rise = part.get("schedule") and isinstance(part["schedule"].get("warmup"), int)
+    soon = {"schedule": {**part["schedule"], "warmup": 0}} if rise else {}
+    return {**part, **numbers, **lists, **inner, **soon}
 
 
 def small_attack(attack: dict) -> dict:
     """The same attack in one step per stage, with a few candidates."""
-    steps = attack["search"]["steps"]
-    shrunk = {
-        "init": {"size": 4, "candidates": 2},
-        "search": {
-            "steps": [1] * min(len(steps), BLOCKS) if isinstance(steps, list) else 1,
-            "picture_size": SIDES[299],
-        },
-        "select": {"keep": 1, "repeats": 1},
-    }
-    slots = {
-        slot: {**attack[slot], **{name: value for name, value in values.items() if name in attack[slot]}}
-        for slot, values in shrunk.items()
-    }
-    if attack.get("surrogate") is not None:  # students are small, and hardly learn
+    if "generator" in attack:  # network inversion has no slots: its generator is the attack
+        return {
+            **attack,
+            "generator": {**attack["generator"], "width": 2, "latent_size": 4},
+            "steps": 2,
+            "batch_size": 6,
+            "candidates": 2,
+        }
+    slots = {slot: briefly(attack[slot]) for slot in SLOTS}
+    if "embedding" in slots["init"]:  # C2FMI: an embedding that learns in place of a published one
+        coarse = composed("attack", "attack/init=coarse_small", "attack=c2f_mi")[0]["attack"]["init"]
+        learning = {**coarse["learning"], "steps": 2}
+        public = coarse["embedding"]["learning"]
+        network = {**public["network"], "size": 32}
+        embedding = {**coarse["embedding"], "learning": {**public, "network": network, "steps": 2}}
+        slots["init"] |= {"embedding": embedding, "learning": learning, "candidates": 4}
+        slots["search"] |= {"population": 6, "keep": 3}
+    if "mutation" in slots["search"]:  # MIRROR breeds what its pool gave
+        slots["init"] |= {"candidates": 3}
+    if (
+        attack.get("surrogate") is not None and "students" in attack["surrogate"]
+    ):  # students are small, and hardly learn
         students = attack["surrogate"]["students"]
         network = {**small_network(4), "_partial_": True}
         students = {name: {**student, "network": network, "steps": 1} for name, student in students.items()}
-        slots["surrogate"] = {**attack["surrogate"], "students": students}
+        slots["surrogate"] = {**briefly(attack["surrogate"]), "students": students}
     return {**attack, **slots}
 
 
@@ -261,13 +357,15 @@ def small_evidence(evidence: dict) -> dict:
     """Few of the same people, or few pictures."""
     if "classes" not in evidence:
         return {**evidence, "images": 4}
-    wanted = evidence["classes"]
-    return {**evidence, "classes": wanted if wanted == "all" else [one for one in wanted if one < IDENTITIES]}
+    wanted, few = evidence["classes"], {"images": 1} if "images" in evidence else {}
+    return {**evidence, **few, "classes": wanted if wanted == "all" else [one for one in wanted if one < IDENTITIES]}
 
 
 def small_defense(defense: dict, generator_file: Path) -> dict:
     """The same defense at the stage there is; one that crafts features takes one short step."""
     defense = {**defense, "cut": "stage1"} if defense.get("cut") else defense
+    if defense.get("neck") == "drop":  # the small network has none
+        defense = {**defense, "neck": "keep"}
     if "amortiser" not in defense:
         return defense
     brief = {part: {**defense[part], "steps": 1} for part in ("attacker", "critic", "amortiser")}
@@ -294,7 +392,7 @@ def small(config: dict, generator_file: Path, attack: str) -> dict:
     return {
         **config,
         "dataset": {**faces, **few, **taught, "identities": IDENTITIES, "public_identities": 2, "size": 32},
-        "architecture": {**small_network(4), **cut},
+        "architecture": {**(with_skips() if "factors" in config["defense"] else small_network(4)), **cut},
         "defense": small_defense(config["defense"], generator_file),
         "recipe": {**config["recipe"], "epochs": 1, "sampler": "shuffle"},  # too few people for batches of 16
         "public": composed("evaluate")[0]["public"],
@@ -308,14 +406,22 @@ def small(config: dict, generator_file: Path, attack: str) -> dict:
     }
 
 
-OTHERS = [file for file in FILES if file not in ROWS and file.parts[1] not in ("base", "crafter")]
+OTHERS = [
+    file for file in FILES if file not in (*ROWS, *OF_A_METHOD, *DIGITS) and file.parts[1] not in ("base", "crafter")
+]
+TRIED = [file for file in (*OF_A_METHOD, *DIGITS) if file.parts[1] != "tl_dmi"]  # which begins with published weights
+LIKE_ANOTHER = re.compile(  # of `TRIED`: the same once its network and its images are small
+    r"digits/|ir152|facenet|resnet(50|101|152)_s|resnet1|vit|/cnn_|densenet1[67]|densenet2|svhn|fashion|/mlp_cifar|toolbox|quick"
+)
+OTHERS = [*OTHERS, *TRIED]
 DRY_RUNS = [*SETUPS, *((file, number) for file in OTHERS for number in range(len(commands(file))))]
 
 
 def dry_run_of(file: Path, number: int) -> object:
     """On slow runs: the second and third command of a file, which put a defense before the attack that the first runs
-    or take other public images; and at 64 px all networks but one, which are the same network once they are small."""
+    or take other public images; and all networks but one where they are the same network once they are small."""
     same = file in OF_64_PX and not ("vgg16_64" in file.stem and not file.stem.endswith("_ffhq"))
+    same = same or (file in TRIED and LIKE_ANOTHER.search(file.as_posix()))
     return pytest.param(file, number, marks=[pytest.mark.slow] if number or same else [])
 
 
@@ -326,9 +432,11 @@ def test_a_dry_run_gives_a_row_of_what_a_command_names(file, number, shared, gen
     result = Pipeline(read_plan("evaluate", shrunk, choices, overrides)).result
     row, numbers = result.metrics["row"], result.metrics["metrics"]
     assert row["attack"] == choices["attack"] and row["defense"].split("(")[0] == choices["defense"]
-    assert all(math.isfinite(numbers[f"attack_accuracy_top1/{judge}"]["value"]) for judge in config["evaluators"])
+    matched = choices["metrics"] == "matched"
+    names = ["matched_ssim/train"] if matched else [f"attack_accuracy_top1/{judge}" for judge in config["evaluators"]]
+    assert all(math.isfinite(numbers[name]["value"]) for name in names)
     ids, store = row["ids"], Store(shared)
-    assert_kept(store.open(ids["target"], "target").recipe["defense"], config["defense"])
+    assert_kept(store.open(ids["target"], "target").recipe["defense"], shrunk["defense"])
     assert_kept(store.open(ids["recovered"], "recovered").recipe["attack"], shrunk["attack"])
 
 
