@@ -150,7 +150,8 @@ def name_of(row):
 def test_every_black_box_attack_has_a_row():
     access = {name: composed("attack", f"attack={name}")[0]["attack"]["access"] for name in options("attack")}
     hidden = {name for name, level in access.items() if Access(level) in (Access.SCORES, Access.LABELS)}
-    assert hidden == {row.attack for row in ROWS}
+    per_picture = {name for name in hidden if name.startswith("secret_gen")}  # what a picture costs: test_secret_gen.py
+    assert hidden - per_picture == {row.attack for row in ROWS}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
