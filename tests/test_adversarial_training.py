@@ -69,6 +69,8 @@ def test_images_stay_in_the_ball_and_in_range(norm, start):
     size = away.flatten(1).abs().amax(1) if norm == "linf" else norms(away).flatten()
     assert size.min() > 0 and size.max() <= radius + 1e-6
     assert moved.min() >= 0 and moved.max() <= 1 and not moved.requires_grad
+    inside = (gentle := 0.8 * images + 0.1) + 0.01
+    torch.testing.assert_close(defense.projected(inside, gentle), inside)
     model.eval()
     losses = [nn.functional.cross_entropy(model(shown).logits, batch.labels) for shown in (images, moved)]
     assert losses[1] > losses[0]
