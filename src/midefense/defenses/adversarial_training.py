@@ -4,7 +4,7 @@ the network learns from images that were moved, within a small ball, to where it
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,6 @@ from midefense.defenses.base import Defense, task_loss
 from midefense.defenses.modes import in_eval
 from midefense.ranges import Count, NotNegative
 from midefense.types import Batch, refuse_unknown
-
-if TYPE_CHECKING:
-    from midefense.training.loop import Trainer
 
 NORMS = ("linf", "l2")
 LEAST_NORM = 1e-12  # of a gradient, so that none at all is no direction
@@ -56,7 +53,7 @@ class AdversarialTraining(Defense):
             raise refuse_unknown("defense.norm", norm, NORMS)
         self.radius, self.step_size, self.steps, self.norm, self.start = radius, step_size, steps, norm, start
 
-    def step(self, trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
+    def step(self, trainer: Any, batch: Batch) -> dict[str, Tensor]:
         """One update on the images that were found."""
         if not self.radius:
             return trainer.step(batch)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,6 @@ from midefense.defenses.modes import in_eval
 from midefense.precision import mixed
 from midefense.ranges import Positive, Share
 from midefense.types import Batch, Origin, Refused, refuse_unknown
-
-if TYPE_CHECKING:
-    from midefense.training.loop import Trainer
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 JUDGES = {"image": ("image",), "features": ("features",), "both": ("image", "features"), "none": ()}
@@ -96,7 +93,7 @@ class TrapMID(Defense):
         self.epoch, self.to_come = epoch, None
         return {}
 
-    def step(self, trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
+    def step(self, trainer: Any, batch: Batch) -> dict[str, Tensor]:
         """Three updates: of discriminators, of triggers, of the network."""
         if not self.weight:
             return trainer.step(batch)
@@ -112,7 +109,7 @@ class TrapMID(Defense):
         clean, baited = (share_right(trace.logits[half], both.labels[half]) for half in halves(count))
         return {**learned, **logs, "accuracy": trainer.reduce(clean, batch), "trapdoor_success": baited.mean()}
 
-    def deal(self, trainer: Trainer, count: int) -> Tensor:
+    def deal(self, trainer: Any, count: int) -> Tensor:
         """The next `count` classes [count] of this epoch's."""
         if self.to_come is None:
             rng = seeds.generator(int(self.salt), "trapdoor classes", self.epoch)
@@ -150,7 +147,7 @@ class TrapMID(Defense):
             images = augment(images, seeds.fork(batch.rng, f"trapdoor/{purpose}/{index}"))
         return images
 
-    def update_triggers(self, trainer: Trainer, batch: Batch, targets: Tensor) -> dict[str, Tensor]:
+    def update_triggers(self, trainer: Any, batch: Batch, targets: Tensor) -> dict[str, Tensor]:
         """A step of the discriminators, and then one of the triggers against their answers and the task loss."""
         logs = self.update_judges(trainer, batch.images, self.bait(batch.images, targets))
         self.triggers.requires_grad_()
@@ -166,7 +163,7 @@ class TrapMID(Defense):
         self.triggers.copy_((self.triggers - self.step_size * gradient.sign()).clamp(0, 1))
         return {**logs, "trigger": (hidden + taken).detach()}
 
-    def update_judges(self, trainer: Trainer, images: Tensor, baited: Tensor) -> dict[str, Tensor]:
+    def update_judges(self, trainer: Any, images: Tensor, baited: Tensor) -> dict[str, Tensor]:
         """A step of every discriminator; gives their losses, detached."""
         with in_eval(trainer.model):
             answers = self.judged(trainer, torch.cat([images, baited]), learning=True)
@@ -177,7 +174,7 @@ class TrapMID(Defense):
         trainer.update(torch.stack(list(losses.values())).sum())
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def judged(self, trainer: Trainer, images: Tensor, learning: bool = False) -> dict[str, Tensor]:
+    def judged(self, trainer: Any, images: Tensor, learning: bool = False) -> dict[str, Tensor]:
         """The answers [B] of every discriminator in float32, above 0 for an image without a trigger. `learning`: no
         gradient reaches the network whose features are judged."""
         answers = {}
