@@ -134,6 +134,20 @@ WRONG = {
         "decoder": (3, None),
         "decoder.width": (0, "x"),
     },
+    "defense/trap_mid": {
+        "opacity": SHARE,
+        "weight": SHARE,
+        "step_size": (0, -1, "x"),
+        "discriminator": ("pixels", 3),
+        "augment": ("flip", [3]),
+    },
+    "defense/adversarial_training": {
+        "radius": (-1, "x"),
+        "step_size": (-1, "x"),
+        "steps": COUNT,
+        "norm": ("l1", 2),
+        "start": ("maybe", 3),
+    },
     "defense/disco": {
         "share": SHARE,
         "alpha": SHARE,
@@ -610,6 +624,8 @@ RANGED = {
     "priors.gmi.GmiGan": {"epochs": 0, "steps": 0, "unit": 0, "critic_steps": 0, "width": 0, "batch_size": 1},
     "training.augmentations.ColorJitter": {"brightness": -0.1, "contrast": 2, "saturation": 1.1, "hue": 0.7},
     "training.augmentations.HorizontalFlip": {"p": 1.5},
+    "training.augmentations.Rotation": {"degrees": 181},
+    "training.augmentations.Sometimes": {"p": -0.1, "augmentation": 3},
     "training.recipe.Recipe": {"validation_share": 1.0},
 }
 

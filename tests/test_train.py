@@ -17,7 +17,15 @@ from midefense.defenses.bido import BiDO
 from midefense.defenses.label_smoothing import LabelSmoothing
 from midefense.defenses.random_erasing import RandomErasing
 from midefense.training import inference, loop
-from midefense.training.augmentations import ColorJitter, HorizontalFlip, ResizedCrop, adjust_hue, adjust_saturation
+from midefense.training.augmentations import (
+    ColorJitter,
+    HorizontalFlip,
+    ResizedCrop,
+    Rotation,
+    Sometimes,
+    adjust_hue,
+    adjust_saturation,
+)
 from midefense.training.recipe import Draws, Recipe, identity_batches, require_sampler, shuffled_batches
 from midefense.types import Images, Refused
 
@@ -298,6 +306,23 @@ def test_flip_and_crop_are_per_image_and_match_torchvision():
     for image, crop in zip(square, cropped, strict=True):
         places = [resized_crop(image, i, j, 10, 10, [16, 16], antialias=False) for i in range(7) for j in range(7)]
         assert min((place - crop).abs().max().item() for place in places) < 1e-5
+
+
+def test_rotations_are_per_image_and_sometimes_is_a_share_of_them():
+    disc = torch.zeros(40, 1, 16, 16)
+    disc[:, :, 7:9, 12:14] = 1.0  # to the right of the middle, at a distance of 5
+    rows, columns = torch.meshgrid(torch.arange(16) - 7.5, torch.arange(16) - 7.5, indexing="ij")
+
+    def angles(images):
+        weights = images[:, 0] / images[:, 0].sum((1, 2), keepdim=True)
+        return torch.rad2deg(torch.atan2((weights * rows).sum((1, 2)), (weights * columns).sum((1, 2))))
+
+    turned = angles(Rotation(degrees=30.0)(disc, seeds.generator("turn"))).abs()
+    assert 20 < turned.max() <= 31 and turned.min() < 10
+    torch.testing.assert_close(Rotation(degrees=0.0)(disc, seeds.generator(0)), disc)
+    some = Sometimes(p=0.25, augmentation=Rotation(degrees=30.0))(disc, seeds.generator("some"))
+    assert 3 < 40 - (some == disc).flatten(1).all(1).sum() < 20
+    assert torch.equal(Sometimes(p=0.0, augmentation=Rotation())(disc, seeds.generator(0)), disc)
 
 
 def test_colour_adjustments_match_torchvision():

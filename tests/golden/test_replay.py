@@ -1,5 +1,7 @@
 """The replay of recorded answers: on files made here, and on those of the originals, right and plausibly wrong."""
 
+import contextlib
+import copy
 import functools
 import json
 import math
@@ -50,12 +52,13 @@ from midefense.attacks.objectives import Poincare, Reward
 from midefense.attacks.search import voting
 from midefense.attacks.search.distribution import Distribution
 from midefense.attacks.search.repulsion import BoundaryRepulsion
-from midefense.defenses import crafting, disco, skips
+from midefense.defenses import crafting, disco, skips, trapdoors
 from midefense.defenses import vib as vib_defense
 from midefense.defenses.bido import BiDO
 from midefense.defenses.implicit import Linearised
 from midefense.defenses.label_smoothing import LabelSmoothing
 from midefense.defenses.transfer import TransferLearning
+from midefense.defenses.trapdoors import TrapMID
 from midefense.priors.inpainting import InpaintingGan
 from midefense.priors.nets.gmi import Critic, Generator
 from midefense.priors.nets.ked import MinibatchDiscrimination
@@ -383,6 +386,11 @@ def test_every_recorded_piece_is_known(file):
         ("attacks/rolss.npz", "rolss/densenet_g8_2323_i16_bn2"),
         ("attacks/rolss.npz", "rolss/vit_64_p16_l3_h4_d32_m64"),
         pytest.param("attacks/rolss.npz", "rolss/resnet18", marks=pytest.mark.slow),
+        ("attacks/trap_mid.npz", "trap_mid/ce"),
+        ("attacks/trap_mid.npz", "trap_mid/negls"),
+        ("attacks/trap_mid.npz", "trap_mid/negls_schedule"),
+        ("attacks/trap_mid.npz", "trap_mid/feat"),
+        ("attacks/trap_mid.npz", "trap_mid/blend"),
         ("attacks/vmi.npz", "vmi_flow"),
         ("attacks/vmi.npz", "vmi_gaussian"),
         ("attacks/vmi.npz", "vmi_layeredminegan"),
@@ -543,6 +551,41 @@ def the_other_branch(monkeypatch):
 def norm_of_the_neck(monkeypatch):
     original = vib.defense_of
     monkeypatch.setattr(vib, "defense_of", lambda beta, **more: original(beta))
+
+
+def earlier_discriminators(monkeypatch):
+    """Triggers that learn from the discriminators as they were before their step."""
+    original = TrapMID.judged
+
+    def wrong(self, trainer, images, learning=False):
+        if learning:
+            self.__dict__["earlier"] = copy.deepcopy(self.judges)
+            return original(self, trainer, images, learning)
+        now, self.judges = self.judges, self.earlier.eval()
+        answers = original(self, trainer, images)
+        self.judges = now
+        return answers
+
+    monkeypatch.setattr(TrapMID, "judged", wrong)
+
+
+def triggers_learned_in_training_mode(monkeypatch):
+    monkeypatch.setattr(trapdoors, "in_eval", contextlib.nullcontext)
+
+
+def weights_of_the_halves_swapped(monkeypatch):
+    original = TrapMID.both_halves
+
+    def wrong(self, batch, targets):
+        both = original(self, batch, targets)
+        return replace(both, weight=both.weight.flip(0))
+
+    monkeypatch.setattr(TrapMID, "both_halves", wrong)
+
+
+def opacity_of_the_image(monkeypatch):
+    bait = lambda self, images, targets: images.lerp(self.triggers[targets], 1 - self.opacity)  # noqa: E731
+    monkeypatch.setattr(TrapMID, "bait", bait)
 
 
 def wide_kernel_of_a_loss(monkeypatch):
@@ -931,6 +974,10 @@ def no_smoothing(monkeypatch):
         (deviation_first, "attacks/vib_mid.npz", "vib_mid/cnn", "logits"),
         (divergence_of_a_mean, "attacks/vib_mid.npz", "vib_mid/cnn", "train_step/kl"),
         pytest.param(norm_of_the_neck, "attacks/vib_mid.npz", "vib_mid/vgg16_vib", "n_params", marks=pytest.mark.slow),
+        (earlier_discriminators, "attacks/trap_mid.npz", "trap_mid/ce", "losses"),
+        (triggers_learned_in_training_mode, "attacks/trap_mid.npz", "trap_mid/feat", "losses"),
+        (weights_of_the_halves_swapped, "attacks/trap_mid.npz", "trap_mid/negls", "losses"),
+        (opacity_of_the_image, "attacks/trap_mid.npz", "trap_mid/blend", "out"),
         (penalty_of_a_mean, "attacks/vmi.npz", "vmi_layeredminegan", "grad_norm1"),
         (halves_of_moments, "attacks/vmi.npz", "vmi_flow", "f64/logp"),
         (filled_groups, "attacks/bido.npz", "bido_sampler", "order_seed0"),

@@ -47,9 +47,10 @@ class Defense(nn.Module):
 
     Class attributes: `taps`, names of the stages it reads; `owns`, the slots it claims (`task` replaces the
     cross-entropy, `sampler` the recipe's, `step` the update rule, `release` what leaves the edge); `neutral`,
-    constructor settings at which the trained weights equal those without a defense bit for bit (None: there are
-    none); `coupled`, whether a loss term ties the images of a batch; `stochastic_when_deployed`; `sampler`, what it
-    asks of the recipe's slot of that name (None: nothing); `epoch_share`, the share of an epoch's batches trained on;
+    constructor settings at which the trained weights equal those without a defense bit for bit (None: there are none);
+    `coupled`, whether a loss term ties the images of a batch; `adds_images`, whether its step trains on images of its
+    own beside those of the batch, which no coupled term may meet; `stochastic_when_deployed`; `sampler`, what it asks
+    of the recipe's slot of that name (None: nothing); `epoch_share`, the share of an epoch's batches trained on;
     `needs_classes`, whether it works on labels that are classes alone, and not on attributes; `needs_start`, whether it
     is worth nothing unless training begins with the weights of another network.
 
@@ -64,6 +65,7 @@ class Defense(nn.Module):
     owns: tuple[str, ...] = ()
     neutral: ClassVar[dict[str, Any] | None] = None
     coupled = False
+    adds_images = False
     stochastic_when_deployed = False
     sampler: str | dict[str, int] | None = None
     epoch_share: float = 1.0
@@ -159,9 +161,11 @@ class Stack(Defense):
         if not members:
             raise Refused("members: expected one or more defenses, got none; try defense=none")
         owners = _owners(members)
+        _require_batches_apart(members)
         self.members = nn.ModuleDict(members)
         self.owns = tuple(owners)
         self.coupled = any(member.coupled for member in members.values())
+        self.adds_images = any(member.adds_images for member in members.values())
         self.stochastic_when_deployed = any(member.stochastic_when_deployed for member in members.values())
         self.sampler = members[owners["sampler"]].sampler if "sampler" in owners else None
         self.epoch_share = math.prod(member.epoch_share for member in members.values())
@@ -267,6 +271,17 @@ def _owners(members: Mapping[str, Defense]) -> dict[str, str]:
                 )
             owners[slot] = name
     return owners
+
+
+def _require_batches_apart(members: Mapping[str, Defense]) -> None:
+    """Refuse a member that ties the images of a batch beside one that adds images to it."""
+    adds = [name for name, member in members.items() if member.adds_images]
+    ties = [name for name, member in members.items() if member.coupled]
+    if adds and ties:
+        raise Refused(
+            f"members: expected the images of a batch alone for {ties[0]!r}, whose loss ties them together, got those "
+            f"that {adds[0]!r} adds; try leaving one out"
+        )
 
 
 def _own_draws(batch: Batch, name: str) -> Batch:

@@ -7,6 +7,7 @@ of the same shape and range.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -18,7 +19,7 @@ from kornia.enhance import (
 from torch import Tensor
 
 from midefense.ranges import Range, Ratios, Share, Shares
-from midefense.resampling import cropped
+from midefense.resampling import cropped, turned
 from midefense.types import Refused
 
 
@@ -66,6 +67,33 @@ class ResizedCrop:
         """The least side of a box, as a share of the image's."""
         share = math.sqrt(self.scale[0] * min(self.ratio[0], 1 / self.ratio[1]))
         return min(1.0, max(share - 1 / side, 1 / side))  # boxes have whole pixels
+
+
+class Rotation:
+    """Turn each square image about its middle by an angle of up to `degrees` either way: bilinear, black around."""
+
+    revision = 1
+
+    def __init__(self, *, degrees: Annotated[float, Range(0, 180)] = 30.0) -> None:
+        self.degrees = degrees
+
+    def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        degrees = _uniform(len(images), -self.degrees, self.degrees, rng)
+        return turned(images, torch.deg2rad(degrees).to(images))
+
+
+class Sometimes:
+    """Another augmentation, for a share `p` of the images; the others stay as they are."""
+
+    revision = 1
+
+    def __init__(self, *, p: Share, augmentation: Callable[[Tensor, torch.Generator], Tensor]) -> None:
+        self.p = p
+        self.augmentation = augmentation
+
+    def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        chosen = torch.rand(len(images), 1, 1, 1, generator=rng) < self.p
+        return torch.where(chosen.to(images.device), self.augmentation(images, rng), images)
 
 
 class ColorJitter:

@@ -45,7 +45,7 @@ class Learner(nn.Module):
         owned = "task" in self.defense.owns
         if owned != ("task" in terms):
             raise Refused(f"a 'task' term goes with owning the slot; got terms {list(terms)}, owns {self.defense.owns}")
-        if self.auxiliary_weight:
+        if self.auxiliary_weight and "aux" in trace.taps:  # a network in eval mode has none
             auxiliary = self.auxiliary_weight * task_loss(trace.taps["aux"], batch.labels)
             terms = {**terms, "auxiliary": auxiliary}
         return trace, terms if owned else {"task": task_loss(trace.logits, batch.labels), **terms}
@@ -64,6 +64,7 @@ class Trainer:
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self.learner, self._wrapped_optimizer = fabric.setup(learner, self.optimizer)
         self._total_weight = torch.ones((), device=fabric.device)
+        self.images_per_epoch = 0  # of the epoch begun, over all ranks
 
     def begin_epoch(self, epoch: int) -> dict[str, float]:
         """Training mode, this epoch's learning rates, and the defense's own preparations."""
@@ -86,13 +87,17 @@ class Trainer:
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """The default step: one forward with all taps, backward, update. Gives detached scalars to log."""
+        trace, logs = self.descend(batch)
+        return {**logs, "accuracy": self.reduce(share_right(trace.logits, batch.labels), batch)}
+
+    def descend(self, batch: Batch) -> tuple[Trace, dict[str, Tensor]]:
+        """One update down all loss terms of a batch: its forward, and the loss and its terms, detached, to log."""
         trace, terms = self.learner(batch)
         reduced = {name: self.reduce(term, batch) for name, term in terms.items()}
         loss = torch.stack(list(reduced.values())).sum()
         self.update(loss)
-        correct = share_right(trace.logits, batch.labels)
         logs = {f"loss/{name}": value.detach() for name, value in reduced.items()}
-        return {"loss": loss.detach(), "accuracy": self.reduce(correct, batch), **logs}
+        return trace, {"loss": loss.detach(), **logs}
 
     def reduce(self, term: Tensor, batch: Batch) -> Tensor:
         """A loss term as the scalar whose mean over ranks is the weighted mean over the global batch."""
@@ -209,6 +214,7 @@ def _epoch(trainer: Trainer, images: Images, epoch: int, seed: int) -> dict[str,
     order = seeds.generator(seed, "train", "order", epoch)
     batches = recipe.batches(images.labels, sampler, 2 * fabric.world_size, order)
     batches = batches[: max(1, round(trainer.defense.epoch_share * len(batches)))]
+    trainer.images_per_epoch = sum(map(len, batches))
     totals: dict[str, Tensor] = {}
     for index, rows in enumerate(batches):
         batch = Batch(

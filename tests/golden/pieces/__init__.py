@@ -22,6 +22,7 @@ from . import (
     secret_gen,
     stylegan2,
     transfer,
+    trapdoors,
     vib,
     vmi,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "rolss",
     "stylegan2",
     "transfer",
+    "trapdoors",
     "vib",
     "vmi",
 ]

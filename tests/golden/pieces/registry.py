@@ -22,7 +22,6 @@ REPLAYS: dict[str, Replay] = {}
 
 # Method to the pieces (patterns) that record it.
 NOT_THERE_YET = {
-    "Trap-MID": tuple(f"trap_mid/{piece}" for piece in ("ce", "negls*", "feat", "blend")),
     "DP-SGD": tuple(f"dp_sgd/{piece}" for piece in ("s*_c*", "opacus", "f64", "per_sample_norms_step0", "x", "y")),
     "Crafter": tuple(
         f"crafter/{piece}"
