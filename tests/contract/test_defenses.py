@@ -10,6 +10,7 @@ from conftest import plan_for
 from contract.listing import node, options
 from midefense import seeds
 from midefense.defenses.base import NoDefense, Stack
+from midefense.defenses.output import OutputDefense
 from midefense.pipeline.classifiers import load_classifier
 from midefense.pipeline.pipeline import Pipeline
 from midefense.priors.crafter import CrafterGan
@@ -165,13 +166,13 @@ def test_the_neutral_setting_is_bit_equal_to_none(name, learn, images):
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
 def test_it_does_something(name, learn, images):
     """The counterpart of the neutral setting: as configured, the weights are others; of what acts at release alone they
-    are the same, and what is released is another."""
+    are the same, and what is released is another; so they are where the deployed answers alone are changed."""
     defense = build(name)
     defended, _ = trained(name, learn, images, defense, epochs=4)
     plain, _ = trained(name, learn, images, NoDefense(), epochs=4)
     weight = "classifier.weight"
     same = torch.equal(defended.state_dict()[weight], plain.state_dict()[weight])
-    assert same == defense.only_releases
+    assert same == (defense.only_releases or isinstance(defense, OutputDefense))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "release" in build(name).owns])
