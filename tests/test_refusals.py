@@ -74,6 +74,12 @@ WRONG = {
         "deployed": ("noise",),
         "neck": ("drop", "cut"),
     },
+    "defense/dp_sgd": {
+        "noise": (-1, "x"),
+        "clip": (0, -1, None),
+        "delta": (0, 1, "x"),
+        "accountant": ("gdp",),
+    },
     "defense/output_rounding": {"step": (0, 1, -0.1, "x"), "white_box": ("maybe",)},
     "defense/output_top_k": {"keep": COUNT[:1], "rest": ("none",)},
     "defense/output_temperature": {"temperature": (0, -1, "x")},

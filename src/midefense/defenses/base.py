@@ -103,6 +103,10 @@ class Defense(nn.Module):
         """One update of the weights (`midefense.train.Trainer`). Gives detached scalars to log."""
         return trainer.step(batch)
 
+    def told(self) -> dict[str, float]:
+        """Numbers of the training that stand beside the target's metrics, asked for after it."""
+        return {}
+
     def seal(self, model: nn.Module, public: Images | None = None) -> nn.Module:
         """The network as deployed, called once after training."""
         return model.eval()
@@ -203,6 +207,9 @@ class Stack(Defense):
     def step(self, trainer: Any, batch: Batch) -> dict[str, Tensor]:
         owner = self._owner("step")
         return trainer.step(batch) if owner is None else owner.step(trainer, batch)
+
+    def told(self) -> dict[str, float]:
+        return {name: value for member in self.members.values() for name, value in member.told().items()}
 
     def seal(self, model: nn.Module, public: Images | None = None) -> nn.Module:
         for member in self.members.values():
