@@ -13,13 +13,21 @@ from midefense.architectures.small import CNN
 from midefense.defenses.base import NoDefense, Stack
 from midefense.defenses.bido import BiDO
 from midefense.defenses.dp_sgd import DPSGD, epsilon
+from midefense.defenses.mixing import Mixup
 from midefense.oracle import batchnorm_layers
 from midefense.pipeline.pipeline import Pipeline
 from midefense.training import loop
 from midefense.training.recipe import Recipe, poisson_batches
-from midefense.types import Batch, Images, Origin, Refused
+from midefense.types import Batch, Images, Origin, Refused, Trace
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
+
+
+class Scalar(NoDefense):
+    """A defense that keeps from others that its loss ties a batch together."""
+
+    def losses(self, trace: Trace, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"all": trace.logits.mean()}
 
 
 def network() -> nn.Module:
@@ -158,8 +166,11 @@ def test_refusals():
         DPSGD(noise=1.0, clip=None)
     with pytest.raises(Refused, match="defense.accountant: got 'gdp'; choices: rdp, prv"):
         DPSGD(noise=1.0, clip=1.0, accountant="gdp")
-    tied = Stack(members={"a": DPSGD(noise=1.0, clip=1.0), "b": BiDO(measure="hsic", lambda_x=0.1, lambda_y=0.1)})
-    with pytest.raises(Refused, match="expected losses per image beside DP-SGD, got 'b/bido"):
+    for other in (BiDO(measure="hsic", lambda_x=0.1, lambda_y=0.1), Mixup(p=1.0, alpha=0.2)):
+        with pytest.raises(Refused, match="expected images apart from each other beside 'a', got 'b'"):
+            Stack(members={"a": DPSGD(noise=1.0, clip=1.0), "b": other})
+    tied = Stack(members={"a": DPSGD(noise=1.0, clip=1.0), "b": Scalar()})
+    with pytest.raises(Refused, match="expected losses per image beside DP-SGD, got 'b/all'"):
         trainer_of(tied).train(batch_of(32), 0, 0, 0)
     for settings, sentence in (
         ({"clip_norm": 1.0}, "recipe.clip_norm: expected null"),

@@ -210,8 +210,12 @@ def test_a_stack_costs_one_forward_per_update(name, learn, images):
 def test_pairs_stack_unless_both_own_a_slot(first, second):
     members = {"first": build_once(first), "second": build_once(second)}
     shared = set(members["first"].owns) & set(members["second"].owns)
+    ties = any(member.coupled or member.mixes for member in members.values())
     if shared:
         with pytest.raises(Refused, match=f"one owner of slot '{min(shared)}'|one owner of slot"):
+            Stack(members=members)
+    elif ties and any(member.private for member in members.values()):
+        with pytest.raises(Refused, match="expected images apart from each other beside"):
             Stack(members=members)
     else:
         assert set(Stack(members=members).owns) == {*members["first"].owns, *members["second"].owns}

@@ -47,11 +47,13 @@ class Defense(nn.Module):
 
     Class attributes: `taps`, names of the stages it reads; `owns`, the slots it claims (`task` replaces the
     cross-entropy, `sampler` the recipe's, `step` the update rule, `release` what leaves the edge); `neutral`,
-    constructor settings at which the trained weights equal those without a defense bit for bit (None: there are
-    none); `coupled`, whether a loss term ties the images of a batch; `stochastic_when_deployed`; `sampler`, what it
-    asks of the recipe's slot of that name (None: nothing); `epoch_share`, the share of an epoch's batches trained on;
-    `needs_classes`, whether it works on labels that are classes alone, and not on attributes; `needs_start`, whether it
-    is worth nothing unless training begins with the weights of another network.
+    constructor settings at which the trained weights equal those without a defense bit for bit (None: there are none);
+    `coupled`, whether a loss term ties the images of a batch; `stochastic_when_deployed`; `sampler`, what it asks of
+    the recipe's slot of that name (None: nothing); `epoch_share`, the share of an epoch's batches trained on; `mixes`,
+    whether it makes images of several; `private`, whether it needs every image of a batch on its own, so that nothing
+    `coupled` and nothing that mixes may stand beside it; `needs_classes`, whether it works on labels that are classes
+    alone, and not on attributes; `needs_start`, whether it is worth nothing unless training begins with the weights of
+    another network.
 
     Of what it does at release: `only_releases`, whether it has no part in training, which is then that of no defense;
     `group`, how many images it wants together; `asks_of_prior`, what it needs of a generator's `offers`. One that needs
@@ -67,6 +69,8 @@ class Defense(nn.Module):
     stochastic_when_deployed = False
     sampler: str | dict[str, int] | None = None
     epoch_share: float = 1.0
+    mixes = False
+    private = False
     needs_classes = False
     needs_start = False
     only_releases = False
@@ -163,9 +167,12 @@ class Stack(Defense):
         if not members:
             raise Refused("members: expected one or more defenses, got none; try defense=none")
         owners = _owners(members)
+        _refuse_tied(members)
         self.members = nn.ModuleDict(members)
         self.owns = tuple(owners)
         self.coupled = any(member.coupled for member in members.values())
+        self.mixes = any(member.mixes for member in members.values())
+        self.private = any(member.private for member in members.values())
         self.stochastic_when_deployed = any(member.stochastic_when_deployed for member in members.values())
         self.sampler = members[owners["sampler"]].sampler if "sampler" in owners else None
         self.epoch_share = math.prod(member.epoch_share for member in members.values())
@@ -274,6 +281,17 @@ def _owners(members: Mapping[str, Defense]) -> dict[str, str]:
                 )
             owners[slot] = name
     return owners
+
+
+def _refuse_tied(members: Mapping[str, Defense]) -> None:
+    """Refuse what ties images of a batch together beside what takes each for itself."""
+    private = [name for name, member in members.items() if member.private]
+    tied = [name for name, member in members.items() if member.coupled or member.mixes]
+    if private and tied:
+        raise Refused(
+            f"members: expected images apart from each other beside {private[0]!r}, got {tied[0]!r}, which ties those "
+            "of a batch together; try leaving one out"
+        )
 
 
 def _own_draws(batch: Batch, name: str) -> Batch:

@@ -52,6 +52,7 @@ class DPSGD(Defense):
             raise Refused(f"defense.clip: expected a length, of which noise={noise} is a multiple, got null; try 1.0")
         self.noise, self.clip, self.delta, self.accountant = noise, clip, delta, accountant
         self.sampler = None if clip is None else "poisson"
+        self.private = clip is not None
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("rate", torch.zeros((), dtype=torch.float64))
 
@@ -71,7 +72,7 @@ class DPSGD(Defense):
         if self.clip is None:
             return trainer.step(batch)
         rate = self._rate_of(trainer)
-        optimizer = self.private(trainer.optimizer, trainer.recipe.batch_size)
+        optimizer = self.private_optimizer(trainer.optimizer, trainer.recipe.batch_size)
         hooks = _opacus().grad_sample.GradSampleHooks(trainer.model, loss_reduction="sum")
         try:
             with warnings.catch_warnings():
@@ -92,7 +93,7 @@ class DPSGD(Defense):
         right = trainer.reduce(share_right(trace.logits.detach(), batch.labels), batch)
         return {"loss": trainer.reduce(loss.detach(), batch), "accuracy": right, **logs}
 
-    def private(self, optimizer: torch.optim.Optimizer, expected: int) -> DPOptimizer:
+    def private_optimizer(self, optimizer: torch.optim.Optimizer, expected: int) -> DPOptimizer:
         """An optimizer that clips, adds noise (from torch's global stream) and divides by `expected` images."""
         return _opacus().optimizers.DPOptimizer(
             optimizer, noise_multiplier=self.noise, max_grad_norm=self.clip, expected_batch_size=expected

@@ -37,8 +37,8 @@ class Replayed(DPSGD):
 
     noises: list[Tensor] | None = None
 
-    def private(self, optimizer: torch.optim.Optimizer, expected: int) -> DPOptimizer:
-        made = super().private(optimizer, expected)
+    def private_optimizer(self, optimizer: torch.optim.Optimizer, expected: int) -> DPOptimizer:
+        made = super().private_optimizer(optimizer, expected)
         if self.noises is not None:
             made.add_noise = functools.partial(self._add, made)
         made.attach_step_hook(self._keep)
@@ -126,7 +126,7 @@ def optimizer(recording: Recording) -> Iterator[Entry]:
         weights = [nn.Parameter(recording[f"{piece}/p{index}"].clone()) for index in range(2)]
         defense = defense_of(noise, clip)
         defense.noises = [recording[f"{piece}/noise{index}"] for index in range(2)] if noise else None
-        made = defense.private(torch.optim.SGD(weights, lr=rate, momentum=momentum), round(expected))
+        made = defense.private_optimizer(torch.optim.SGD(weights, lr=rate, momentum=momentum), round(expected))
         made.loss_reduction = "sum" if piece == "sum" else "mean"
         for index, weight in enumerate(weights):
             weight.grad_sample = recording[f"{piece}/g{index}"]
