@@ -155,6 +155,11 @@ def test_noise_has_its_scale_is_drawn_per_picture_and_moves_labels_only_if_asked
         Oracle(sealed(OutputNoise(scale=0.3, keep_label=keep)), "labels")(shown, reads=("labels",)).labels
         for keep in (True, False)
     )
+    kept_probs, free_probs = (
+        Oracle(sealed(OutputNoise(scale=0.3, keep_label=keep)), "scores")(shown).probs.sort(1).values
+        for keep in (True, False)
+    )
+    torch.testing.assert_close(kept_probs, free_probs, rtol=0, atol=1e-6, msg="two classes change places, no more")
     assert torch.equal(kept, plain) and (free != plain).float().mean() > 0.3
 
 
