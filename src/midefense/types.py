@@ -158,11 +158,13 @@ class Batch:
 
 @dataclass
 class Trace:
-    """One forward of a classifier: logits [B, classes], features [B, F] (the input of the head), taps by name."""
+    """One forward of a classifier: logits [B, classes], features [B, F] (the input of the head), taps by name; `probs`
+    [B, classes] where a defense changes what is told (None: the softmax of the logits)."""
 
     logits: Tensor
     features: Tensor
     taps: dict[str, Tensor] = field(default_factory=dict)
+    probs: Tensor | None = None
 
 
 @dataclass

@@ -18,6 +18,7 @@ from torch import nn
 from contract.listing import composed, options, within
 from midefense import seeds
 from midefense.attacks.base import run_group
+from midefense.defenses.output import Rounding, TopK
 from midefense.metrics.base import with_ids
 from midefense.oracle import Oracle
 from midefense.pipeline.pipeline import Pipeline
@@ -332,6 +333,21 @@ def test_a_weaker_access_is_refused_before_compute(scene, name, store):
     for level in weaker:
         with pytest.raises(Refused, match=f"access={level} hides"):
             read_plan("attack", {**config, "attack": {**config["attack"], "access": level}}, choices)
+
+
+def test_answers_with_zeros_and_ties_are_survived(scene):
+    """Targets that round, cut or withhold their scores (defenses/output.py) are attacked to the end. A loss that no one
+    knows (of starts that were never scored) is NaN before an undefended target too."""
+    if scene.attack().access not in (Access.LABELS, Access.SCORES):
+        pytest.skip("it does not go by what a target tells")
+    plain = {stage: found.loss.isfinite().all() for stage, found in scene.recover()[0].items()}
+    for defense in (TopK(keep=1), Rounding(step=0.9)):
+        attack = scene.attack()
+        oracle = scene.oracle(attack, defense.seal(copy.deepcopy(scene.model)))
+        stages, _ = scene.recover(attack, oracle, state=scene.prepare(attack, oracle))
+        assert "selected" in stages
+        for stage, found in stages.items():
+            assert found.latents.isfinite().all() and found.loss.isfinite().all() >= plain[stage]
 
 
 def test_an_attack_by_labels_cannot_use_more(scene):

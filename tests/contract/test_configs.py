@@ -35,7 +35,7 @@ COUNTS = {
     "attack/views": 10,
     "compute": 3,
     "dataset": 14,
-    "defense": 32,
+    "defense": 38,
     "evaluator": 7,
     "evidence": 7,
     "metrics": 12,

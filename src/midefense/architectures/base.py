@@ -75,6 +75,9 @@ class Classifier(nn.Module):
     `auxiliary_weight`: above 0, the network leaves logits of an auxiliary head in `Trace.taps["aux"]` while training,
     whose cross-entropy is added to the loss so many times. `centroid_scale`: length of the weights that `set_centroids`
     gives the head.
+
+    `output` (defenses/output.py), without weights, is put in where a defense changes what the deployed network tells.
+    It makes the logits and the probabilities of a `Trace`, of the head's logits and the images.
     """
 
     revision = 1
@@ -98,6 +101,7 @@ class Classifier(nn.Module):
         self.preprocess = Preprocess(channels=channels, size=size, mean=mean, std=std)
         self.stages = nn.ModuleDict(stages)
         self.classifier = classifier
+        self.output: nn.Module | None = None
 
     @property
     def tap_names(self) -> tuple[str, ...]:
@@ -131,7 +135,10 @@ class Classifier(nn.Module):
             hidden = stage(hidden)
             if name in taps:
                 kept[name] = hidden
-        return Trace(self.classifier(hidden), hidden, kept)
+        logits, probs = self.classifier(hidden), None
+        if self.output is not None:
+            logits, probs = self.output(logits, images)
+        return Trace(logits, hidden, kept, probs)
 
     def features(self, images: Tensor) -> Tensor:
         """Features [B, F]: the flattened input of the head."""

@@ -51,8 +51,10 @@ class Defense(nn.Module):
     `coupled`, whether a loss term ties the images of a batch; `adds_images`, whether its step trains on images of its
     own beside those of the batch, which no coupled term may meet; `stochastic_when_deployed`; `sampler`, what it asks
     of the recipe's slot of that name (None: nothing); `epoch_share`, the share of an epoch's batches trained on;
-    `needs_classes`, whether it works on labels that are classes alone, and not on attributes; `needs_start`, whether it
-    is worth nothing unless training begins with the weights of another network.
+    `mixes`, whether it makes images of several; `private`, whether it needs every image of a batch on its own, so that
+    nothing `coupled` and nothing that mixes may stand beside it; `needs_classes`, whether it works on labels that are
+    classes alone, and not on attributes; `needs_start`, whether it is worth nothing unless training begins with the
+    weights of another network.
 
     Of what it does at release: `only_releases`, whether it has no part in training, which is then that of no defense;
     `group`, how many images it wants together; `asks_of_prior`, what it needs of a generator's `offers`. One that needs
@@ -69,6 +71,8 @@ class Defense(nn.Module):
     stochastic_when_deployed = False
     sampler: str | dict[str, int] | None = None
     epoch_share: float = 1.0
+    mixes = False
+    private = False
     needs_classes = False
     needs_start = False
     only_releases = False
@@ -104,6 +108,10 @@ class Defense(nn.Module):
     def step(self, trainer: Any, batch: Batch) -> dict[str, Tensor]:
         """One update of the weights (`midefense.train.Trainer`). Gives detached scalars to log."""
         return trainer.step(batch)
+
+    def told(self) -> dict[str, float]:
+        """Numbers of the training that stand beside the target's metrics, asked for after it."""
+        return {}
 
     def seal(self, model: nn.Module, public: Images | None = None) -> nn.Module:
         """The network as deployed, called once after training."""
@@ -162,10 +170,13 @@ class Stack(Defense):
             raise Refused("members: expected one or more defenses, got none; try defense=none")
         owners = _owners(members)
         _require_batches_apart(members)
+        _refuse_tied(members)
         self.members = nn.ModuleDict(members)
         self.owns = tuple(owners)
         self.coupled = any(member.coupled for member in members.values())
         self.adds_images = any(member.adds_images for member in members.values())
+        self.mixes = any(member.mixes for member in members.values())
+        self.private = any(member.private for member in members.values())
         self.stochastic_when_deployed = any(member.stochastic_when_deployed for member in members.values())
         self.sampler = members[owners["sampler"]].sampler if "sampler" in owners else None
         self.epoch_share = math.prod(member.epoch_share for member in members.values())
@@ -207,6 +218,9 @@ class Stack(Defense):
     def step(self, trainer: Any, batch: Batch) -> dict[str, Tensor]:
         owner = self._owner("step")
         return trainer.step(batch) if owner is None else owner.step(trainer, batch)
+
+    def told(self) -> dict[str, float]:
+        return {name: value for member in self.members.values() for name, value in member.told().items()}
 
     def seal(self, model: nn.Module, public: Images | None = None) -> nn.Module:
         for member in self.members.values():
@@ -281,6 +295,17 @@ def _require_batches_apart(members: Mapping[str, Defense]) -> None:
         raise Refused(
             f"members: expected the images of a batch alone for {ties[0]!r}, whose loss ties them together, got those "
             f"that {adds[0]!r} adds; try leaving one out"
+        )
+
+
+def _refuse_tied(members: Mapping[str, Defense]) -> None:
+    """Refuse what ties images of a batch together beside what takes each for itself."""
+    private = [name for name, member in members.items() if member.private]
+    tied = [name for name, member in members.items() if member.coupled or member.mixes]
+    if private and tied:
+        raise Refused(
+            f"members: expected images apart from each other beside {private[0]!r}, got {tied[0]!r}, which ties those "
+            "of a batch together; try leaving one out"
         )
 
 

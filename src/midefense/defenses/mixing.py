@@ -30,6 +30,7 @@ class Mixing(Defense):
     revision = 1
     needs_classes = True
     neutral: ClassVar[dict[str, float]] = {"p": 0.0}
+    mixes = True
     classes: int | None = None
 
     def __init__(self, *, p: Share, alpha: Positive) -> None:

@@ -198,7 +198,7 @@ def _train(session: Session, job: TrainingJob, work: Work, ranks: bool) -> Artef
         deployed = defense.seal(model, None)
         if not fabric.is_global_zero:
             return None
-        metrics = utility_of(deployed, job, fabric.device)
+        metrics = {**utility_of(deployed, job, fabric.device), **defense.told()}
         trained = evaluate(deployed, job.images, device=fabric.device)["accuracy"]
         metrics["train_attribute_accuracy_mean" if job.plan.attributes else "train_accuracy_top1"] = trained
         return session.finish(run, work, deployed.state_dict(), metrics)

@@ -52,9 +52,11 @@ class Learner(nn.Module):
 
 
 class Trainer:
-    """What a defense's `step` may use: `model`, `defense`, `optimizer`, `fabric`, and the parts of the default step."""
+    """What a defense's `step` may use: `model`, `defense`, `optimizer`, `fabric`, `count` (of the training images; 0:
+    unknown), and the parts of the default step."""
 
-    def __init__(self, model: nn.Module, defense: Defense, recipe: Recipe, fabric: Fabric) -> None:
+    def __init__(self, model: nn.Module, defense: Defense, recipe: Recipe, fabric: Fabric, count: int = 0) -> None:
+        self.count = count
         self.model = model
         self.defense = defense
         self.recipe = recipe
@@ -168,7 +170,7 @@ def fit(
     images, judged = recipe.hold_out(images, seed)
     if recipe.select == "test_legacy":
         judged = _require_test(test)
-    trainer = Trainer(model, defense, recipe, fabric)
+    trainer = Trainer(model, defense, recipe, fabric, len(images))
     best: State = {}
     first = 0
     if state is not None:

@@ -19,6 +19,7 @@ Sampler = str | Mapping[str, int | str]
 LEFTOVERS = ("fill", "drop")
 SELECTIONS = ("last", "validation", "test_legacy")
 HEADS = ("trained", "centroids")
+LEAST_EXPECTED = 32  # images of a batch that is drawn by Poisson's rule: one in 10^13 is then empty
 
 
 class Recipe:
@@ -30,7 +31,8 @@ class Recipe:
     milestones: epochs at which the learning rate is multiplied by `factor`; integers, or shares of all epochs.
     warmup: epochs over which the learning rate rises linearly to its value.
     augment: augmentations, applied in order.
-    sampler: `shuffle`, or `{identities: 16, images: 4}` for batches of so many classes and images of each; with
+    sampler: `shuffle`; `poisson`, each image by itself (for DP-SGD); or `{identities: 16, images: 4}` for batches of so
+        many classes and images of each; with
         `leftover: drop`, images of a class that do not fill a group are left out (see `identity_batches`).
     select: `last` keeps the last weights, `validation` those that are best on a share `validation_share` of the images
         (then not trained on), `test_legacy` those that are best on the TEST set: the low-resolution attacks publish
@@ -122,7 +124,9 @@ class Recipe:
         return images.take(order[count:]), images.take(order[:count])
 
     def batches(self, labels: Tensor, sampler: Sampler, least: int, rng: torch.Generator) -> list[Tensor]:
-        """The rows of every batch of one epoch, from labels [N]; none has fewer than `least` rows."""
+        """The rows of the batches of an epoch, from labels [N]; but for `poisson`, none has fewer than `least` rows."""
+        if sampler == "poisson":
+            return poisson_batches(len(labels), self.batch_size, rng)
         if sampler == "shuffle":
             return shuffled_batches(len(labels), self.batch_size, least, self.drop_last, rng)
         return identity_batches(
@@ -188,7 +192,7 @@ def require_sampler(sampler: Sampler) -> None:
             if sampler.get("leftover", "fill") not in LEFTOVERS:
                 raise refuse_unknown("sampler.leftover", sampler["leftover"], LEFTOVERS)
             return
-    elif sampler == "shuffle":
+    elif sampler in ("shuffle", "poisson"):
         return
     raise Refused(f"sampler: expected 'shuffle' or {{identities: 16, images: 4}}, got {sampler!r}")
 
@@ -205,6 +209,18 @@ def shuffled_batches(count: int, size: int, least: int, drop_last: bool, rng: to
         last = batches.pop()
         batches[-1] = torch.cat([batches[-1], last])
     return batches
+
+
+def poisson_batches(count: int, size: int, rng: torch.Generator) -> list[Tensor]:
+    """About count / size batches, into each of which every one of `count` rows comes with probability size / count,
+    whatever becomes of the others; `size` is what a batch is expected to hold, and none need be full."""
+    if not LEAST_EXPECTED <= size <= count:
+        raise Refused(
+            f"recipe.batch_size: expected {LEAST_EXPECTED} to {count} (the training images) for batches drawn by "
+            f"Poisson's rule, as with defense=dp_sgd, got {size}; try 64"
+        )
+    rate = size / count
+    return [(torch.rand(count, generator=rng) < rate).nonzero().flatten() for _ in range(round(1 / rate))]
 
 
 class Draws:

@@ -22,7 +22,6 @@ REPLAYS: dict[str, Replay] = {}
 
 # Method to the pieces (patterns) that record it.
 NOT_THERE_YET = {
-    "DP-SGD": tuple(f"dp_sgd/{piece}" for piece in ("s*_c*", "opacus", "f64", "per_sample_norms_step0", "x", "y")),
     "Crafter": tuple(
         f"crafter/{piece}"
         for piece in ("toy", "attack", "f_loss", "gp", "hyper", "outer", "craftz", "other", "disco", "net")
