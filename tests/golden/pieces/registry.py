@@ -21,12 +21,7 @@ Replay = Callable[[Recording], Iterator[Entry]]
 REPLAYS: dict[str, Replay] = {}
 
 # Method to the pieces (patterns) that record it.
-NOT_THERE_YET = {
-    "Crafter": tuple(
-        f"crafter/{piece}"
-        for piece in ("toy", "attack", "f_loss", "gp", "hyper", "outer", "craftz", "other", "disco", "net")
-    ),
-}
+NOT_THERE_YET: dict[str, tuple[str, ...]] = {}
 
 
 def replays(*patterns: str) -> Callable[[Replay], Replay]:
