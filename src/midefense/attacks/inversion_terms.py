@@ -124,7 +124,7 @@ class Divergence(OfScores):
     def __init__(self, *, perturbed: bool = False, form: str = "of_scores"):
         super().__init__(perturbed=perturbed)
         if form not in DIVERGENCES:
-            raise refuse_unknown("form of a divergence", form, DIVERGENCES)
+            raise refuse_unknown("attack.terms.divergence.loss.form", form, DIVERGENCES)
         self.form = form
 
     def __call__(self, scene: Scene) -> Tensor:
@@ -145,7 +145,7 @@ class OfFeatures(Term):
         """Refused for stages that the target's network has not."""
         for tap in self.taps:
             if tap not in setting.architecture.taps:
-                raise refuse_unknown("taps of a loss of features", tap, setting.architecture.taps)
+                raise refuse_unknown(f"attack.terms: loss.taps of {type(self).__name__}", tap, setting.architecture.taps)
 
     def of(self, features: Tensor) -> Tensor:
         """The loss of one set of features [B, F]."""
@@ -169,9 +169,9 @@ class Cosine(OfFeatures):
     def __init__(self, *, taps: Sequence[str] = (), sign: str = "signed", pairs: str = "others"):
         super().__init__(taps)
         if sign not in SIGNS:
-            raise refuse_unknown("sign of a cosine", sign, SIGNS)
+            raise refuse_unknown("attack.terms.cosine.loss.sign", sign, SIGNS)
         if pairs not in PAIRS:
-            raise refuse_unknown("pairs of a cosine", pairs, PAIRS)
+            raise refuse_unknown("attack.terms.cosine.loss.pairs", pairs, PAIRS)
         self.sign, self.pairs = sign, pairs
 
     def of(self, features: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class Orthogonality(OfFeatures):
     def __init__(self, *, taps: Sequence[str] = (), unit: bool = True, scale: str = "mean"):
         super().__init__(taps)
         if scale not in SCALES:
-            raise refuse_unknown("scale of an orthogonality", scale, SCALES)
+            raise refuse_unknown("attack.terms.orthogonality.loss.scale", scale, SCALES)
         self.unit, self.scale = unit, scale
 
     def of(self, features: Tensor) -> Tensor:
