@@ -145,7 +145,8 @@ class OfFeatures(Term):
         """Refused for stages that the target's network has not."""
         for tap in self.taps:
             if tap not in setting.architecture.taps:
-                raise refuse_unknown(f"attack.terms: loss.taps of {type(self).__name__}", tap, setting.architecture.taps)
+                option = f"attack.terms: loss.taps of {type(self).__name__}"
+                raise refuse_unknown(option, tap, setting.architecture.taps)
 
     def of(self, features: Tensor) -> Tensor:
         """The loss of one set of features [B, F]."""
