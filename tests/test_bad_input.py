@@ -43,7 +43,7 @@ COMMAND_LINE = [
         ["attack/objectiv=gmi"],
         ["no such config group: got 'attack/objectiv'; choices:", "mean 'attack/objective'"],
     ),
-    ("misspelt option", "attack", ["attack=gmii"], ["got 'gmii'; choices: feature_decoder, ", "Did you mean 'gmi'?"]),
+    ("misspelt option", "attack", ["attack=gmii"], ["got 'gmii'; choices: brep_mi, ", "Did you mean 'gmi'?"]),
     ("misspelt slot option", "attack", ["attack/objective=poincaree"], ["choices: confidence", "mean 'poincare'?"]),
     ("misspelt key", "attack", ["attack.stepz=3"], ["attack.stepz: no such option: got 'stepz'; choices: views"]),
     ("added key", "attack", ["+attack.stepz=3"], ["SearchAttack has no such option", "remove it with ~attack.stepz"]),
@@ -505,7 +505,7 @@ def test_help_lists_groups_and_choices(call, verb):
     code, out, _ = call(verb, "--help")
     assert (
         code == 0
-        and "defense: adversarial_learning, bido_coco, bido_hsic, " in out
+        and "defense: adversarial_learning, adversarial_training, " in out
         and "dataset: att_faces, celeba" in out
     )
     assert ("attack/objective: " in out) == ("\nprior: " in out) == (verb != "train_target")

@@ -60,6 +60,7 @@ class Part:
             draws.
         rolls: a search that hands an objective its dice.
         guesses: a search that is not told the labels: what it found says which it took the pictures for.
+        reshapes: what a search finds has latents of another shape than what it starts from.
         separates: it asks about some of a group's candidates without the others, which no coupled part can bear.
         compares: it compares what the target answers with what the attacker's own networks do, asked beside it.
         asks_question: its `prepare` takes the `Question`, which is then part of what the preparation is stored by.
@@ -80,6 +81,7 @@ class Part:
     columns = 0
     rolls = False
     guesses = False
+    reshapes = False
     separates = False
     compares = False
     asks_question = False

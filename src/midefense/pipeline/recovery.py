@@ -205,7 +205,9 @@ class _Group:
     def __init__(self, recovery: Recovery, oracle: Oracle, evidence: Evidence, index: int, run: Run):
         self.recovery, self.oracle, self.evidence, self.index = recovery, oracle, evidence, index
         self.curve = _Curve(run, recovery.attack)
-        pictured = "blocks" in recovery.attack.needs  # what is found inside a generator has pixels alone
+        # what is found inside a generator has pixels alone, and latents of several shapes are no one tensor
+        parts = getattr(recovery.attack, "parts", {}).values()
+        pictured = "blocks" in recovery.attack.needs or any(part.reshapes for part in parts)
         self.trace = Trace(oracle, evidence, recovery.prior.prior, pictured)
         self.stages: dict[str, Found] = {}
         self.stopped = ""

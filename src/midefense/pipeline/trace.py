@@ -2,8 +2,8 @@
 
 A row is kept where the bill of a target passes a line of a logarithmic grid, the same for every attack, and a better
 candidate is known then; the last row of a target is the one that the attack stands by: that of its highest score, of
-equals the one of lowest loss. Rows hold latents,
-which the prior decodes when they are judged, or pixels where latents alone do not tell the picture.
+equals the one of lowest loss. Rows hold latents, which the prior decodes when they are judged, or pixels where latents
+alone do not tell the picture, or are not of one shape.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Trace:
         oracle: whose bills are read. It is asked nothing.
         evidence: the targets, one row each.
         prior: decodes candidates, where an attack leaves pixels of some of them alone.
-        pictured: keep pixels, because latents alone do not tell the picture (a search inside a generator).
+        pictured: keep pixels, because latents change their shape or do not tell the picture (a search inside a generator).
     """
 
     def __init__(self, oracle: Oracle, evidence: Evidence, prior: Prior, pictured: bool = False):

@@ -68,6 +68,7 @@ class Variational(Part):
         self.penalty, self.layered, self.rows, self.over_rows = penalty, layered, rows, over_rows
         self.dtype = getattr(torch, dtype)
         self.needs = ("normal", "styles") if layered else ("normal",)
+        self.reshapes = layered
 
     @property
     def steps(self) -> int:
