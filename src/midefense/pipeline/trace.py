@@ -39,7 +39,7 @@ class Trace:
         oracle: whose bills are read. It is asked nothing.
         evidence: the targets, one row each.
         prior: decodes candidates, where an attack leaves pixels of some of them alone.
-        pictured: keep pixels, because latents change their shape or do not tell the picture (a search inside a generator).
+        pictured: keep pixels: latents change their shape, or do not tell the picture (a search inside a generator).
     """
 
     def __init__(self, oracle: Oracle, evidence: Evidence, prior: Prior, pictured: bool = False):
