@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import plan_for
 
-from contract.listing import node, options
+from contract.listing import class_of, node, options
 from midefense import seeds
 from midefense.defenses.base import NoDefense, Stack
 from midefense.defenses.output import OutputDefense
@@ -177,7 +177,7 @@ def test_it_does_something(name, learn, images):
     assert same == (defense.only_releases or isinstance(defense, OutputDefense))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "release" in build(name).owns])
+@pytest.mark.parametrize("name", [name for name in NAMES if "release" in class_of("defense", name).owns])
 def test_what_is_released_depends_on_the_image_and_the_repeat_alone(name, learn, images):
     """Images together or apart, in any order; a second repeat differs unless nothing is drawn; switched off, it is the
     output of the edge bit for bit; no image is handed on as it was."""

@@ -15,8 +15,8 @@ the same on disk, and what only a default like `${dataset}` would ask for is mad
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -44,7 +44,7 @@ RECORDED = ("runtime", "overrides", "searchpath")  # what Hydra notes there itse
 NAMED_AGAIN = ("name", "override_dirname", "config_name")  # what it notes in `job`
 # Options of Hydra's command line that would put another configuration, or a pickle, in the place of ours.
 OTHER_WORLDS = ("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun")
-READ: dict[tuple[object, ...], bytes] = {}  # files that were parsed in this process, as they lay then; pickled here
+READ: dict[tuple[object, ...], ConfigResult] = {}  # files that were parsed in this process, as they lay then
 
 
 def refuse_other_worlds(words: Sequence[str]) -> None:
@@ -120,8 +120,8 @@ class _HydrasOwn(ImportlibResourcesConfigSource):
 def _read_once(key: tuple[object, ...], read: Callable[[], ConfigResult]) -> ConfigResult:
     """What a file says, of one's own: who composes takes things out of it."""
     if key not in READ:
-        READ[key] = pickle.dumps(read())
-    return pickle.loads(READ[key])  # a sixth of the time of a deep copy
+        READ[key] = read()
+    return copy.deepcopy(READ[key])
 
 
 def _as_it_lies(file: Path) -> tuple[object, ...]:
