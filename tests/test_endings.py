@@ -174,7 +174,7 @@ def test_pictures_that_wait_are_not_decoded_when_asked_to_end(monkeypatch):
 
     def read(row):
         begun.append(row)
-        time.sleep(0.005)
+        time.sleep(0.02)
 
     monkeypatch.setattr(Stage, "at", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):

@@ -130,6 +130,18 @@ def trained(name, learn, images, defense, epochs=1):
     return model, logs
 
 
+@pytest.fixture(scope="module")
+def undefended(learn):
+    """`undefended(name, epochs)`: the weights of the network for `name` after a training without a defense, made once
+    for all names whose network is the same."""
+
+    @functools.cache
+    def weights(name, epochs):
+        return trained(name, learn, learn("none").splits.private_train, NoDefense(), epochs)[0].state_dict()
+
+    return lambda name, epochs: weights(name if name in NETWORKS else "none", epochs)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_trains_to_utility_and_answers_the_same_when_loaded(name, learn):
     target = learn(name).target
@@ -158,22 +170,20 @@ def test_losses_are_named_and_finite(name, learn, images):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NO_NEUTRAL])
-def test_the_neutral_setting_is_bit_equal_to_none(name, learn, images):
+def test_the_neutral_setting_is_bit_equal_to_none(name, learn, images, undefended):
     neutral, _ = trained(name, learn, images, build(name, *neutral_of(build(name))), epochs=2)
-    plain, _ = trained(name, learn, images, NoDefense(), epochs=2)
-    left, right = neutral.state_dict(), plain.state_dict()
+    left, right = neutral.state_dict(), undefended(name, 2)
     assert left.keys() == right.keys() and [key for key in left if not torch.equal(left[key], right[key])] == []
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
-def test_it_does_something(name, learn, images):
+def test_it_does_something(name, learn, images, undefended):
     """The counterpart of the neutral setting: as configured, the weights are others; of what acts at release alone they
     are the same, and what is released is another; so they are where the deployed answers alone are changed."""
     defense = build(name)
     defended, _ = trained(name, learn, images, defense, epochs=4)
-    plain, _ = trained(name, learn, images, NoDefense(), epochs=4)
     weight = "classifier.weight"
-    same = torch.equal(defended.state_dict()[weight], plain.state_dict()[weight])
+    same = torch.equal(defended.state_dict()[weight], undefended(name, 4)[weight])
     assert same == (defense.only_releases or isinstance(defense, OutputDefense))
 
 
