@@ -37,7 +37,8 @@ def test_a_file_that_did_not_change_is_parsed_once(experiment, monkeypatch):
     assert compose("attack", words) == first, "nothing of one is left in the next"
 
 
-def test_a_default_may_name_what_was_chosen(experiment):
-    words = experiment("defaults: [{/defense@second: '${defense}'}]")
-    config, _ = compose("attack", [*words, "defense=random_erasing"])
-    assert config["second"] == config["defense"] and config["second"]["_target_"].endswith("RandomErasing")
+def test_a_default_may_name_what_was_chosen(experiment, tmp_path):
+    (tmp_path / "defense").mkdir()
+    (tmp_path / "defense" / "x.yaml").write_text("strength: 3\n")
+    words = experiment("defaults: [{/defense@second: '${experiment}'}]")
+    assert compose("attack", words)[0]["second"] == {"strength": 3}
