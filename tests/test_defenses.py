@@ -205,6 +205,7 @@ def test_smoothing_schedule_of_the_card():
     assert loss.item() == pytest.approx(1.011 * 0.169846 - 0.011 * 1.836513, abs=2e-6)
 
 
+@pytest.mark.slow
 def test_negative_smoothing_builds_steep_far_reaching_decisions():
     """The card's toy (the authors' notebook, cut from 5000 to 1500 training steps): an inversion from (-3, -10)
     reaches confidence .95 sooner, and further from the class, the more negative alpha is."""

@@ -208,7 +208,7 @@ def recovered(part, seed=0):
     return found, oracle
 
 
-@pytest.mark.parametrize("chunk", [None, 5])
+@pytest.mark.parametrize("chunk", [None, pytest.param(5, marks=pytest.mark.slow)])
 def test_planted_images_are_found_from_noise(chunk):
     found, oracle = recovered(attack(chunk=chunk))
     images, labels = planted()[1:3]

@@ -301,7 +301,7 @@ def logged(folder, run):
     return "".join(record["output_raw"]["line"] for record in records if "output_raw" in record)
 
 
-@pytest.mark.parametrize("where", ["file", "terminal"])
+@pytest.mark.parametrize("where", ["file", pytest.param("terminal", marks=pytest.mark.slow)])
 def test_the_lines_of_a_run_without_a_terminal_are_in_wandbs_logs(where, tmp_path):
     script = textwrap.dedent(CONSOLE)
     done = subprocess.run(
