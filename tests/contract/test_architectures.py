@@ -51,8 +51,10 @@ def marks(name, slow=HEAVY):
 
 EACH = [pytest.param(name, marks=marks(name)) for name in NAMES]
 EACH_QUICK = [pytest.param(name, marks=marks(name, (*HEAVY, *SLOW_TO_TRAIN))) for name in NAMES]
-EACH_WITH_CHANNELS = [
-    pytest.param((name, channels), marks=marks(name), id=f"{name}-{channels}") for name in NAMES for channels in (1, 3)
+EACH_WITH_CHANNELS = [  # the slower ones of three channels on slow runs
+    pytest.param((name, channels), marks=marks(name, slow), id=f"{name}-{channels}")
+    for channels, slow in ((1, HEAVY), (3, (*HEAVY, *SLOW_TO_TRAIN)))
+    for name in NAMES
 ]
 
 
