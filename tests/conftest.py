@@ -25,7 +25,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
-DEAR_SECONDS = 20  # of CPU, of all processes of a test, above which it should be smaller, or `-m slow`
+DEAR_SECONDS = 30  # of CPU, of all processes of a test, above which it should be smaller, or `-m slow`
 
 
 @pytest.hookimpl(optionalhook=True)
