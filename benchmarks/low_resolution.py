@@ -167,7 +167,7 @@ FACE_ATTACKS = {
     "LOMMA+KED-MI": "attack=lomma_ked_mi prior=ked_gan_small attack.search.steps=200 attack.search.draws=4 "
     f"attack.objective.terms.features.weight=1.0 {students(150)} {AS_GMIS}",
     "PLG-MI": "attack=plg_mi_small attack.init.candidates=4 attack.views.flip=0.5 prior.augmentation.flip=0.5 "
-    f"attack.search.steps=40 {AS_GMIS}",
+    "attack.search.steps=40 prior.width=16 prior.steps=600 prior.batch_size=64",
     "VMI": "attack=vmi_small attack.init.candidates=4 attack.search.batch_size=3 attack.search.steps=60",
 }
 FACES = faces(
