@@ -127,7 +127,7 @@ class Attack:
         rung: of the ladder of attacks that a defense at release must bear, one of `RUNGS`; None: it is on no ladder.
             Rows say it, and the headline of a defense is its worst case over all rungs.
 
-    `knows`, in its file, names the defenses that it was made to overcome (`plan/awareness.py`): no number depends on it.
+    `knows`, in its file, names the defenses that it was made for (`plan/awareness.py`); no number depends on it.
 
     `asks_question`: `prepare` is handed the `Question`, and what it makes is stored by it; others never see it.
     `asks_edge`: `prepare` is handed the deployed `Edge`, as `edge`, to ask about public images.
