@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -127,11 +127,14 @@ class Attack:
         rung: of the ladder of attacks that a defense at release must bear, one of `RUNGS`; None: it is on no ladder.
             Rows say it, and the headline of a defense is its worst case over all rungs.
 
+    `knows`, in its file, names the defenses that it was made for (`plan/awareness.py`); no number depends on it.
+
     `asks_question`: `prepare` is handed the `Question`, and what it makes is stored by it; others never see it.
     `asks_edge`: `prepare` is handed the deployed `Edge`, as `edge`, to ask about public images.
     """
 
     revision = 1
+    aside: ClassVar[dict[str, tuple[object, object]]] = {"knows": (Sequence[str], ())}
     prepares = False
     asks_question = False
     asks_edge = False

@@ -58,6 +58,7 @@ def _protocol_text(protocol: str, rows: Sequence[Row]) -> str:
             numbers.append(_cell(seen.mean, seen.std, column.unit) + partly)
         attack = f"{setup['attack']} ({setup.note})" if setup.note else setup["attack"]
         attack += f", {setup.ladder}" if setup.ladder else ""
+        attack += f", {setup.awareness}" if setup.awareness else ""
         attack += f", {setup.unreached}" if setup.unreached else ""
         attack += f", {setup.few_classes}" if setup.few_classes else ""
         attack += ", stopped early" if setup.stopped else ""

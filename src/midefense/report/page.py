@@ -27,10 +27,15 @@ HEADS = ("defense", "attack", "architecture", "dataset", "prior", "public", "acc
 BARRED = ("percent",)  # units whose cells carry a bar
 LONG_NAME = 10  # characters
 UNREACHED = "targets of which the attack stands by nothing; they count as failed"
+AWARENESS = "an attack that was made to overcome this defense; those without this mark were not"
 FEW_CLASSES = "so few classes tell little of others: mind the intervals"
+HEADLINE = "Worst case over attacks"
 WORST = (
-    "A release is as private as the strongest attack leaves it: how many identities this one finds, with its interval, "
-    "and of how many images at least one of the attacks does. What a network that learned from "
+    "A defense is as private as the strongest attack leaves it, be it one that knew the defense or not: what this one "
+    "finds, with its interval over classes."
+)
+WORST_OF_RELEASES = (
+    " Of releases also how many images at least one of the attacks finds. What a network that learned from "
     "private labels makes of features, oracle-assisted, is no attack and told apart."
 )
 EMPTY = "No results yet. python evaluate.py dataset=digits architecture=cnn attack=pool_small makes one."
@@ -84,12 +89,12 @@ def _protocol(name: str, rows: Sequence[Row], found: Sequence[Setup], numbered: 
     datasets = ", ".join(dict.fromkeys(row["dataset"] for row in rows))
     heading = tag("h2", datasets, " ", tag("small", "protocol ", tag("code", name)), id=f"protocol-{number}")
     notes = [tag("p", note, class_="lead") for note in notes_on(rows)]
-    parts = [_alike(found), _table(found, numbered, shown, rows, name), *notes]
+    parts = [_part(HEADLINE, _worst_cases(found, numbered)), _alike(found)]
+    parts += [_table(found, numbered, shown, rows, name), *notes]
     if (held := axes(shown)) is not None:
         parts.append(_part("Privacy against utility", scatter(found, numbered, *held)))
     parts.append(_part("Accuracy against queries", against_queries(found, numbered)))
     parts.append(_part("Trade-off", _trade_offs(found, numbered)))
-    parts.append(_part("Worst case over attacks", _worst_cases(found, numbered)))
     below = "the private image that it answers" if rows[0].matched else "the private image nearest to it"
     lead = tag(
         "p", f"Above: recovered by the attack. Below: {below}. Shown in stored order, not picked.", class_="lead"
@@ -161,6 +166,7 @@ def _name_cell(setup: Setup, name: str, varied: Sequence[str], number: int) -> M
         early = tag("b", " · stopped early", title=setup.stopped) if setup.stopped else None
         below.append(tag("small", setup.note, early) if setup.note or early else None)
         below.append(tag("small", tag("b", setup.ladder)) if setup.ladder else None)
+        below.append(tag("small", tag("b", setup.awareness), title=AWARENESS) if setup.awareness else None)
         below.append(tag("small", tag("b", setup.unreached), title=UNREACHED) if setup.unreached else None)
         below.append(tag("small", tag("b", setup.few_classes), title=FEW_CLASSES) if setup.few_classes else None)
     if name == "architecture" and setup.legacy:
@@ -170,7 +176,7 @@ def _name_cell(setup: Setup, name: str, varied: Sequence[str], number: int) -> M
     # The first column stays in sight while numbers scroll; on a narrow screen it speaks for the other names too.
     others = " · ".join(setup[one] for one in HEADS[1:] if one in varied and setup[one])
     early = tag("b", " · stopped early") if setup.stopped else None
-    said = (others, setup.note, setup.ladder, setup.unreached, setup.few_classes, setup.legacy)
+    said = (others, setup.note, setup.ladder, setup.awareness, setup.unreached, setup.few_classes, setup.legacy)
     narrow = tag("small", " · ".join(word for word in said if word), early, class_="narrow")
     box = void("input", type="checkbox", class_="pick", aria_label=f"Compare {_title(setup)}", value=number)
     who = tag("label", box, tag("b", _breakable(value)))
@@ -227,13 +233,14 @@ def _trade_offs(found: Sequence[Setup], numbered: Sequence[int]) -> Markup | Non
 
 
 def _worst_cases(found: Sequence[Setup], numbered: Sequence[int]) -> Markup | None:
-    """What the best of all attacks recovers of each defense; None for attacks that recover no images of their own."""
+    """What the best of all attacks finds of each defense; None where no attack was measured by what it finds."""
     number = {id(setup): one for setup, one in zip(found, numbered, strict=True)}
     lines = [
         tag("li", tag("b", one.defense), f" · {one.text}", data_setup=number[id(one.worst)])
         for one in worst_cases(found)
     ]
-    return join(tag("p", WORST, class_="lead"), tag("ul", *lines, class_="trade-offs")) if lines else None
+    lead = WORST + (WORST_OF_RELEASES if found[0].rows[0].matched else "")
+    return join(tag("p", lead, class_="lead"), tag("ul", *lines, class_="trade-offs")) if lines else None
 
 
 def _anchor(values: dict[str, list[float]], column: Column) -> Markup:
