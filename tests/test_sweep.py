@@ -19,7 +19,7 @@ from midefense.plan.overrides import as_swept, written
 from midefense.plan.spaces import Choice
 from midefense.plan.verb_options import CONF, groups_of
 from midefense.store.claims import claim
-from midefense.store.sweeps import FAILED, FINISHED, REFUSED, outcomes
+from midefense.store.sweeps import FAILED, FINISHED, REFUSED, files, read
 from midefense.studies.sweep import Planned, Point, Runner, handed_out, last_words, numbers_in
 from midefense.studies.sweep_file import read_sweep
 from midefense.types import Refused
@@ -328,7 +328,7 @@ def test_a_sweep_goes_through_its_points_whatever_becomes_of_one(doubled, tmp_pa
     assert lines[-1].startswith("2 finished (0 were there), 2 refused, 8 failed; see them: midefense report --store S")
     again = f"         again: midefense train dataset=toy act=raise n=1 store={tmp_path / 'store'}"
     assert again in lines and Path(ended["act=raise n=1"].log).read_text().startswith("$ midefense train dataset=toy")
-    assert {one.label for one in outcomes(tmp_path / "store")} == set(ended), "all are written down"
+    assert {read(path).label for path in files(tmp_path / "store")} == set(ended), "all are written down"
     assert "begun    act=ok n=1 (worker 1)" in capsys.readouterr().out
 
 

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -54,16 +54,16 @@ def keep(folder: Path, point: str, outcome: Outcome) -> None:
     write_whole(path, json.dumps(asdict(outcome), ensure_ascii=False).encode())
 
 
-def outcomes(root: Path) -> Iterator[Outcome]:
-    """The outcomes of all points of all sweeps in the store at `root`.
+def files(root: Path) -> list[Path]:
+    """The files of the outcomes of all points of all sweeps in the store at `root`."""
+    return sorted((root / FOLDER).glob("*/points/*.json"))
+
+
+def read(path: Path) -> Outcome:
+    """The outcome that a file keeps.
 
     Raises `Refused` for a file that is none.
     """
-    for path in sorted((root / FOLDER).glob("*/points/*.json")):
-        yield _outcome(path)
-
-
-def _outcome(path: Path) -> Outcome:
     said = json_of(read_foreign(path, MOST_JSON, "the outcome of a point"), path)
     try:
         outcome = Outcome(**said)
