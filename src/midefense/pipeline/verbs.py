@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from midefense.compute import local_rank
 from midefense.pipeline.ahead import look_ahead
 from midefense.pipeline.pipeline import Pipeline
+from midefense.plan.adaptive import with_adaptive
 from midefense.plan.compose import in_one_sentence, plain_config, refuse_hidden, with_prior_options
 from midefense.plan.hydra_node import guarded, refuse_other_worlds
 from midefense.plan.overrides import as_swept, as_typed, with_open_places
@@ -67,7 +68,7 @@ def verb(name: str, work: Callable[[Pipeline], Artefact], say: Callable[[Artefac
             try:
                 with in_one_sentence(name, lambda: composing[0]), guarded(), _own_groups_in_help(name):
                     refuse_other_worlds(sys.argv[1:])
-                    sys.argv[1:] = with_open_places(as_swept(sys.argv[1:], agent_parameters()))
+                    sys.argv[1:] = with_open_places(with_adaptive(as_swept(sys.argv[1:], agent_parameters())))
                     run()
             except Refused as refusal:
                 failed.append(tell(refusal))

@@ -10,18 +10,18 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from midefense.plan.adaptive import ADAPTIVE
 from midefense.report.columns import TARGET, Column, columns
 from midefense.report.markup import Markup, breakable, join, tag
 from midefense.report.numbers import show, show_spread
 from midefense.report.rows import Broken, Setup, Summary, summarise
-from midefense.report.worst import FINDS
+from midefense.report.worst import FINDS, UNPROTECTED
 from midefense.store import sweeps
 from midefense.store.store import Store
 from midefense.types import Refused
 
-ADAPTIVE = "adaptive"  # the column of attacks that knew the defense
 WORLD = ("dataset", "architecture")  # what one map is about
-DEEP = 0.6  # share of the scale from which on a cell's number is written in the light
+DEEP = 0.57  # share of the scale from which on a cell's number is written in the light
 LEAD = (
     "A row is a defense, a column an attack, a number what it finds: the mean over seeds, darker where it is more. The "
     "column adaptive has the strongest attack that knew the defense. Point at a number for its interval over classes."
@@ -97,7 +97,7 @@ def _map(world: tuple[str, ...], column: Column, found: Sequence[Setup], untried
     for one in untried:
         key = one.names.get("defense", ""), one.names.get("attack", "")
         cells.setdefault(key, Cell(state=one.state, reason=one.reason))
-    defenses = list(dict.fromkeys([*(setup["defense"] for setup in found), *sorted(key[0] for key in cells)]))
+    defenses = sorted({defense for defense, _ in cells}, key=lambda name: (name != UNPROTECTED, name))
     return HeatMap(world, column, defenses, _attacks(found, cells), cells)
 
 
@@ -107,9 +107,9 @@ def _more(one: Summary, other: Summary) -> bool:
 
 
 def _attacks(found: Sequence[Setup], cells: Iterable[tuple[str, str]]) -> list[str]:
-    """The attacks that get a column, in the order of the table: not one that was made for a defense and met no other,
-    which the last column has."""
-    named = dict.fromkeys([*(setup["attack"] for setup in found), *(attack for _, attack in cells)])
+    """The attacks that get a column, by name: not one that was made for a defense and met no other, which the last
+    column has."""
+    named = sorted({attack for _, attack in cells})
     aware = {setup["attack"] for setup in found if setup.awareness}
     met = {attack: {defense for defense, one in cells if one == attack} for attack in named}
     own = [one for one in named if one != ADAPTIVE and not (one in aware and len(met[one]) == 1)]

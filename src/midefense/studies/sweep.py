@@ -29,6 +29,7 @@ from midefense.pipeline.agenda import Agenda
 from midefense.pipeline.ahead import look_ahead
 from midefense.pipeline.pipeline import Pipeline
 from midefense.pipeline.telling import numbers_of
+from midefense.plan.adaptive import ADAPTIVE, WISHES, with_adaptive
 from midefense.plan.compose import compose
 from midefense.plan.overrides import laid_over, written
 from midefense.plan.read import Plan, read_names, read_plan
@@ -163,6 +164,10 @@ class Runner:
     def _plan(self, point: Point) -> Planned:
         words = self._words(point)
         try:
+            words = with_adaptive(words)
+        except Refused as refusal:  # of a defense that no attack knows: a pair without meaning
+            return Planned(point, self._names_without(words), reason=str(refusal))
+        try:
             config, choices = compose(self.sweep.verb, [*laid_over(WHERE_PLANNED, words), self._store_word])
         except Refused as refusal:
             raise Refused(f"{point.label}: {refusal}") from refusal
@@ -171,6 +176,12 @@ class Runner:
             return Planned(point, names, read_plan(self.sweep.verb, config, choices, words))
         except Refused as refusal:
             return Planned(point, names, reason=str(refusal))
+
+    def _names_without(self, words: Sequence[str]) -> dict[str, str]:
+        """What people call the parts of a point that wishes for an attack that there is not."""
+        rest = [word for word in words if word not in WISHES]
+        names = read_names(compose(self.sweep.verb, [*laid_over(WHERE_PLANNED, rest), self._store_word])[1], rest)
+        return {**names, "attack": ADAPTIVE}
 
     def _require_values_that_can_be(self, found: Sequence[Planned]) -> None:
         for place, key in enumerate(self.sweep.space):
