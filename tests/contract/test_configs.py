@@ -35,7 +35,7 @@ COUNTS = {
     "attack/views": 12,
     "compute": 3,
     "dataset": 14,
-    "defense": 38,
+    "defense": 39,
     "evaluator": 7,
     "evidence": 7,
     "metrics": 12,
