@@ -478,9 +478,15 @@ def test_last_words_are_those_of_the_last_process():
 # ------------------------------------------------------------------------------------------------ the command
 
 
-def test_ctrl_c_ends_the_command_in_one_sentence_and_the_same_command_goes_on(
-    doubled, file, tmp_path, monkeypatch, capsys
-):
+@pytest.fixture
+def heard():
+    """Ctrl-C is heard, also where whoever started the tests had it ignored (`&` in a script)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_the_command_and_the_same_command_goes_on(doubled, tmp_path, monkeypatch, capsys, heard):
     doubled(act=["slow"], n=[1, 2])  # writes the file
     monkeypatch.setattr("midefense.studies.sweep.Runner", Doubled)
     asked = []
@@ -531,7 +537,7 @@ def attempts(store):
 
 
 @pytest.mark.slow
-def test_a_real_sweep_ended_by_ctrl_c_and_killed_finishes_without_doing_anything_twice(file, store, tmp_path):
+def test_a_real_sweep_ended_by_ctrl_c_and_killed_finishes_without_doing_anything_twice(file, store, tmp_path, heard):
     parameters = {"recipe.optimizer.lr": {"values": [0.01, 0.02, 1e30, 0.03]}}
     path = file(command=[*COMMAND[:3], *REAL, COMMAND[-1]], parameters=parameters)
     command = [sys.executable, "-m", "midefense", "sweep", str(path), "--store", str(store), "--workers", "2"]
