@@ -301,9 +301,9 @@ def test_several_processes_share_a_study(tmp_path):
     processes = [context.Process(target=work, args=(tmp_path, barrier, results)) for _ in range(2)]
     for process in processes:
         process.start()
-    places = [results.get(timeout=60) for _ in processes]
+    places = [results.get(timeout=300) for _ in processes]
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
     assert [process.exitcode for process in processes] == [0, 0]
     report = report_of(searched(tmp_path))
     assert sorted(places[0] + places[1]) == [trial.place for trial in report.trials]

@@ -159,6 +159,8 @@ def with_prior_options(config: DictConfig, hydra: DictConfig) -> DictConfig:
     Raises:
         Refused: options, or a prior, that there are not.
     """
+    if not isinstance(attack := config.get("attack"), DictConfig) or KEY not in attack:
+        return config
     values = OmegaConf.to_container(config)  # interpolations as they are written
     if not isinstance(values.get("attack"), dict) or KEY not in values["attack"]:
         return config
@@ -197,8 +199,9 @@ def plain_config(config: DictConfig) -> dict:
     if "store" not in config:
         return OmegaConf.to_container(config, resolve=True)
     store = list(config.store) if isinstance(config.store, ListConfig) else config.store
-    written = {"store": folders_of(store)[0]}
-    return {**OmegaConf.to_container(OmegaConf.merge(config, written), resolve=True), "store": store}
+    written = folders_of(store)[0]
+    one = config if written == store else OmegaConf.merge(config, {"store": written})
+    return {**OmegaConf.to_container(one, resolve=True), "store": store}
 
 
 def written_folder(store: object, inside: str) -> str:
