@@ -264,7 +264,7 @@ def test_a_mapping_reads_zeros():
 
 def test_the_listing():
     names = [name for name in options("defense") if isinstance(_built(name), OutputDefense)]
-    assert names == ["label_only", "output_noise", "output_rounding", "output_temperature", "output_top_k"]
+    assert names == ["label_only", "output_noise", "output_rounding", "output_temperature", "output_top_k", "purifier"]
 
 
 def _built(name: str) -> object:

@@ -241,6 +241,23 @@ FACTS = ("adds_images", "coupled")
 build_once = functools.lru_cache(maxsize=None)(build)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("first", NAMES)
+def test_a_pair_that_stacks_trains_or_is_refused_with_the_reason(first, learn, images):
+    """With the test above: every pair of defenses composes and trains, or is refused (the table of the card
+    `defense_matrix`, computed). Two updates each, on the network of the one that needs its own."""
+    few = images.take(torch.arange(0, len(images), len(images) // 64)[:64])
+    for second in NAMES[NAMES.index(first) + 1 :]:
+        try:
+            stack = Stack(members={"first": build(first), "second": build(second)})
+            model = assembled(next((name for name in (first, second) if name in NETWORKS), "none"), stack)
+            ((_, logs, _),) = loop.fit(model, stack, few, recipe(learn), seed=3)
+        except Refused as refusal:
+            assert "expected" in str(refusal), (second, refusal)
+            continue
+        assert "loss/task" in logs and torch.tensor(list(logs.values())).isfinite().all(), second
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_trainable_parameter_gets_a_gradient(name, learn, images):
     defense = build(name)

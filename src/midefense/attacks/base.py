@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ OF_THE_TARGET = ("select", "surrogate", "purify")  # slots that ask the target e
 SURROGATE = "surrogate."  # what a prepared state holds of the surrogate has names that begin so
 OF_CLASSES = frozenset({"labels", "probs", "logits"})  # what a target of attributes has none of
 GIVERS = {"pool": "mirror_pool", "noise": "inside_the_class"}  # an init that gives what a search may want
+MEASURERS = {"signatures": "poincare_unbaited"}  # an objective that gives what a selection may want
 UNKNOWN = -1  # the label of a target whose class the attacker was not told
 OBJECTIVE = "objective."  # and what it holds of the objective
 
@@ -68,8 +69,9 @@ class Part:
         decides: an objective whose loss is 0 where the target gives the label wanted and 1 elsewhere, nothing between.
         asks_decisions: a search that walks by such a loss alone.
         gives: what an init knows and hands on to the search: `pool`, latents of the prior as they are drawn and what
-            the target says of them (`state["pool.latents"]`, `state["pool.scores"]`).
-        wants: what a search must be handed by the init.
+            the target says of them (`state["pool.latents"]`, `state["pool.scores"]`); or what an objective
+            prepares that a selection may go by: `signatures`.
+        wants: what a search must be handed by the init, or a selection by the objective.
         prepares: an objective that has a `prepare(prior, oracle, public, rng, state)`, yielding progress; what it makes
             is handed back with every look (`Look.known`).
     """
@@ -127,11 +129,14 @@ class Attack:
         rung: of the ladder of attacks that a defense at release must bear, one of `RUNGS`; None: it is on no ladder.
             Rows say it, and the headline of a defense is its worst case over all rungs.
 
+    `knows`, in its file, names the defenses that it was made for (`plan/awareness.py`); no number depends on it.
+
     `asks_question`: `prepare` is handed the `Question`, and what it makes is stored by it; others never see it.
     `asks_edge`: `prepare` is handed the deployed `Edge`, as `edge`, to ask about public images.
     """
 
     revision = 1
+    aside: ClassVar[dict[str, tuple[object, object]]] = {"knows": (Sequence[str], ())}
     prepares = False
     asks_question = False
     asks_edge = False
@@ -404,7 +409,7 @@ class SearchAttack(Attack):
         if legacy:
             slots = _as_published(slots)
         self.parts = {slot: part for slot, part in slots.items() if part is not None}
-        searched = self.access if surrogate is None else surrogate.access
+        searched = self.access if surrogate is None or surrogate.access is None else surrogate.access
         # where the objective takes nothing of an answer, a gradient does not go through who is asked
         own = {"gradient"} if set(objective.reads) <= {"gradient"} else set()
         for slot, part in self.parts.items():
@@ -420,6 +425,12 @@ class SearchAttack(Attack):
                 f"attack.search ({type(search).__name__}) goes on from what the init knows ({', '.join(missing)}), got "
                 f"{type(init).__name__}, which hands on {', '.join(init.gives) or 'nothing'}; "
                 f"try attack/init={GIVERS[missing[0]]}"
+            )
+        if missing := sorted(set(select.wants) - set(objective.gives)):
+            raise Refused(
+                f"attack.select ({type(select).__name__}) goes by what the objective measured ({', '.join(missing)}), "
+                f"got {type(objective).__name__}, which hands on {', '.join(objective.gives) or 'nothing'}; "
+                f"try attack/objective={MEASURERS[missing[0]]}"
             )
         if objective.columns and not search.rolls:
             raise Refused(

@@ -23,6 +23,7 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from midefense.foreign import path_of
+from midefense.plan.adaptive import with_adaptive
 from midefense.plan.hydra_node import guarded
 from midefense.plan.overrides import chosen_of, parsed, with_open_places
 from midefense.plan.prior_options import KEY, lay_over, options_for, require_known
@@ -61,7 +62,7 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> tuple[dict, dict[str, s
     Raises `Refused`, in the words of the verbs, for an override that Hydra cannot follow.
     """
     with in_one_sentence(verb), guarded(), initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        words = with_open_places(overrides)
+        words = with_open_places(with_adaptive(overrides))
         config = hydra_compose(config_name=verb, overrides=words, return_hydra_config=True)
         hydra = config.hydra
         with open_dict(config):
