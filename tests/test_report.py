@@ -420,7 +420,7 @@ def test_an_empty_store_says_what_to_do(tmp_path, capsys):
 
 def test_command_line(store, tmp_path):
     command = [sys.executable, "-m", "midefense", "report", "--store", str(store), "--out", str(tmp_path / "page.html")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "random_erasing" in done.stdout and (tmp_path / "page.html").exists()
 

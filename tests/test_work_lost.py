@@ -41,7 +41,7 @@ def carry_out(processes, function, log, strike, *arguments):
     """The exit code of a process."""
     process = processes.Process(target=function, args=(log, strike, *arguments))
     process.start()
-    process.join(120)
+    process.join(300)
     return process.exitcode
 
 

@@ -61,6 +61,11 @@ def aware_attacks(defense: str) -> list[str]:
     return [name for name in _options("attack") if wanted & {_class_of(known, name) for known in _knows(name)}]
 
 
+def known_names(attack: str) -> tuple[str, ...]:
+    """The defenses that an attack of `conf/attack` knows, as its file, or one that it builds on, names them."""
+    return _knows(attack)
+
+
 def _members(defense: str) -> Iterator[str]:
     """The class of an option of `conf/defense`, or those of a stack's members."""
     if (stored := _class_of(defense, "defense")) != STACK:
