@@ -11,16 +11,24 @@ from report_rows import document, put
 
 from midefense.defenses.vib import VIB
 from midefense.pipeline.pipeline import Pipeline
-from midefense.plan.awareness import aware_attacks, deployed_classes, knew, known_classes
+from midefense.plan.awareness import _knows, aware_attacks, deployed_classes, knew, known_classes
 from midefense.report import build, read_rows, table, write_csv
 from midefense.report.rows import setups
 from midefense.report.worst import worst_cases
 from midefense.store.artefacts import content_id
 from midefense.types import Refused
 
-# Defenses of which nobody wrote what an attacker who knows them would do.
+# Defenses without an attack that was made for them, and why.
 WITHOUT = {
     "none": "there is nothing to know",
+    "adversarial_training": "no card names an attack for it",
+    "tl_dmi": "no card names an attack for it",
+    "mixup": "no card names an attack for it",
+    "cutmix": "no card names an attack for it",
+    **dict.fromkeys(
+        ("cutout", "entire_erasing", "gridmask", "hide_and_seek", "pixel_dropout"),
+        "its masks are no rectangles drawn by area, which alone the views of an attack can draw",
+    ),
 }
 
 
@@ -61,6 +69,12 @@ def test_who_knows_all_of_a_stack_some_of_it_or_nothing():
     assert knew(["a.One"], []) == "", "where nothing is deployed there is nothing to know"
 
 
+def test_every_defense_is_known_by_an_attack_or_it_is_said_why_not():
+    assert {name for name in options("defense") if not aware_attacks(name)} == set(WITHOUT)
+    known = {name for attack in options("attack") for name in _knows(attack)}
+    assert known <= set(options("defense")), "every name is a defense"
+
+
 def test_the_attacks_of_a_defense_are_looked_up():
     assert {"pool_masked", "ppa_masked"} <= set(aware_attacks("random_erasing"))
     assert (
@@ -71,6 +85,8 @@ def test_the_attacks_of_a_defense_are_looked_up():
     assert set(aware_attacks("random_erasing")) | set(aware_attacks("negative_label_smoothing")) == set(
         aware_attacks("stack")
     )
+    assert {"vib_aware", "vib_aware_small", "vib_mean_aware"} <= set(aware_attacks("vib"))
+    assert aware_attacks("label_only") == aware_attacks("output_top_k"), "one class"
     assert aware_attacks("none") == []
     with pytest.raises(Refused, match="defense: got 'vibb'"):
         aware_attacks("vibb")
