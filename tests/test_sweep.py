@@ -406,6 +406,13 @@ def test_a_sweep_that_is_left_ends_its_processes_and_goes_on(doubled, tmp_path):
     assert {one.state for one in run(doubled(act=["slow"], n=[1, 2, 3])).values()} == {FINISHED}
 
 
+def test_outcomes_call_parts_as_rows_do(doubled, tmp_path):
+    runner = doubled(act=["ok", "refuse"])
+    runner._called = {("defense", "x"): "as rows say"}
+    ended = run(runner, refuse=True)
+    assert {one.names["defense"] for one in ended.values()} == {"as rows say"}
+
+
 def test_a_point_that_another_process_works_on_is_left_to_it(doubled, tmp_path):
     runner = doubled(act=["ok"], n=[1, 2])
     with claim(runner.folder / "claims" / Point(0, ("act=ok", "n=1")).id) as ours:
