@@ -144,6 +144,7 @@ def problem_of(images, known):
 
 def test_bait_is_taken_last_whatever_the_target_says_of_it():
     people = torch.cat([torch.zeros(3, 1, 8, 4), torch.linspace(0.3, 0.9, 3).view(3, 1, 1, 1).expand(3, 1, 8, 4)], 3)
+    people[0, :, :, :4] = 0.8  # hardly of the class
     images = torch.cat([baited(people), people])
     problem, found = problem_of(images, known())
     plain = TargetConfidence(keep=2)(problem, found)
