@@ -106,6 +106,24 @@ def test_under_an_agent_a_value_is_what_the_file_says_too():
     assert as_swept(told, {}) == told, "no agent"
 
 
+def test_a_verb_that_an_agent_started_takes_null_for_null(call, store, tmp_path, monkeypatch):
+    parameters = tmp_path / "parameters.yaml"
+    parameters.write_text(yaml.safe_dump({"wandb_version": 1, "recipe.clip_norm": {"value": None}}))
+    words = [
+        "dataset=toy",
+        "architecture=mlp",
+        "tracking=none",
+        "missing=plan",
+        f"store={store}",
+        "recipe.clip_norm=None",
+    ]
+    assert call("train_target", *words)[0] == 2, "a text"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep7")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(parameters))
+    code, said, errors = call("train_target", *words)
+    assert code == 0 and "training the target" in said, errors
+
+
 def agents_words(varied):
     """What W&B's agent puts in the place of `${args_no_hyphens}`; `test_every_point_of_a_sweep_of_ours_composes` asks
     W&B itself."""
