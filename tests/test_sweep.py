@@ -184,6 +184,20 @@ def test_random_points_depend_on_the_seed_and_not_on_how_many_there_are(file):
     assert 0.4 < sum(number < 1e-2 for number in numbers["c"]) / 400 < 0.6, "half of them in the lower two decades"
 
 
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("train_target.py", COMMAND),
+        ("./train_target.py", COMMAND),
+        (None, ["midefense", "train", COMMAND[-1]]),
+        (None, ["${env}", "python", "-m", "midefense", "train", COMMAND[-1]]),
+        (None, ["${env}", "${interpreter}", "-m", "midefense.commands.train_target", COMMAND[-1]]),
+    ],
+)
+def test_the_verb_is_named_as_it_is_started(file, program, command):
+    assert read_sweep(file(program=program, command=command)).verb == "train_target"
+
+
 def test_whatever_is_no_sweep_of_ours_is_refused_by_name(file, tmp_path):
     def refused(said, **keys):
         with pytest.raises(Refused, match=said):
@@ -220,6 +234,7 @@ def test_whatever_is_no_sweep_of_ours_is_refused_by_name(file, tmp_path):
     parameter("names as keys", values=[{1: 2}])
     with pytest.raises(Refused, match=r"defense=none: .* got one that it varies"):
         read_sweep(file(), ["defense=none"])
+    assert "defense.p=0.5" in read_sweep(file(), ["defense.p=0.5"]).words, "within what is varied"
     for name, text in (("no.yaml", None), ("list.yaml", "[1]"), ("broken.yaml", "a: [")):
         path = tmp_path / name
         if text is not None:
