@@ -60,11 +60,16 @@ class Entry:
     def line(self) -> str:
         """Its row of the table."""
         if not self.trains:
-            return f"| `{self.name}` | | trains as `none`: it acts at release, or on answers |"
+            later = (
+                "; what it learns from answers to public images comes after"
+                if self.defense.build().learns_answers
+                else ""
+            )
+            return f"| `{self.name}` | | trains as `none`: it acts at release, or on answers{later} |"
         ratios = sorted(under / plain for under, plain in self.pairs)
-        seconds = statistics.median(under for under, _ in self.pairs) / UPDATES
+        seconds = statistics.median(under for under, _ in self.pairs)
         found = f"{statistics.median(ratios):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
-        return f"| `{self.name}` | {self.network[0].partition('=')[2]} | {found}, {1000 * seconds:.0f} ms an update |"
+        return f"| `{self.name}` | {self.network[0].partition('=')[2]} | {found}, {1000 * seconds:.0f} ms |"
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from midefense.commands.main import main
-from midefense.commands.sweep import Lines, summary
+from midefense.commands.sweep import Lines, Table, summary
 from midefense.plan.overrides import as_swept, written
 from midefense.plan.spaces import Choice
 from midefense.plan.verb_options import CONF, groups_of
 from midefense.store.claims import claim
-from midefense.store.sweeps import FAILED, FINISHED, REFUSED, files, read
+from midefense.store.sweeps import FAILED, FINISHED, REFUSED, Outcome, files, read
 from midefense.studies.sweep import Planned, Point, Runner, handed_out, last_words, numbers_in
 from midefense.studies.sweep_file import read_sweep
 from midefense.types import Refused
@@ -106,6 +106,24 @@ def test_under_an_agent_a_value_is_what_the_file_says_too():
     assert as_swept(told, {}) == told, "no agent"
 
 
+def test_a_verb_that_an_agent_started_takes_null_for_null(call, store, tmp_path, monkeypatch):
+    parameters = tmp_path / "parameters.yaml"
+    parameters.write_text(yaml.safe_dump({"wandb_version": 1, "recipe.clip_norm": {"value": None}}))
+    words = [
+        "dataset=toy",
+        "architecture=mlp",
+        "tracking=none",
+        "missing=plan",
+        f"store={store}",
+        "recipe.clip_norm=None",
+    ]
+    assert call("train_target", *words)[0] == 2, "a text"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep7")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(parameters))
+    code, said, errors = call("train_target", *words)
+    assert code == 0 and "training the target" in said, errors
+
+
 def agents_words(varied):
     """What W&B's agent puts in the place of `${args_no_hyphens}`; `test_every_point_of_a_sweep_of_ours_composes` asks
     W&B itself."""
@@ -166,6 +184,20 @@ def test_random_points_depend_on_the_seed_and_not_on_how_many_there_are(file):
     assert 0.4 < sum(number < 1e-2 for number in numbers["c"]) / 400 < 0.6, "half of them in the lower two decades"
 
 
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("train_target.py", COMMAND),
+        ("./train_target.py", COMMAND),
+        (None, ["midefense", "train", COMMAND[-1]]),
+        (None, ["${env}", "python", "-m", "midefense", "train", COMMAND[-1]]),
+        (None, ["${env}", "${interpreter}", "-m", "midefense.commands.train_target", COMMAND[-1]]),
+    ],
+)
+def test_the_verb_is_named_as_it_is_started(file, program, command):
+    assert read_sweep(file(program=program, command=command)).verb == "train_target"
+
+
 def test_whatever_is_no_sweep_of_ours_is_refused_by_name(file, tmp_path):
     def refused(said, **keys):
         with pytest.raises(Refused, match=said):
@@ -202,6 +234,7 @@ def test_whatever_is_no_sweep_of_ours_is_refused_by_name(file, tmp_path):
     parameter("names as keys", values=[{1: 2}])
     with pytest.raises(Refused, match=r"defense=none: .* got one that it varies"):
         read_sweep(file(), ["defense=none"])
+    assert "defense.p=0.5" in read_sweep(file(), ["defense.p=0.5"]).words, "within what is varied"
     for name, text in (("no.yaml", None), ("list.yaml", "[1]"), ("broken.yaml", "a: [")):
         path = tmp_path / name
         if text is not None:
@@ -274,11 +307,15 @@ def test_every_point_of_a_sweep_of_ours_composes(path, tmp_path):
 # ------------------------------------------------------------------------------------------------ carried out
 
 PROGRAM = '''"""What a point's process does, by its word `act`; what it leaves is its artefact."""
-import os, pathlib, sys, time
+import os, pathlib, signal, sys, time
 words = dict(word.split("=", 1) for word in sys.argv[2:])
 place = pathlib.Path(words["store"]) / "made" / "-".join(f"{k}={v}" for k, v in words.items() if k != "store")
 with open(pathlib.Path(words["store"]) / "started", "a") as file:
     file.write(f"{place.name} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
+def asked(*_):
+    (pathlib.Path(words["store"]) / f"asked {place.name}").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, asked)
 print("working", flush=True)
 if words["act"] == "slow":
     time.sleep(60)
@@ -349,7 +386,7 @@ def test_a_sweep_goes_through_its_points_whatever_becomes_of_one(doubled, tmp_pa
         f"act={act}-n={n}" for act in ("ok", "raise", "die", "tell", "forget") for n in (1, 2)
     )
     reasons = {act: ended[f"act={act} n=2"].reason for act in ("raise", "die", "tell", "forget", "refuse")}
-    assert "RuntimeError: boom (" in reasons["raise"] and "__main__.py, line 11, in <module>)" in reasons["raise"]
+    assert "RuntimeError: boom (" in reasons["raise"] and "__main__.py, line 15, in <module>)" in reasons["raise"]
     assert reasons["die"] == "working; ended by SIGKILL" and "left nothing in the store" in reasons["forget"]
     assert reasons["tell"] == "refused: lr: too large; exit code 2"
     assert reasons["refuse"] == "these two do not go together"
@@ -395,10 +432,18 @@ def test_a_sweep_that_is_left_ends_its_processes_and_goes_on(doubled, tmp_path):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     assert runner.outcomes == [] and not list(runner.folder.glob("claims/*"))
+    assert len(list((tmp_path / "store").glob("asked *"))) == 2, "each wrote down how far it came"
     for n in (1, 2, 3):
         (tmp_path / "store" / "made").mkdir(exist_ok=True)
         (tmp_path / "store" / "made" / f"dataset=toy-act=slow-n={n}").touch()
     assert {one.state for one in run(doubled(act=["slow"], n=[1, 2, 3])).values()} == {FINISHED}
+
+
+def test_outcomes_call_parts_as_rows_do(doubled, tmp_path):
+    runner = doubled(act=["ok", "refuse"])
+    runner._called = {("defense", "x"): "as rows say"}
+    ended = run(runner, refuse=True)
+    assert {one.names["defense"] for one in ended.values()} == {"as rows say"}
 
 
 def test_a_point_that_another_process_works_on_is_left_to_it(doubled, tmp_path):
@@ -476,6 +521,21 @@ def test_last_words_are_those_of_the_last_process():
 
 
 # ------------------------------------------------------------------------------------------------ the command
+
+
+def test_on_a_terminal_a_line_for_each_worker_stays_below_what_is_over(capsys):
+    table, point = Table(2), Point(0, ("act=ok", "n=\x1b[2J"))
+    working = types.SimpleNamespace(
+        worker=1, planned=Planned(point, {}), seconds=61.0, said="2/3 training the target: step 5 of 9"
+    )
+    table.begun(working)
+    table.still([working])
+    table.over(0, Outcome(point.label, FINISHED, seconds=70.0))
+    table.still([])
+    table.close()
+    out, errors = capsys.readouterr()
+    assert out == "finished act=ok n=\\x1b[2J after 70 s [1/2]\n", "what others wrote moves no cursor"
+    assert "2: act=ok n=\\x1b[2J · 61 s · 2/3 training the target: step 5 of 9" in errors and "1/2" in errors
 
 
 @pytest.fixture

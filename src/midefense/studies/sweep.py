@@ -131,6 +131,8 @@ class Runner:
         self.outcomes: list[Outcome] = []
         self.elsewhere = 0  # points that another process works on
         self._working: dict[int, Working] = {}  # by worker
+        # What rows call a part, by what its words do: rows leave out where files lie, which a refused plan cannot tell.
+        self._called: dict[tuple[str, str], str] = {}
         self._search = Search(self.folder, sweep.id, sweep.space, seed=sweep.seed)
 
     # ------------------------------------------------------------------------------------------------ before
@@ -173,7 +175,9 @@ class Runner:
             raise Refused(f"{point.label}: {refusal}") from refusal
         names = read_names(choices, words)
         try:
-            return Planned(point, names, read_plan(self.sweep.verb, config, choices, words))
+            plan = read_plan(self.sweep.verb, config, choices, words)
+            self._called |= {(part, name): plan.names.get(part, name) for part, name in names.items()}
+            return Planned(point, plan.names, plan)
         except Refused as refusal:
             return Planned(point, names, reason=str(refusal))
 
@@ -326,7 +330,8 @@ class Runner:
         self, planned: Planned, outcome: Outcome, asked: Asked | None = None, made: Artefact | None = None
     ) -> None:
         """Write down how a point ended."""
-        outcome = replace(outcome, names=planned.names, command=shlex.join(self.command(planned.point)))
+        names = {part: self._called.get((part, name), name) for part, name in planned.names.items()}
+        outcome = replace(outcome, names=names, command=shlex.join(self.command(planned.point)))
         keep(self.folder, planned.point.id, outcome)
         self.outcomes.append(outcome)
         if asked is not None:
@@ -368,7 +373,8 @@ def handed_out(worker: int, workers: int) -> dict[str, str]:
     devices = [one.strip() for one in found if one.strip()]
     given = {"CUDA_VISIBLE_DEVICES": devices[worker % len(devices)]} if devices else {}
     if workers > 1 and "OMP_NUM_THREADS" not in os.environ:
-        given["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // workers))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        given["OMP_NUM_THREADS"] = str(max(1, cores // workers))
     return given
 
 

@@ -21,6 +21,7 @@ from midefense.plan.overrides import laid_over, parsed, words_of, written
 from midefense.plan.spaces import Choice, Interval, Space
 from midefense.plan.verb_options import VERBS
 from midefense.store.artefacts import content_id
+from midefense.store.command import COMMANDS
 from midefense.studies.search import rounded
 from midefense.types import Refused, refuse_unknown
 
@@ -32,7 +33,7 @@ OF_A_PARAMETER = ("value", "values", "min", "max", "distribution", "parameters")
 DISTRIBUTIONS = ("constant", "categorical", "uniform", "int_uniform", "log_uniform_values")
 ARGUMENTS = "${args_no_hyphens}"  # where W&B puts KEY=VALUE words
 INTERPRETER = ("${env}", "${interpreter}", "python", "-m", "midefense")  # what may stand before the verb
-SUBCOMMANDS = {"train": "train_target"}
+VERB_OF = {subcommand: verb for verb, subcommand in COMMANDS.items()}
 # Why a key of W&B's is refused.
 REASONS = {
     "early_terminate": (
@@ -135,7 +136,7 @@ def _read(content: object, name: str, further: Sequence[str], most: int | None, 
         raise refuse_unknown("method", str(method), METHODS)
     verb, words = _command(content)
     constants, space = _parameters(content.get("parameters"))
-    if taken := [word.text for word in parsed(further) if any(word.sets(key) for key in space)]:
+    if taken := [word.text for word in parsed(further) if word.key in space]:
         raise Refused(f"{taken[0]}: expected a word for what the file leaves as it is, got one that it varies")
     words = laid_over(further, [*words, *constants])
     metric, maximised = _metric(content.get("metric"), method)
@@ -179,7 +180,7 @@ def _command(content: Mapping) -> tuple[str, list[str]]:
 def _verb(program: str) -> str:
     """The verb that a program is: `evaluate.py`, `evaluate`, `midefense.commands.evaluate`."""
     stem = program.removesuffix(".py").split("/")[-1].split(".")[-1]
-    verb = SUBCOMMANDS.get(stem, stem)
+    verb = VERB_OF.get(stem, stem)
     if verb not in VERBS:
         raise refuse_unknown("program", program, [f"{verb}.py" for verb in VERBS])
     return verb
