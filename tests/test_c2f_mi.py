@@ -253,12 +253,6 @@ def test_a_population_needs_three_members_and_room(keep):
         Evolution(keep=keep)
 
 
-def test_fewer_starts_than_are_kept_are_refused():
-    world = problem(Oracle(Prototypes(), "scores"), Plain())
-    with pytest.raises(Refused, match="attack.search.keep: expected at most the starts of a target, 5, got 10"):
-        list(Evolution()(world, Random(candidates=5)(world)))
-
-
 # the coarse stage ------------------------------------------------------------------------------------------------
 
 

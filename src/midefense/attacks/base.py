@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from midefense import seeds
 from midefense.attacks.chunks import AUTO, Fixed, Measured, chunks_of
+from midefense.attacks.slots import Slots, require_together
 from midefense.compiling import Compiler
 from midefense.oracle import BudgetExceeded, Oracle
 from midefense.precision import at_least_float32, mixed, require_precision, rounded, stepwise
@@ -43,7 +45,6 @@ RUNGS = ("A0", "A1", "A2", "A3", "A4", "A5")
 OF_THE_TARGET = ("select", "surrogate", "purify")  # slots that ask the target even where the others ask a surrogate
 SURROGATE = "surrogate."  # what a prepared state holds of the surrogate has names that begin so
 OF_CLASSES = frozenset({"labels", "probs", "logits"})  # what a target of attributes has none of
-GIVERS = {"pool": "mirror_pool", "noise": "inside_the_class"}  # an init that gives what a search may want
 UNKNOWN = -1  # the label of a target whose class the attacker was not told
 OBJECTIVE = "objective."  # and what it holds of the objective
 
@@ -70,6 +71,8 @@ class Part:
         gives: what an init knows and hands on to the search: `pool`, latents of the prior as they are drawn and what
             the target says of them (`state["pool.latents"]`, `state["pool.scores"]`).
         wants: what a search must be handed by the init.
+        ignores: slots of the attack that a search does nothing with, by what it does instead: they must be empty.
+        begins_anew: a search that takes of the starts their number alone: an init that asks would do so in vain.
         prepares: an objective that has a `prepare(prior, oracle, public, rng, state)`, yielding progress; what it makes
             is handed back with every look (`Look.known`).
     """
@@ -91,6 +94,8 @@ class Part:
     prepares = False
     gives: tuple[str, ...] = ()
     wants: tuple[str, ...] = ()
+    ignores: Mapping[str, str] = MappingProxyType({})
+    begins_anew = False
 
     def draw(self, count: int, rng: torch.Generator) -> Tensor:
         """One row of dice per image [count, columns] in [0, 1), on the CPU."""
@@ -98,6 +103,10 @@ class Part:
 
     def check(self, setting: Setting) -> None:
         """Refuse a setting in which it cannot work; see `Setting` for when this is called."""
+
+    def check_slots(self, slots: Slots, where: str = "attack") -> None:
+        """Refuse other parts of the attack, by slot, that it cannot work with, when the attack is built; `where` they
+        stand is for the sentence."""
 
     def preparation(self, recipe: Mapping[str, object]) -> object:
         """What of this part's recipe decides what its `prepare` makes."""
@@ -410,30 +419,9 @@ class SearchAttack(Attack):
         for slot, part in self.parts.items():
             access, free = (self.access, set()) if slot in OF_THE_TARGET else (searched, own)
             access.require([read for read in part.reads if read not in free], f"attack.{slot} ({type(part).__name__})")
-        if search.asks_decisions and not objective.decides:
-            raise Refused(
-                f"attack.objective: expected one that says yes or no, because attack.search ({type(search).__name__}) "
-                f"walks by decisions, got {type(objective).__name__}; try attack/objective=wrong_label"
-            )
-        if missing := sorted(set(search.wants) - set(init.gives)):
-            raise Refused(
-                f"attack.search ({type(search).__name__}) goes on from what the init knows ({', '.join(missing)}), got "
-                f"{type(init).__name__}, which hands on {', '.join(init.gives) or 'nothing'}; "
-                f"try attack/init={GIVERS[missing[0]]}"
-            )
-        if objective.columns and not search.rolls:
-            raise Refused(
-                f"attack.objective ({type(objective).__name__}) draws anew in every step: expected a search that hands "
-                f"it its dice, got {type(search).__name__}; try attack/search=nesterov"
-            )
+        require_together(slots)
         self.needs = tuple({need for part in self.parts.values() for need in part.needs})
         self.init, self.objective, self.search, self.select, self.views, self.surrogate, self.purify = slots.values()
-        if objective.compares and not (surrogate is not None and surrogate.beside_target):
-            raise Refused(
-                f"attack.objective ({type(objective).__name__}) compares the target with a network asked beside it: "
-                f"expected a surrogate that is, got {'none' if surrogate is None else type(surrogate).__name__}; "
-                "try attack/surrogate=distilled_small"
-            )
         self.chunk, self.precision = chunk, require_precision("attack.precision", precision)
         self.compiler = Compiler("attack.compile") if compile else None
         self.pools = hasattr(init, "prepare")

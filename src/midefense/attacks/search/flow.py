@@ -43,6 +43,7 @@ class Variational(Part):
     """
 
     reads = ("gradient",)
+    begins_anew = True
     means = ("mean", "sum")
 
     def __init__(

@@ -43,6 +43,7 @@ class SoftActorCritic(Part):
 
     reads = ("probs",)
     needs = ("normal",)
+    begins_anew = True
 
     def __init__(
         self,
