@@ -17,8 +17,9 @@ from torch import Tensor
 
 from midefense.metrics.against_queries import next_line
 from midefense.oracle import Oracle
+from midefense.pipeline.joining import picture_of
 from midefense.priors.base import Prior
-from midefense.types import Evidence, Found, to_pixels
+from midefense.types import Evidence, Found
 
 
 @dataclass
@@ -102,13 +103,8 @@ class Trace:
             pixels = None if kept.pixels is None else kept.pixels[row].clone()
             own.append(_Row(owner, asked[owner], loss, kept.latents[row].clone(), pixels))
 
-    @torch.no_grad()
     def _picture(self, row: _Row) -> Tensor:
-        if row.pixels is not None:
-            return row.pixels
-        prior = self._prior.given(self._observed)
-        owner = torch.tensor([row.owner], device=prior.device)
-        return to_pixels(prior.decode(prior.of_rows(row.latent[None].to(prior.device), owner)))[0].cpu()
+        return picture_of(row.latent, row.owner, self._prior, self._observed) if row.pixels is None else row.pixels
 
 
 def _best(found: Found, owners: Sequence[int], ranked: bool) -> dict[int, int]:
