@@ -12,12 +12,14 @@ from torch import nn
 from midefense import seeds
 from midefense.architectures.inverters import Amortiser, ConvDecoder, FlatDecoder
 from midefense.attacks.adaptive import AdaptiveGenerator, scaled_distances
-from midefense.attacks.base import RUNGS, Look, Part, Problem, SearchAttack
+from midefense.attacks.base import RUNGS, SearchAttack
 from midefense.attacks.decoder import AdaptiveDecoder, Decoder
 from midefense.attacks.init import Amortised, Decoded, Random
 from midefense.attacks.learning import Learning
 from midefense.attacks.matching import FeatureMatch, distances, shares
 from midefense.attacks.objectives import Weighted, WeightedSum
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Look, Problem
 from midefense.attacks.purify import Chain, Clamp, OntoManifold, Smooth
 from midefense.attacks.search.gradient import Gradient
 from midefense.attacks.select import LowestLoss

@@ -11,9 +11,10 @@ from torch import nn
 
 from midefense import seeds
 from midefense.attacks.agents import Agents, Critic, Experience, Memory, distinct
-from midefense.attacks.base import Look, SearchAttack, run_group
+from midefense.attacks.base import SearchAttack, run_group
 from midefense.attacks.init import Random
 from midefense.attacks.objectives import CrossEntropy, Reward, WrongLabel
+from midefense.attacks.problem import Look
 from midefense.attacks.search.policy import SoftActorCritic
 from midefense.attacks.select import LowestLoss
 from midefense.attacks.views import Flip

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from midefense.attacks import search
-from midefense.attacks.base import Part, SearchAttack
+from midefense.attacks.base import SearchAttack
 from midefense.attacks.init import BestOfPool, Random
 from midefense.attacks.miners import Gaussian
 from midefense.attacks.objectives import CrossEntropy
 from midefense.attacks.p_space import MirrorPool
+from midefense.attacks.part import Part
 from midefense.attacks.purify import OntoManifold
 from midefense.attacks.scores import LogConfidence
 from midefense.attacks.search.evolution import Evolution

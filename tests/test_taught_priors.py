@@ -11,8 +11,9 @@ from torch import nn
 
 from midefense import seeds
 from midefense.architectures.state_names import to_published
-from midefense.attacks.base import Part, Problem
 from midefense.attacks.init import Random, Zero
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem
 from midefense.attacks.search.distribution import Distribution
 from midefense.attacks.search.gradient import Gradient
 from midefense.exchange.priors import import_prior

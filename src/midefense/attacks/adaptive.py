@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from midefense import seeds
-from midefense.attacks.base import Part, SearchAttack, passed_on, within
+from midefense.attacks.base import SearchAttack
 from midefense.attacks.decoder import some_of
 from midefense.attacks.matching import distances, shares
+from midefense.attacks.part import Part
+from midefense.attacks.progress import passed_on
 from midefense.oracle import Edge, Oracle, SharedBill
 from midefense.priors.base import Prior
 from midefense.ranges import Colour, Count
-from midefense.training_state import load_training, training_state
+from midefense.training_state import load_training, training_state, within
 from midefense.types import Evidence, Found, Images, Progress, Question, Refused, to_pixels
 
 ADAPTED = "adapted."

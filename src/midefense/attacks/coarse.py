@@ -11,13 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.attacks.base import Part, Problem, passed_on, within
 from midefense.attacks.embedding import Embedding
 from midefense.attacks.init import of_the_targets, starts_of
 from midefense.attacks.learning import Learner, Learning, public_images
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem
+from midefense.attacks.progress import passed_on
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.ranges import Count, Draws, Whole
+from midefense.training_state import within
 from midefense.types import Found, Images, Progress, Setting
 
 EMBEDDING = "embedding."  # what a prepared state holds of the embedding has names that begin so

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from midefense.attacks.base import Part, Problem
 from midefense.attacks.decoder import Inverse
 from midefense.attacks.learning import Learner, Learning
 from midefense.attacks.matching import distances, nothing_observed, require_observed
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.ranges import Count, Draws, Share, Whole

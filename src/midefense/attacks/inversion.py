@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.attacks.base import Attack, Part, best_of_each, within
+from midefense.attacks.base import Attack, best_of_each
 from midefense.attacks.inversion_terms import (
     Perturbation,
     Scene,
@@ -22,10 +22,11 @@ from midefense.attacks.inversion_terms import (
     WeightedTerm,
     in_front_of_norms,
 )
+from midefense.attacks.part import Part
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.ranges import Batch, Count, Draws, InnerShare, Positive
-from midefense.training_state import load_training, training_state
+from midefense.training_state import load_training, training_state, within
 from midefense.types import Answer, Evidence, Found, Images, Progress, Question, Refused, Setting, refuse_unknown
 
 LABELS = ("balanced", "uniform", "soft")

@@ -11,11 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midefense import seeds
-from midefense.attacks.base import Look, Part, passed_on, within
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Look
+from midefense.attacks.progress import passed_on
 from midefense.identity_losses import max_margin, poincare
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.ranges import Batch, Count, InnerShare, NotNegative, Share
+from midefense.training_state import within
 from midefense.types import Images, Progress, Refused, Setting, refuse_unknown
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
-from midefense.attacks.base import Look, Problem
 from midefense.attacks.init import BestOfPool
+from midefense.attacks.problem import Look, Problem
 from midefense.priors.base import Prior
 from midefense.ranges import Count, Draws
 from midefense.types import Answer, Found

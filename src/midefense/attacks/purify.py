@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from midefense.attacks.base import Part, Problem, best_of_each
+from midefense.attacks.base import best_of_each
 from midefense.attacks.matching import FeatureMatch, nothing_observed, require_observed
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem
 from midefense.attacks.slots import require_together
 from midefense.ranges import Share
 from midefense.types import Refused, Setting

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from midefense.attacks.base import Look, Part
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Look
 
 LEAST = 1e-12  # of a probability that a logarithm is taken of: rounded or cut answers hold zeros
 

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
+from midefense.attacks.part import Part, Slots
 from midefense.types import Refused
 
-if TYPE_CHECKING:
-    from midefense.attacks.base import Part
-
-Slots = Mapping[str, "Part | None"]
 GIVERS = {"pool": "mirror_pool", "noise": "inside_the_class"}  # an init that gives what a search may want
 
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from midefense.attacks.base import Part, Problem, seen
 from midefense.attacks.coarse import sampled_as_points
 from midefense.attacks.init import of_the_targets
+from midefense.attacks.part import Part, Slots
+from midefense.attacks.problem import Problem, seen
 from midefense.attacks.search.populations import held_back, taken
-from midefense.attacks.slots import Slots, require_starts
+from midefense.attacks.slots import require_starts
 from midefense.priors.base import Prior
 from midefense.ranges import Count, Draws, NotNegative, Share, Whole
 from midefense.types import Found, Refused, refuse_unknown

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from midefense import seeds
-from midefense.attacks.base import Part, Problem, seen
 from midefense.attacks.p_space import PSpace, of_scores_alone
+from midefense.attacks.part import Part, Slots
+from midefense.attacks.problem import Problem, seen
 from midefense.attacks.search.populations import held_back, taken
-from midefense.attacks.slots import Slots, require_starts
+from midefense.attacks.slots import require_starts
 from midefense.ranges import Count, NotNegative, Positive, Share, Whole
 from midefense.types import Found, Refused, Setting, refuse_unknown
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from midefense.attacks.agents import Agents, Memory, distinct
-from midefense.attacks.base import Look, Part, Problem
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Look, Problem
 from midefense.ranges import Batch, Count, NotNegative, Share, Width
 from midefense.types import Found
 

@@ -10,7 +10,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from midefense.attacks.base import Part, Problem
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem
 from midefense.ranges import Batch, Count, Positive, Range
 from midefense.types import Found, refuse_unknown
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from midefense import seeds
-from midefense.attacks.base import Part, Problem
-from midefense.attacks.slots import Slots
+from midefense.attacks.part import Part, Slots
+from midefense.attacks.problem import Problem
 from midefense.priors.base import Prior
 from midefense.types import Found, Refused, Setting, refuse_unknown
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midefense import rectangles
-from midefense.attacks.base import Part, Problem, seen
-from midefense.attacks.slots import Slots
+from midefense.attacks.part import Part, Slots
+from midefense.attacks.problem import Problem, seen
 from midefense.priors.base import Prior
 from midefense.ranges import Colour, Draws, Positive, Whole
 from midefense.types import Found, Refused, Setting, refuse_unknown
