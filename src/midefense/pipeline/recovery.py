@@ -144,7 +144,8 @@ class Recovery:
         group = _Group(self, oracle, evidence, index, run)
         consume(group.steps(), run, total=self.steps, namespace="attack")
         tensors = {}
-        for stage, found in group.stages.items():
+        for stage, last in group.stages.items():
+            found = last.pictured()
             fields = {name: getattr(found, name) for name in STAGE_FIELDS}
             fields["evidence"] = found.evidence + int(rows[0])
             tensors |= {f"{stage}.{name}": value for name, value in fields.items() if value is not None}

@@ -93,7 +93,7 @@ class Trace:
         places = _best(found, owners, ranked=not better)
         if not places:
             return
-        kept = found.take(torch.tensor(list(places.values())), seen=None).detached()  # one transfer for all
+        kept = found.take(torch.tensor(list(places.values())), seen=None).pictured().detached()  # one transfer for all
         for row, (owner, loss) in enumerate(zip(places, kept.loss.tolist(), strict=True)):
             own = self._rows[owner]
             if better and own and not loss < own[-1].loss and not math.isnan(own[-1].loss):

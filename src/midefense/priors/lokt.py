@@ -17,7 +17,7 @@ from midefense.precision import require_precision
 from midefense.priors.conditional import ClassConditional
 from midefense.priors.gan import Losses, stepped, training_loop
 from midefense.priors.nets.lokt import ClassGenerator, ClassHead, Discriminator
-from midefense.priors.taught import require_answers, require_mode
+from midefense.priors.taught import Labels, require_mode
 from midefense.ranges import Batch, Betas, Classes, Count, NotNegative, Positive, Whole, Width
 from midefense.types import Access, Images, Progress, Refused, clip_images
 
@@ -100,12 +100,12 @@ class LoktGan(ClassConditional):
         """Train generator and discriminator; one unit of progress is `unit` updates of the discriminator, each of
         which, after the warm-up, asks for the labels of `batch_size` images."""
         self.require(public)
-        ask = require_answers(self, oracle, "labels")
+        ask = Labels(self, oracle)
         networks = {"generator": self.generator, "critic": self.critic}
         optimizers = {name: self.adam(network.parameters()) for name, network in networks.items()}
         update = functools.partial(self._update, public, ask, optimizers, seed)
         how = {"steps": self.steps, "unit": self.unit, "precision": self.precision, "compiler": self.compiler}
-        return training_loop(networks, optimizers, update, state=state, **how)
+        return ask.watched(training_loop(networks, optimizers, update, state=state, **how))
 
     def _update(
         self,
