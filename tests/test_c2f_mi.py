@@ -15,8 +15,8 @@ from midefense.attacks.coarse import Coarse, mapping_input, pseudo_predictions
 from midefense.attacks.embedding import Embedding, Pretrained, PublicLabels
 from midefense.attacks.init import Random
 from midefense.attacks.learning import Learning
-from midefense.attacks.objectives import Score
 from midefense.attacks.problem import Look, Problem
+from midefense.attacks.scores import Score
 from midefense.attacks.search.evolution import Evolution
 from midefense.attacks.select import LowestLoss
 from midefense.oracle import Oracle

@@ -13,8 +13,9 @@ from midefense import seeds
 from midefense.attacks.agents import Agents, Critic, Experience, Memory, distinct
 from midefense.attacks.base import SearchAttack, run_group
 from midefense.attacks.init import Random
-from midefense.attacks.objectives import CrossEntropy, Reward, WrongLabel
+from midefense.attacks.objectives import CrossEntropy
 from midefense.attacks.problem import Look
+from midefense.attacks.scores import Reward, WrongLabel
 from midefense.attacks.search.policy import SoftActorCritic
 from midefense.attacks.select import LowestLoss
 from midefense.attacks.views import Flip

@@ -67,6 +67,12 @@ def of_the_targets(problem: Problem, latents: Tensor, candidates: int) -> Tensor
     return problem.prior.of_rows(latents, rows.to(problem.device))
 
 
+def sampled_as_points(prior: Prior, count: int, rng: torch.Generator) -> Tensor:
+    """`count` latents on the CPU; of a generator with a style per layer one style [count, width] for all of them."""
+    latents = prior.sample(count, rng)
+    return latents[:, 0] if "styles" in prior.offers and latents.ndim == 3 else latents
+
+
 class BestOfPool(Part):
     """The most confident of one pool drawn for all targets (PPA, Struppek et al., ICML 2022, section 4.1).
 

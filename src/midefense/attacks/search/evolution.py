@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from midefense.attacks.coarse import sampled_as_points
-from midefense.attacks.init import of_the_targets
+from midefense.attacks.init import of_the_targets, sampled_as_points
 from midefense.attacks.part import Part, Slots
 from midefense.attacks.problem import Problem, seen
 from midefense.attacks.search.populations import held_back, taken
