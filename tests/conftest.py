@@ -1,5 +1,7 @@
 """What tests share: one thread, no W&B, a store of their own, verbs called in this process or in another."""
 
+import collections
+import importlib.util
 import logging
 import os
 import signal
@@ -23,6 +25,70 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
+DEAR_SECONDS = 20  # of CPU, of all processes of a test, above which it should be smaller, or `-m slow`
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """`-n 2` gives each process half of the tests in a row, and the first to end takes half of the other's rest: what a
+    module's tests share is made once, and both end together. Any other way is taken where `--dist` names it."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
+def cpu_seconds() -> float:
+    """What this process and the ended ones among its children have computed: unlike a clock, it does not run while
+    others are at work."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    before = cpu_seconds()
+    try:
+        return (yield)
+    finally:
+        item.user_properties.append(("setup", cpu_seconds() - before))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    before = cpu_seconds()
+    try:
+        return (yield)
+    finally:
+        item.user_properties.append(("call", cpu_seconds() - before))
+
+
+def dear(reports) -> list[str]:
+    """A line for each test that computed too long for every run."""
+    took = {report.nodeid: dict(report.user_properties).get("call", 0) for report in reports}
+    slow = {report.nodeid for report in reports if "slow" in report.keywords}
+    return [f"{name}: {took[name]:.0f} s" for name in took if took[name] > DEAR_SECONDS and name not in slow]
+
+
+def dearest_files(reports, count=25) -> list[str]:
+    """The files whose tests, with what these share, computed longest."""
+    spent = collections.Counter()
+    for report in reports:
+        spent[report.nodeid.partition("::")[0]] += sum(dict(report.user_properties).values())
+    return [f"{seconds:8.1f} s {name}" for name, seconds in spent.most_common(count)]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Tests that are too dear, always; the files that are dearest beside `--durations`."""
+    every = [report for reports in terminalreporter.stats.values() for report in reports]
+    ran = [report for report in every if getattr(report, "when", "") == "call"]
+    if lines := dear(ran):
+        terminalreporter.section(f"tests of more than {DEAR_SECONDS} s of CPU: make them smaller, or mark them slow")
+        terminalreporter.write_line("\n".join(lines))
+    if config.getoption("durations") is not None:
+        terminalreporter.section("seconds of CPU by file")
+        terminalreporter.write_line("\n".join(dearest_files(ran)))
+
+
 def plan_for(verb: str, *overrides: str, store: Path) -> Plan:
     """What a verb plans under command-line overrides, as `verbs.verb` reads it."""
     config, choices = composed(verb, *overrides)
@@ -36,6 +102,15 @@ def nothing_is_left_in_the_checkout():
     before = set(ROOT.iterdir())
     yield
     assert [path.name for path in set(ROOT.iterdir()) - before if path.name not in caches] == []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nobody_waits_for_the_disk():
+    """Files are not forced onto the disk, which takes longer than most tests: none is read after a power cut. Processes
+    that tests start do as always."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture
@@ -89,8 +164,10 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def bytecode(tmp_path_factory):
-    """Where modules are compiled once per session: every process but the first starts in half the time."""
-    return tmp_path_factory.mktemp("bytecode")
+    """Where modules are compiled once per session (and process of it): every process but the first starts in half the
+    time. None where the libraries came compiled, which such a folder would hide."""
+    compiled = Path(importlib.util.cache_from_source(torch.__file__)).exists()
+    return None if compiled else tmp_path_factory.mktemp("bytecode")
 
 
 def process_environment(bytecode, **changes):
@@ -99,14 +176,14 @@ def process_environment(bytecode, **changes):
     left = {name for name in os.environ if name.lstrip("_").startswith("WANDB_") and name != "WANDB_MODE"}
     left.add("PYTHONDONTWRITEBYTECODE")
     inherited = {name: value for name, value in os.environ.items() if name not in left}
-    return {**inherited, "PYTHONPYCACHEPREFIX": str(bytecode), **changes}
+    return {**inherited, **({"PYTHONPYCACHEPREFIX": str(bytecode)} if bytecode else {}), **changes}
 
 
 @pytest.fixture
 def run_process(store, bytecode):
     """`run_process(verb, *overrides)`: the finished process (`returncode`, `stdout`, `stderr`) of a verb."""
 
-    def run(verb, *overrides, store=store, timeout=120, **environment):
+    def run(verb, *overrides, store=store, timeout=300, **environment):
         command = [sys.executable, str(ROOT / f"{verb}.py"), *overrides, f"store={store}"]
         return subprocess.run(
             command,

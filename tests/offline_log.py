@@ -12,7 +12,7 @@ def inspected(folder: Path, *options: str) -> str:
     (log,) = folder.glob("run-*.wandb")
     command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", *options]
     command += ["--run-file", str(log), str(folder.parent)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
 
 
 def records(folder: Path) -> list[dict]:

@@ -514,7 +514,7 @@ def test_help_lists_groups_and_choices(call, verb):
 
 def test_a_real_process_ends_with_code_2_and_one_sentence(start_process):
     process = start_process("evaluate", *TOY, "evidence.classes=[7]", PYTHONPATH="")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (2, "")
     assert err.startswith("refused: evidence.classes: expected class numbers from 0 to 3")
     assert "Traceback" not in err and len(err.splitlines()) == 1

@@ -76,7 +76,7 @@ def strike(monkeypatch, place, name, what):
 
 def python(script, *arguments, **options):
     command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=conftest.ROOT, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=conftest.ROOT, **options)
 
 
 @contextlib.contextmanager
@@ -174,7 +174,7 @@ def test_pictures_that_wait_are_not_decoded_when_asked_to_end(monkeypatch):
 
     def read(row):
         begun.append(row)
-        time.sleep(0.005)
+        time.sleep(0.02)
 
     monkeypatch.setattr(Stage, "at", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
@@ -207,7 +207,7 @@ def on_a_small_disk(place, command, bytecode):
     script = f"mount -t tmpfs -o size=300k none {place} && {{ {command}; }}"
     options = {"cwd": conftest.ROOT, "env": conftest.process_environment(bytecode)}
     return subprocess.run(
-        ["unshare", "-rm", "bash", "-c", script], capture_output=True, text=True, timeout=120, **options
+        ["unshare", "-rm", "bash", "-c", script], capture_output=True, text=True, timeout=300, **options
     )
 
 

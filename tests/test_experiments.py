@@ -107,7 +107,12 @@ def test_a_header_says_what_was_published_and_measured_and_how_that_is_known(fil
         assert re.search(r"\nsetup: (the authors' code|the first upload of the authors' code|recalled|ours)", whole)
 
 
-@pytest.mark.parametrize(("file", "number"), SETUPS, ids=setup)
+def first_is_quick(file: Path, number: int) -> object:
+    """On slow runs: the further commands of a file, each of which is composed anew."""
+    return pytest.param(file, number, marks=[pytest.mark.slow] if number else [])
+
+
+@pytest.mark.parametrize(("file", "number"), [first_is_quick(*each) for each in SETUPS], ids=setup)
 def test_a_name_says_what_is_in_the_file(file, number):
     config, choices, _ = as_written(file, number)
     folder, name = file.parts[1], file.stem
@@ -221,11 +226,7 @@ def test_a_row_of_crafter_cuts_a_target_of_public_attributes(file):
 
 
 NAMED = {"mobilenet_v1": "timm", "cnn": "network_inversion_cnn", "mlp": "network_inversion_mlp", "vit": "vit_tiny"}
-OF_COMMANDS = [
-    pytest.param(file, number, marks=[pytest.mark.slow] if number else [])
-    for file in OF_A_METHOD
-    for number in range(len(commands(file)))
-]
+OF_COMMANDS = [first_is_quick(file, number) for file in OF_A_METHOD for number in range(len(commands(file)))]
 
 
 @pytest.mark.parametrize(("file", "number"), OF_COMMANDS, ids=setup)
@@ -414,13 +415,20 @@ LIKE_ANOTHER = re.compile(  # of `TRIED`: the same once its network and its imag
     r"digits/|ir152|facenet|resnet(50|101|152)_s|resnet1|vit|/cnn_|densenet1[67]|densenet2|svhn|fashion|/mlp_cifar|toolbox|quick"
 )
 OTHERS = [*OTHERS, *TRIED]
+NETWORKS = re.compile(r"(densenet|resnet|resnest|maxvit_t)\d*")
 DRY_RUNS = [*SETUPS, *((file, number) for file in OTHERS for number in range(len(commands(file))))]
+
+
+def like(file: Path) -> tuple[str, str]:
+    """The paper and the name of a row of 224 px, whichever network it is of."""
+    return file.parts[1], NETWORKS.sub("", file.stem)
 
 
 def dry_run_of(file: Path, number: int) -> object:
     """On slow runs: the second and third command of a file, which put a defense before the attack that the first runs
     or take other public images; and all networks but one where they are the same network once they are small."""
     same = file in OF_64_PX and not ("vgg16_64" in file.stem and not file.stem.endswith("_ffhq"))
+    same = same or (file in OF_224_PX and file is not next(filter(lambda one: like(one) == like(file), OF_224_PX)))
     same = same or (file in TRIED and LIKE_ANOTHER.search(file.as_posix()))
     return pytest.param(file, number, marks=[pytest.mark.slow] if number or same else [])
 

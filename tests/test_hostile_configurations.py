@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal import defaults_list
 from hydra._internal import hydra as hydra_internals
+from hydra._internal.sources_registry import SourcesRegistry
 
 from midefense.plan.compose import compose
 from midefense.plan.hydra_node import guarded
@@ -247,10 +249,19 @@ def test_what_ordinary_files_and_command_lines_say_is_taken(call, stranger, tmp_
 
 
 def test_hydra_is_as_it_was_afterwards():
-    before = hydra_internals.ConfigLoaderImpl
+    def parts():
+        sources = SourcesRegistry.instance().types
+        return (
+            hydra_internals.ConfigLoaderImpl,
+            defaults_list._create_interpolation_map,
+            sources["file"],
+            sources["pkg"],
+        )
+
+    before = parts()
     with guarded():
-        assert hydra_internals.ConfigLoaderImpl is not before
-    assert hydra_internals.ConfigLoaderImpl is before
+        assert not set(parts()) & set(before)
+    assert parts() == before
     with pytest.raises(Refused, match="hydra.callbacks.x: expected nothing of Hydra's own"):
         compose("attack", ["+hydra.callbacks={x: {_target_: os.getcwd}}"])
 

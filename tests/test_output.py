@@ -2,11 +2,12 @@
 
 import functools
 import math
+import re
 
 import pytest
 import torch
 from conftest import plan_for
-from contract.listing import node, options
+from contract.listing import CONF, node, options
 from torch import nn
 
 from midefense import seeds
@@ -18,6 +19,7 @@ from midefense.defenses.output import Output, OutputDefense, OutputNoise, Roundi
 from midefense.oracle import Oracle
 from midefense.pipeline.classifiers import load_classifier
 from midefense.pipeline.pipeline import Pipeline
+from midefense.plan.whitelist import resolve
 from midefense.training import inference
 from midefense.types import Answer, Images, Refused
 
@@ -227,7 +229,15 @@ def _loss(name: str) -> object:
     return node("attack", "attack.objective", f"attack/objective={name}").build()
 
 
-READS = {name: set(_loss(name).reads) for name in options("attack/objective")}
+def _reads(name: str) -> set[str]:
+    """What a loss reads, by the classes that its file, and those it is made of, name: nothing is composed."""
+    text = (CONF / "attack" / "objective" / f"{name}.yaml").read_text()
+    own = [getattr(resolve(target), "reads", ()) for target in re.findall(r"_target_: ([\w.]+)", text)]
+    parts = set(re.findall(r"(?<=[ :])(\w+)$", text.partition("_target_")[0], re.M)) & {*options("attack/objective")}
+    return set().union(*own, *map(_reads, parts - {name}))
+
+
+READS = {name: _reads(name) for name in options("attack/objective")}
 OF_SCORES = [name for name, reads in READS.items() if reads and reads <= {"probs", "labels"}]
 
 
@@ -254,7 +264,7 @@ def test_a_mapping_reads_zeros():
 
 def test_the_listing():
     names = [name for name in options("defense") if isinstance(_built(name), OutputDefense)]
-    assert names == ["label_only", "output_noise", "output_rounding", "output_temperature", "output_top_k"]
+    assert names == ["label_only", "output_noise", "output_rounding", "output_temperature", "output_top_k", "purifier"]
 
 
 def _built(name: str) -> object:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from contract.doubles import KnowingToy
-from contract.listing import composed, options
+from contract.listing import composed, options, written
 from torch import nn
 
 from midefense import seeds
@@ -148,7 +148,7 @@ def name_of(row):
 
 
 def test_every_black_box_attack_has_a_row():
-    access = {name: composed("attack", f"attack={name}")[0]["attack"]["access"] for name in options("attack")}
+    access = {name: written("attack", name, "access") for name in options("attack")}
     hidden = {name for name, level in access.items() if Access(level) in (Access.SCORES, Access.LABELS)}
     per_picture = {name for name in hidden if name.startswith("secret_gen")}  # what a picture costs: test_secret_gen.py
     assert hidden - per_picture == {row.attack for row in ROWS}

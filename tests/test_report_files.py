@@ -57,7 +57,7 @@ def test_a_kill_while_writing_leaves_what_was_there(store, outputs):
     places, words = outputs
     killed = "import os, signal, sys; os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL); "
     killed += "from midefense.commands.report import run; run(sys.argv[1:])"
-    done = subprocess.run([sys.executable, "-c", killed, "--store", str(store), *words], timeout=120)
+    done = subprocess.run([sys.executable, "-c", killed, "--store", str(store), *words], timeout=300)
     assert done.returncode == -signal.SIGKILL
     assert [place.read_text() for place in places] == ["earlier"] * 3
 

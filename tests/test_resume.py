@@ -27,11 +27,13 @@ SMALL = (
 POOL = ("attack=pool", "attack.init.size=40", "attack.init.batch_size=16", "attack.init.candidates=4")
 FEW_UNITS = (*SMALL, *POOL, "attack.select.repeats=2", "attack.select.keep=2", "recipe.epochs=3")
 FEW_UNITS += ("prior.steps=10", "prior.unit=4", "attack.search.steps=4")
-SECONDS_EACH = (*SMALL, "attack=gmi", "recipe.epochs=30", "prior.steps=100", "prior.unit=10", "attack.search.steps=200")
+# Long enough that each phase can be struck in its midst.
+SECONDS_EACH = (*SMALL, "attack=gmi", "recipe.epochs=20", "prior.steps=60", "prior.unit=10", "attack.search.steps=98")
 JOBS = {"target": "train_target", "prior": "train_prior", "recovered": "attack"}
 UNIT = {"target": 1, "prior": 10}
-LAST = {"target": 30, "prior": 100, "recovered": 4 * 202}  # a group yields its start, 200 steps and its selection
-WAIT_SECONDS = 60
+YIELDS = 100  # of a group: its start, its steps and its selection
+LAST = {"target": 20, "prior": 60, "recovered": 4 * YIELDS}
+WAIT_SECONDS = 300
 
 
 class Killed(BaseException):
@@ -101,7 +103,7 @@ def end(process, how):
 
 def finish(process):
     """Wait for the end of a process that must succeed; what it wrote to stderr."""
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return errors
 
@@ -175,7 +177,7 @@ def preempt(process, store, kind, moments):
     code, errors = end(process, signal.SIGTERM)
     assert code == 143
     last = errors.splitlines()[-1]
-    assert last.startswith("preempted; continue with: python ") and "prior.steps=100" in last
+    assert last.startswith("preempted; continue with: python ") and "prior.steps=60" in last
     assert "Traceback" not in errors
     assert status(store, kind)["state"] == "preempted"
     assert not list((store / "work").rglob("*.claim")), "claims are given back"
@@ -185,7 +187,7 @@ def require_continued(store, kind, attempt, expected):
     """The `attempt`-th run of a kind of work began at `expected`, as `strike` gave it."""
     first = next(line["step"] for line in logged(store, kind) if line["attempt"] == attempt)
     if kind == "recovered":
-        first //= 202
+        first //= YIELDS
     assert first == expected
 
 

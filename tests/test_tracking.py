@@ -227,12 +227,12 @@ def test_sigterm_ends_as_preempted(tmp_path):
         with Run(settings, job_type="attack", name="n", id="i", config={{}}) as run:
             run.log({{"loss": 1.0}}, 1, "attack")
             print("ready", flush=True)
-            time.sleep(60)
+            time.sleep(600)
     """
     child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=-1, stderr=-1, text=True)
     assert child.stdout.readline() == "ready\n"
     child.send_signal(signal.SIGTERM)
-    _, errors = child.communicate(timeout=30)
+    _, errors = child.communicate(timeout=300)
     assert child.returncode != 0 and "Preempted: SIGTERM" in errors
     assert json.loads((tmp_path / "attack" / "n@i" / "status.json").read_text())["state"] == "preempted"
     assert len(lines(tmp_path / "attack" / "n@i" / "metrics.jsonl")) == 1
@@ -305,7 +305,7 @@ def logged(folder, run):
 def test_the_lines_of_a_run_without_a_terminal_are_in_wandbs_logs(where, tmp_path):
     script = textwrap.dedent(CONSOLE)
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path), where], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, str(tmp_path), where], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert "after all runs" in done.stderr
@@ -330,7 +330,7 @@ def test_a_key_without_network_warns_once_and_keeps_everything(tmp_path, monkeyp
             with a_run(tmp_path, "online", id=f"run{number}") as run:
                 run.log({"loss": 1.0}, 1, "train")
             assert status(run)["state"] == "finished" and len(lines(run.folder / "metrics.jsonl")) == 1
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 120, "wandb alone would try for many minutes"
     (warning,) = ours(caplog)
     assert warning.startswith("Weights & Biases is not available (URLError") and FAKE_KEY not in warning
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
@@ -475,9 +475,9 @@ def test_a_mistake_of_ours_in_the_mirror_is_not_swallowed(tmp_path):
 def test_a_hanging_call_is_left_behind():
     with pytest.raises(TimeoutError, match="did not answer within 0.05 s"):
         wandb_mirror._bounded(lambda: time.sleep(1), 0.05)
-    assert wandb_mirror._bounded(lambda: 3, 1) == 3
+    assert wandb_mirror._bounded(lambda: 3, 60) == 3
     with pytest.raises(KeyError):
-        wandb_mirror._bounded(lambda: {}["x"], 1)
+        wandb_mirror._bounded(lambda: {}["x"], 60)
 
 
 def test_only_the_outermost_run_takes_the_sweep_agents_id(tmp_path, monkeypatch):

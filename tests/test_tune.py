@@ -16,8 +16,9 @@ from midefense.store.claims import claim
 from midefense.store.store import Store
 from midefense.studies import tuning as module
 from midefense.studies.names import PRIVATE
+from midefense.studies.search import suggested
 from midefense.studies.shadow import require_apart, shadow_words
-from midefense.studies.tuning import Report, Tuning, open_study, read_tuning, report_of, tune
+from midefense.studies.tuning import Report, Tuning, read_tuning, report_of, tune
 from midefense.types import Diverged, Images, Refused
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed: pip install 'midefense[tune]'")
@@ -264,10 +265,10 @@ def test_a_study_that_was_ended_goes_on_to_the_same_trials(bowl, tmp_path, monke
 
 def test_a_trial_that_another_works_on_is_left_to_it(bowl, tmp_path):
     tuning = searched(tmp_path)
-    study = open_study(tuning)
-    others = study.ask()
-    dict(module._suggested(others, tuning.space))
-    with claim(module._claim_of(tuning, others.number)) as ours:
+    search = tuning.search()
+    others = search.study.ask()
+    dict(suggested(others, tuning.space))
+    with claim(search.claim_of(others.number)) as ours:
         assert ours
         report = tune(tuning, 4)
         assert len(report.trials) == 3 and report.at_work == 1, "it counts as one of the four"
@@ -300,9 +301,9 @@ def test_several_processes_share_a_study(tmp_path):
     processes = [context.Process(target=work, args=(tmp_path, barrier, results)) for _ in range(2)]
     for process in processes:
         process.start()
-    places = [results.get(timeout=60) for _ in processes]
+    places = [results.get(timeout=300) for _ in processes]
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
     assert [process.exitcode for process in processes] == [0, 0]
     report = report_of(searched(tmp_path))
     assert sorted(places[0] + places[1]) == [trial.place for trial in report.trials]
@@ -314,7 +315,7 @@ def test_several_processes_share_a_study(tmp_path):
 def test_without_optuna_it_is_said(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(Refused, match=r"pip install 'midefense\[tune\]'"):
-        open_study(searched(tmp_path))
+        tune(searched(tmp_path), 1)
 
 
 # The command

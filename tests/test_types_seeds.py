@@ -104,7 +104,7 @@ def test_keys_that_look_alike_differ():
 
 def test_seeds_are_the_same_in_another_process():
     script = "from midefense import seeds; print(seeds.derive('group', 3))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
     assert int(done.stdout) == seeds.derive("group", 3)
 
 

@@ -112,6 +112,7 @@ def require_history(logs, artefacts):
     assert len(pictures) == len(kept.unique(dim=0)), "every reconstruction and its nearest private image"
 
 
+@pytest.mark.slow  # of one run, tests/test_tracking.py shows it every time
 def test_a_key_without_a_network_warns_once_and_keeps_everything(run_process, store, home):
     unreachable = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": FAKE_KEY, "WANDB_MODE": "online"}
     done = run_process("evaluate", *SMALL, **unreachable)
@@ -122,11 +123,12 @@ def test_a_key_without_a_network_warns_once_and_keeps_everything(run_process, st
     require_nowhere(FAKE_KEY, home)
 
 
-def test_a_key_on_the_command_line_is_refused_and_reaches_no_file(run_process, home):
-    refused = run_process("evaluate", *SMALL, f"+tracking.api_key={FAKE_KEY}", WANDB_MODE="offline")
-    assert refused.returncode == 2
-    assert "tracking.api_key: expected no secret in what is written to files" in refused.stderr
-    assert FAKE_KEY not in refused.stderr + refused.stdout
+def test_a_key_on_the_command_line_is_refused_and_reaches_no_file(call, store, home, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    code, out, errors = call("evaluate", *SMALL, f"+tracking.api_key={FAKE_KEY}", f"store={store}")
+    assert code == 2
+    assert "tracking.api_key: expected no secret in what is written to files" in errors
+    assert FAKE_KEY not in errors + out
     assert not [path for path in home.rglob("*") if path.is_file()]
 
 

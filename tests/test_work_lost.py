@@ -37,7 +37,7 @@ def processes():
         yield context
 
 
-def carry_out(processes, function, log, strike, *arguments, seconds=120):
+def carry_out(processes, function, log, strike, *arguments, seconds=300):
     """The exit code of a process, which does not outlive its time."""
     process = processes.Process(target=function, args=(log, strike, *arguments))
     process.start()

@@ -64,9 +64,9 @@ class Oracle:
         self._chargeable = None if ids is None else frozenset(int(i) for i in ids)
         self._asked: Counter[int | None] = Counter({None: asked})  # None: for all targets together
         draws = any(getattr(module, "draws_when_deployed", False) for module in model.modules())
-        self._key = key if draws else None
+        self._key, self._key_of_draws = (key if draws else None), key
         # The model lives in the closure alone: a black-box attack holds nothing it could open by mistake.
-        self._ask, self._copy_weights, self._compile = _ways_in(model, self.access, cut, mode)
+        self._ask, self._copy_weights, self._compile, self._switch = _ways_in(model, self.access, cut, mode)
 
     def __call__(
         self,
@@ -109,6 +109,16 @@ class Oracle:
         """Copies of the parameters alone: what training moves by its gradient (white-box only)."""
         self.access.require(["weights"], "Oracle.parameters")
         return self._copy_weights(parameters=True)
+
+    def drawing(self, on: bool) -> Oracle:
+        """The same door with the same bill; behind it every module that may draw for an answer does (`on`), or none
+        does, however it was deployed: whoever holds the weights chooses (white-box). A network without such modules
+        answers as it did."""
+        self.access.require(["weights"], "Oracle.drawing")
+        other = copy.copy(self)
+        other._key = self._key_of_draws if on else None
+        other._ask, other._copy_weights, other._compile, other._switch = self._switch(on)
+        return other
 
     def compiled(self, compiler: Compiler) -> Oracle:
         """The same door with the same bill; behind it the network is compiled."""
@@ -276,7 +286,8 @@ class Panel:
 
 
 def _ways_in(model: nn.Module, access: Access, cut: str | None, mode: str):
-    """The closures of an oracle: ask a question, copy the weights, and make a compiled way to ask."""
+    """The closures of an oracle: ask a question, copy the weights, make a compiled way to ask, and make all of these
+    for a copy that draws for its answers or does not."""
     if mode not in MODES:
         raise refuse_unknown("oracle.mode", mode, MODES)
     model = copy.deepcopy(model).train(mode == "train").requires_grad_(False)
@@ -324,7 +335,14 @@ def _ways_in(model: nn.Module, access: Access, cut: str | None, mode: str):
     def compiled(compiler: Compiler) -> Callable[..., Answer]:
         return functools.partial(ask, forward=Compiled(compiler, model))
 
-    return ask, copy_weights, compiled
+    def switched(on: bool):
+        other = copy.deepcopy(model)
+        for module in other.modules():
+            if hasattr(module, "draws_when_deployed"):
+                module.draws_when_deployed = on
+        return _ways_in(other, access, cut, mode)
+
+    return ask, copy_weights, compiled, switched
 
 
 def batchnorm_layers(model: nn.Module) -> dict[str, nn.Module]:

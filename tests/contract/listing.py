@@ -3,8 +3,11 @@
 import functools
 from pathlib import Path
 
+import yaml
+
 from midefense.plan.bind import Node, bind
 from midefense.plan.compose import CONF, compose
+from midefense.plan.whitelist import resolve
 
 NOWHERE = "/nowhere/store"
 
@@ -17,6 +20,28 @@ def options(group: str) -> list[str]:
 def files() -> list[Path]:
     """All files, relative to `conf/`."""
     return sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+
+
+def written(group: str, name: str, key: str) -> object:
+    """What the file of an option says of a key, or the last of those it is made of that does; None if none: nothing is
+    composed."""
+    config = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+    if key in config:
+        return config[key]
+    said = [written(*place, key) for other in config.get("defaults", ()) for place in _made_of(group, other)]
+    return next((value for value in reversed(said) if value is not None), None)
+
+
+def _made_of(group: str, default: str | dict[str, str]) -> list[tuple[str, str]]:
+    """The option (group, name) that a default lays under the file it stands in; none of one that is put elsewhere."""
+    if isinstance(default, str):
+        return [(group, default)] if default != "_self_" else []
+    return [(f"{group}/{key.partition('@')[0]}", name) for key, name in default.items() if key.endswith("@_here_")]
+
+
+def class_of(group: str, name: str) -> type:
+    """The class that an option is of."""
+    return resolve(written(group, name, "_target_"))
 
 
 @functools.cache

@@ -58,7 +58,7 @@ EACH_WITH_CHANNELS = [
 
 @pytest.fixture(scope="module", params=EACH_WITH_CHANNELS)
 def model(request):
-    return build(*request.param).eval()
+    return build(*request.param).eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("name", HEAVY)
@@ -82,7 +82,8 @@ def test_one_forward_features_head_and_every_cut_agree(model):
     assert torch.equal(model.features(images), trace.features)
     assert torch.equal(model.head(trace.features), trace.logits)
     assert tuple(trace.taps) == model.tap_names and model.tap_names[-1] == "features"
-    for cut in model.tap_names:
+    # the first stage alone sees the channels: who can be cut everywhere for one need be cut behind it alone for three
+    for cut in model.tap_names if model.channels == 1 else model.tap_names[:1]:
         edge, cloud = model.split(cut)
         assert torch.equal(edge(images), trace.taps[cut])
         assert torch.equal(cloud(trace.taps[cut]), trace.logits)

@@ -58,8 +58,12 @@ def entries(name):
     return [pattern for pattern in TABLE["fits"] if fnmatch(name, pattern)]
 
 
+def is_sibling(name):
+    return any(fnmatch(name, pattern) for pattern in TABLE["siblings"])
+
+
 def marks(name):
-    return [pytest.mark.slow] if any(fnmatch(name, pattern) for pattern in TABLE["siblings"]) else []
+    return [pytest.mark.slow] if is_sibling(name) else []
 
 
 @functools.cache
@@ -87,11 +91,22 @@ def test_the_table_says_nothing_in_vain():
     tests = [value for name, value in globals().items() if name.startswith("test_")]
     assert [pattern for pattern in TABLE["siblings"] if not any(fnmatch(name, pattern) for name in NAMES)] == []
     for pattern, entry in {"*": TABLE["default"], **TABLE["fits"]}.items():
-        mine = [name for name in NAMES if pattern == "*" or entries(name)[-1:] == [pattern]]
+        mine = [name for name in sorted(NAMES, key=is_sibling) if pattern == "*" or entries(name)[-1:] == [pattern]]
         assert mine, f"no attack is called {pattern}"
         assert set(entry) <= set(TABLE["default"]) and all(reason for reason in entry.get("skips", {}).values())
         assert set(entry.get("skips", {})) <= {test.__name__ for test in tests}
         assert [path for path in entry.get("options", {}) if not any(has(name, path) for name in mine)] == []
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An attack that nothing disturbed: the stages by name, why it stopped early, the bill by id, and what the bill
+    said of each row of the evidence when it yielded [yields, N]."""
+
+    stages: dict
+    why: str
+    bill: dict[int, int]
+    asked: torch.Tensor
 
 
 @dataclass
@@ -150,6 +165,15 @@ class Scene:
             state = give()
         return state
 
+    @functools.cached_property
+    def whole(self):
+        """The attack as it is, run once for all tests that compare with it or look at its end: not to be changed."""
+        oracle, stages, why, asked, ids = self.oracle(), {}, "", [], self.evidence.ids.tolist()
+        for found, why in self.steps(oracle=oracle):  # noqa: B007
+            stages[found.stage] = found.detached()
+            asked.append([oracle.bill.get(i, 0) for i in ids])
+        return Whole(stages, why, dict(oracle.bill), torch.tensor(asked))
+
     def recover(self, attack=None, oracle=None, evidence=None, seed=0, state=None):
         """The stages by name, and why the attack stopped early."""
         stages, why = {}, ""
@@ -196,16 +220,17 @@ def scenes(shared_store):
     return scene
 
 
-@pytest.fixture(params=[pytest.param(name, marks=marks(name)) for name in NAMES])
-def scene(request, scenes):
-    if reason := fit(request.param).skips.get(request.function.__name__):
-        pytest.skip(f"{request.param}: {reason}")
-    return scenes(request.param)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=marks(name)) for name in NAMES])
+def name(request):
+    """An attack; all tests of one run behind each other, in one process."""
+    return request.param
 
 
 @pytest.fixture
-def name(request, scene):
-    return request.node.callspec.params["scene"]
+def scene(request, name, scenes):
+    if reason := fit(name).skips.get(request.function.__name__):
+        pytest.skip(f"{name}: {reason}")
+    return scenes(name)
 
 
 def same(left, right):
@@ -213,7 +238,7 @@ def same(left, right):
 
 
 def test_rows_are_aligned_and_owned(scene):
-    stages, why = scene.recover()
+    stages, why = scene.whole.stages, scene.whole.why
     own = [stage for stage in stages if stage.startswith("stage")]
     assert why == "" and [stage for stage in stages if stage not in own] == ["initial", "optimised", "selected"]
     for found in stages.values():
@@ -230,7 +255,7 @@ def test_rows_are_aligned_and_owned(scene):
 
 
 def test_a_seed_decides(scene):
-    first, again, other = (scene.recover(seed=seed)[0] for seed in (1, 1, 2))
+    first, again, other = scene.whole.stages, scene.recover()[0], scene.recover(seed=1)[0]
     assert same(first, again)
     attack = scene.attack()
     if not attack.prepares:
@@ -305,9 +330,8 @@ def test_every_image_is_counted(scene):
 
 
 def test_the_budget_is_kept_and_what_was_found_stands(scene):
-    free = scene.oracle()
-    whole, _ = scene.recover(oracle=free)
-    budget = max(free.bill.values()) // 2
+    whole = scene.whole.stages
+    budget = max(scene.whole.bill.values()) // 2
     counting = Counting(scene.model)
     oracle = scene.oracle(model=counting, budget=budget)
     stages, why = scene.recover(oracle=oracle)
@@ -341,7 +365,7 @@ def test_answers_with_zeros_and_ties_are_survived(scene):
     knows (of starts that were never scored) is NaN before an undefended target too."""
     if scene.attack().access not in (Access.LABELS, Access.SCORES):
         pytest.skip("it does not go by what a target tells")
-    plain = {stage: found.loss.isfinite().all() for stage, found in scene.recover()[0].items()}
+    plain = {stage: found.loss.isfinite().all() for stage, found in scene.whole.stages.items()}
     for defense in (TopK(keep=1), Rounding(step=0.9)):
         attack = scene.attack()
         oracle = scene.oracle(attack, defense.seal(copy.deepcopy(scene.model)))
@@ -359,11 +383,11 @@ def test_an_attack_by_labels_cannot_use_more(scene):
     attack = scene.attack()
     state = scene.prepare(attack, telling)
     torch.testing.assert_close(state, scene.start, rtol=0, atol=0)
-    assert same(scene.recover()[0], scene.recover(attack, telling, state=state)[0])
+    assert same(scene.whole.stages, scene.recover(attack, telling, state=state)[0])
 
 
 def test_closer_to_the_answer_than_random_draws(scene, name):
-    stages, _ = scene.recover()
+    stages = scene.whole.stages
     owners, rows = stages["selected"].evidence, torch.arange(len(scene.evidence))
     ends = scene.errors(scene.images(stages["selected"]), owners)
     drawn_for = rows.repeat(200)
@@ -387,7 +411,9 @@ def test_chunks_that_do_not_divide(scene, name, store):
         with pytest.raises(Refused, match="attack.chunk: expected null, because .* is coupled"):
             plan_for("attack", *overrides(name), "attack.chunk=7", store=store)
         pytest.skip(f"{name} is coupled: a group is one batch, so there are no chunks to compare")
-    whole, chunked = (scene.recover(scene.attack(chunk=chunk))[0] for chunk in (None, 7))
+    unbroken = scene.attack().chunk is None
+    whole = scene.whole.stages if unbroken else scene.recover(scene.attack(chunk=None))[0]
+    chunked, _ = scene.recover(scene.attack(chunk=7))
     assert torch.equal(whole["initial"].latents, chunked["initial"].latents)
     difference = (whole["optimised"].latents - chunked["optimised"].latents).abs().flatten(1).amax(1)
     assert difference.median() < 1e-3
@@ -437,17 +463,14 @@ def test_groups_in_any_order_and_resumed_are_equal(scene, name, shared_store, tm
     torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
     assert left["evidence.ids"].tolist() == scene.evidence.ids.tolist() != [0, 1, 2]
     assert left["selected.evidence"].unique().tolist() == [0, 1, 2]
-    oracle = scene.oracle()
-    scene.recover(oracle=oracle)
-    assert resumed.metrics["stopped"] == [] and (left["queries"] > 0).tolist() == [bool(oracle.bill)] * 3
+    asks = bool(scene.whole.bill)
+    assert resumed.metrics["stopped"] == [] and (left["queries"] > 0).tolist() == [asks] * 3
 
 
 def test_a_spent_budget_is_marked_in_the_store(scene, name, shared_store):
     """The budget is what two fifths of the attack cost; where all steps cost the same, every image of it is spent, and
     else no more is left than a step takes."""
-    oracle = scene.oracle()
-    ids = scene.evidence.ids.tolist()
-    asked = torch.tensor([[oracle.bill.get(i, 0) for i in ids] for _ in scene.steps(oracle=oracle)])[:-1]
+    asked = scene.whole.asked[:-1]
     steps, middle = asked.diff(dim=0), 2 * len(asked) // 5
     budget, most = int(asked[middle].max()), int(steps.max())
     config, choices = composed("attack", *overrides(name))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import plan_for
 
-from contract.listing import node, options
+from contract.listing import class_of, node, options
 from midefense import seeds
 from midefense.defenses.base import NoDefense, Stack
 from midefense.defenses.output import OutputDefense
@@ -134,6 +134,18 @@ def trained(name, learn, images, defense, epochs=1):
     return model, logs
 
 
+@pytest.fixture(scope="module")
+def undefended(learn):
+    """`undefended(name, epochs)`: the weights of the network for `name` after a training without a defense, made once
+    for all names whose network is the same."""
+
+    @functools.cache
+    def weights(name, epochs):
+        return trained(name, learn, learn("none").splits.private_train, NoDefense(), epochs)[0].state_dict()
+
+    return lambda name, epochs: weights(name if name in NETWORKS else "none", epochs)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_trains_to_utility_and_answers_the_same_when_loaded(name, learn):
     target = learn(name).target
@@ -162,26 +174,24 @@ def test_losses_are_named_and_finite(name, learn, images):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NO_NEUTRAL])
-def test_the_neutral_setting_is_bit_equal_to_none(name, learn, images):
+def test_the_neutral_setting_is_bit_equal_to_none(name, learn, images, undefended):
     neutral, _ = trained(name, learn, images, build(name, *neutral_of(build(name))), epochs=2)
-    plain, _ = trained(name, learn, images, NoDefense(), epochs=2)
-    left, right = neutral.state_dict(), plain.state_dict()
+    left, right = neutral.state_dict(), undefended(name, 2)
     assert left.keys() == right.keys() and [key for key in left if not torch.equal(left[key], right[key])] == []
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
-def test_it_does_something(name, learn, images):
+def test_it_does_something(name, learn, images, undefended):
     """The counterpart of the neutral setting: as configured, the weights are others; of what acts at release alone they
     are the same, and what is released is another; so they are where the deployed answers alone are changed."""
     defense = build(name)
     defended, _ = trained(name, learn, images, defense, epochs=4)
-    plain, _ = trained(name, learn, images, NoDefense(), epochs=4)
     weight = "classifier.weight"
-    same = torch.equal(defended.state_dict()[weight], plain.state_dict()[weight])
+    same = torch.equal(defended.state_dict()[weight], undefended(name, 4)[weight])
     assert same == (defense.only_releases or isinstance(defense, OutputDefense))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "release" in build(name).owns])
+@pytest.mark.parametrize("name", [name for name in NAMES if "release" in class_of("defense", name).owns])
 def test_what_is_released_depends_on_the_image_and_the_repeat_alone(name, learn, images):
     """Images together or apart, in any order; a second repeat differs unless nothing is drawn; switched off, it is the
     output of the edge bit for bit; no image is handed on as it was."""
@@ -233,6 +243,23 @@ def test_pairs_stack_unless_both_own_a_slot(first, second):
 
 FACTS = ("adds_images", "coupled")
 build_once = functools.lru_cache(maxsize=None)(build)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", NAMES)
+def test_a_pair_that_stacks_trains_or_is_refused_with_the_reason(first, learn, images):
+    """With the test above: every pair of defenses composes and trains, or is refused (the table of the card
+    `defense_matrix`, computed). Two updates each, on the network of the one that needs its own."""
+    few = images.take(torch.arange(0, len(images), len(images) // 64)[:64])
+    for second in NAMES[NAMES.index(first) + 1 :]:
+        try:
+            stack = Stack(members={"first": build(first), "second": build(second)})
+            model = assembled(next((name for name in (first, second) if name in NETWORKS), "none"), stack)
+            ((_, logs, _),) = loop.fit(model, stack, few, recipe(learn), seed=3)
+        except Refused as refusal:
+            assert "expected" in str(refusal), (second, refusal)
+            continue
+        assert "loss/task" in logs and torch.tensor(list(logs.values())).isfinite().all(), second
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,6 +5,7 @@ import functools
 import re
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ import torch
 from stylegan2_files import write_imported
 from torch import nn
 
-from contract.listing import CONF, composed, node, options
+from contract.listing import CONF, class_of, composed, node, options
 from midefense import seeds
 from midefense.datasets.toy import Toy
 from midefense.oracle import Oracle
+from midefense.priors.base import Prior
 from midefense.priors.conditional import ClassConditional
 from midefense.priors.lokt import LoktGan
 from midefense.priors.plg import PlgGan
@@ -77,7 +79,7 @@ IMPORTED = tuple(name for name in NAMES if name.startswith("stylegan2_") and nam
 
 
 def test_the_listing():
-    assert set(SHORT) == {name for name in NAMES if build(name).learns}
+    assert set(SHORT) == {name for name in NAMES if class_of("prior", name).learns}
 
 
 def bound(name, seed=0, classes=CLASSES):
@@ -123,35 +125,48 @@ def oracle_for(prior, **changes):
     return None if prior.asks is None else Oracle(Nearest(), prior.asks, mode=prior.target_mode, **changes)
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """A prior that was fitted in four units: the weights it ended with, the logs of every unit, the state that was
+    saved after each, how many images its target had been asked about by then, and who asked."""
+
+    prior: Prior
+    weights: dict
+    logs: list
+    states: list
+    asked: list
+    oracle: Oracle | None
+
+
 def learnt(name):
-    """A fitted prior, the weights it ended with, and its logs; made once for names that are alike in this quick
-    setting."""
-    recipe = bound(name).recipe()
-    return _learnt(next(other for other in NAMES if bound(other).recipe() == recipe) if name in SHORT else name)
+    """A fitted prior; made once for names that are alike in this quick setting. Not to be changed."""
+    return _learnt(next(other for other in NAMES if recipe_of(other) == recipe_of(name)) if name in SHORT else name)
+
+
+@functools.cache
+def recipe_of(name):
+    return bound(name).recipe()
 
 
 @functools.cache
 def _learnt(name):
-    prior, _, logs = fitted(name)
-    return prior, {key: value.clone() for key, value in prior.state_dict().items()}, logs
-
-
-def fitted(name, stop=None, state=None):
-    """A prior after `fit` (or its first `stop` units), its last state and all its logs."""
-    prior, logs = build(name), []
-    progress = prior.fit(public(), seed=3, oracle=oracle_for(prior), state=state)
-    for unit, (_, log, give) in enumerate(progress, start=1):
+    prior = build(name)
+    oracle = oracle_for(prior)
+    logs, states, asked = [], [], []
+    for _, log, give in prior.fit(public(), seed=3, oracle=oracle):
         logs.append(log)
-        state = give()
-        if unit == stop:
-            state = {key: value.clone() for key, value in state.items()}
-            break
-    return prior.eval().requires_grad_(False), state, logs
+        states.append(copied(give()))
+        asked.append(oracle and oracle.shared_bill)
+    return Learnt(prior.eval().requires_grad_(False), copied(prior.state_dict()), logs, states, asked, oracle)
+
+
+def copied(state):
+    return {key: value.clone() for key, value in state.items()}
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def prior(request):
-    return learnt(request.param)[0]
+    return learnt(request.param).prior
 
 
 def test_samples_and_decodes(prior):
@@ -226,16 +241,14 @@ def test_what_asks_a_target_is_refused_without_and_charged_for_every_image(name)
         pytest.skip("this prior asks no target")
     with pytest.raises(Refused, match="expected a target to learn from, got none"):
         list(prior.fit(public(), seed=3))
-    oracle = oracle_for(prior)
-    next(iter(prior.fit(public(), seed=3, oracle=oracle)))
     each = 2 if prior.completes else 1  # images per step and picture: two completions
     spared = prior.warmup + 1 if isinstance(prior, LoktGan) else 0  # steps in which nobody is asked
     beforehand = len(public()) if type(prior) is PlgGan else 0
-    assert oracle.shared_bill == each * (20 - spared) * 16 + beforehand and oracle.bill == {}
+    assert learnt(name).asked[0] == each * (20 - spared) * 16 + beforehand and learnt(name).oracle.bill == {}
     if not hasattr(prior, "classes"):
         return  # it reads features, of whatever classes
     with pytest.raises(Refused, match="expected a target of 3 classes, got one of 4"):
-        next(iter(build(name, classes=3).fit(public(), seed=3, oracle=oracle)))
+        next(iter(build(name, classes=3).fit(public(), seed=3, oracle=oracle_for(prior))))
 
 
 def test_a_target_that_teaches_answers_as_deployed_and_every_file_names_the_switch():
@@ -280,7 +293,7 @@ def test_styles_have_a_row_per_layer_and_obey_truncation(prior):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_survives_save_and_load(name):
-    prior, other = fitted(name, stop=1)[0], build(name, seed=9).eval()
+    prior, other = learnt(name).prior, build(name, seed=9).eval()
     latents = prior.sample(3, seeds.generator("draw"))
     if prior.learns:
         assert not torch.equal(prior.decode(latents), other.decode(latents))
@@ -295,7 +308,7 @@ def test_fit_comes_closer_to_the_public_images(name):
             drawn = prior.eval().decode(prior.sample(128, seeds.generator("draw")))
         return float((drawn.mean(0) - public().floats().mean(0)).square().mean())
 
-    prior, _, logs = learnt(name)
+    prior, logs = learnt(name).prior, learnt(name).logs
     assert distance(prior) < 0.3 * distance(build(name))
     assert logs[-1]["critic_loss"] < logs[0]["critic_loss"]
     assert len(logs) == 4 and prior.fit_steps(public()) == 80
@@ -312,7 +325,8 @@ def test_what_does_not_learn_has_nothing_to_fit(name):
     "name", [name for name in sorted(SHORT) if name.removesuffix("_small") not in {*SHORT} - {name}]
 )
 def test_an_interrupted_fit_ends_bit_equal(name):
-    whole = learnt(name)[1]
-    _, saved, _ = fitted(name, stop=1)
-    resumed = fitted(name, state=saved)[0].state_dict()
-    assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == []
+    whole, resumed = learnt(name), build(name)
+    units = list(resumed.fit(public(), seed=3, oracle=oracle_for(resumed), state=copied(whole.states[2])))
+    assert len(units) == 1, "three of four were done"
+    ended = resumed.state_dict()
+    assert [key for key in whole.weights if not torch.equal(whole.weights[key], ended[key])] == []

@@ -263,7 +263,7 @@ def test_a_later_method_is_one_function(monkeypatch):
 def test_it_runs_from_the_root_of_the_repository(tmp_path):
     file = write_networks(tmp_path, prefix="x")
     command = [sys.executable, "tests/golden/replay.py", "--prefix", "x", str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "4 entries compared, 0 failures" in done.stdout, done.stderr
 
 

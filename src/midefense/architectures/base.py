@@ -76,7 +76,8 @@ class Classifier(nn.Module):
     whose cross-entropy is added to the loss so many times. `centroid_scale`: length of the weights that `set_centroids`
     gives the head.
 
-    `output` (defenses/output.py), without weights, is put in where a defense changes what the deployed network tells.
+    `output` (defenses/output.py) is put in where a defense changes what the deployed network tells; one that learned
+    to (defenses/purifier.py) has weights of its own.
     It makes the logits and the probabilities of a `Trace`, of the head's logits and the images.
     """
 

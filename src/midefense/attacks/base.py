@@ -6,9 +6,9 @@ init -> search over latents, guided by an objective on what the target says of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -57,11 +57,14 @@ class Attack:
         rung: of the ladder of attacks that a defense at release must bear, one of `RUNGS`; None: it is on no ladder.
             Rows say it, and the headline of a defense is its worst case over all rungs.
 
+    `knows`, in its file, names the defenses that it was made for (`plan/awareness.py`); no number depends on it.
+
     `asks_question`: `prepare` is handed the `Question`, and what it makes is stored by it; others never see it.
     `asks_edge`: `prepare` is handed the deployed `Edge`, as `edge`, to ask about public images.
     """
 
     revision = 1
+    aside: ClassVar[dict[str, tuple[object, object]]] = {"knows": (Sequence[str], ())}
     prepares = False
     asks_question = False
     asks_edge = False
@@ -188,7 +191,7 @@ class SearchAttack(Attack):
         if legacy:
             slots = _as_published(slots)
         self.parts = {slot: part for slot, part in slots.items() if part is not None}
-        searched = self.access if surrogate is None else surrogate.access
+        searched = self.access if surrogate is None or surrogate.access is None else surrogate.access
         # where the objective takes nothing of an answer, a gradient does not go through who is asked
         own = {"gradient"} if set(objective.reads) <= {"gradient"} else set()
         for slot, part in self.parts.items():

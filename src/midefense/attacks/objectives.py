@@ -235,6 +235,7 @@ class WeightedSum(Part):
         self.needs = tuple(dict.fromkeys(need for term in self.terms for need in term.loss.needs))
         self.coupled = any(term.loss.coupled for term in self.terms)
         self.compares = any(term.loss.compares for term in self.terms)
+        self.gives = tuple(dict.fromkeys(given for term in self.terms for given in term.loss.gives))
         self.columns = sum(term.loss.columns for term in self.terms)
         self.preparing = {name: term.loss for name, term in terms.items() if term.loss.prepares}
         self.prepares = bool(self.preparing)

@@ -32,8 +32,9 @@ class Part:
         decides: an objective whose loss is 0 where the target gives the label wanted and 1 elsewhere, nothing between.
         asks_decisions: a search that walks by such a loss alone.
         gives: what an init knows and hands on to the search: `pool`, latents of the prior as they are drawn and what
-            the target says of them (`state["pool.latents"]`, `state["pool.scores"]`).
-        wants: what a search must be handed by the init.
+            the target says of them (`state["pool.latents"]`, `state["pool.scores"]`); or what an objective
+            prepares that a selection may go by: `signatures`.
+        wants: what a search must be handed by the init, or a selection by the objective.
         ignores: slots of the attack that a search does nothing with, by what it does instead: they must be empty.
         begins_anew: a search that takes of the starts their number alone: an init that asks would do so in vain.
         prepares: an objective that has a `prepare(prior, oracle, public, rng, state)`, yielding progress; what it makes

@@ -6,6 +6,7 @@ from midefense.attacks.part import Part, Slots
 from midefense.types import Refused
 
 GIVERS = {"pool": "mirror_pool", "noise": "inside_the_class"}  # an init that gives what a search may want
+MEASURERS = {"signatures": "poincare_unbaited"}  # an objective that gives what a selection may want
 
 
 def require_together(slots: Slots, where: str = "attack") -> None:
@@ -18,6 +19,7 @@ def require_together(slots: Slots, where: str = "attack") -> None:
     _require_heard(slots, where)
     _require_decisions(slots, where)
     _require_given(slots, where)
+    _require_measured(slots, where)
     _require_dice(slots, where)
     _require_beside(slots, where)
     for part in slots.values():
@@ -71,6 +73,16 @@ def _require_given(slots: Slots, where: str) -> None:
             f"{where}.search ({type(search).__name__}) goes on from what the init knows ({', '.join(missing)}), got "
             f"{type(init).__name__}, which hands on {', '.join(init.gives) or 'nothing'}; "
             f"try attack/init={GIVERS[missing[0]]}"
+        )
+
+
+def _require_measured(slots: Slots, where: str) -> None:
+    select, objective = slots.get("select"), slots["objective"]
+    if select is not None and (missing := sorted(set(select.wants) - set(objective.gives))):
+        raise Refused(
+            f"{where}.select ({type(select).__name__}) goes by what the objective measured ({', '.join(missing)}), got "
+            f"{type(objective).__name__}, which hands on {', '.join(objective.gives) or 'nothing'}; "
+            f"try attack/objective={MEASURERS[missing[0]]}"
         )
 
 

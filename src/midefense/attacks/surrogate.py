@@ -16,7 +16,7 @@ from midefense.attacks.progress import passed_on
 from midefense.oracle import Ensemble, Oracle, Panel
 from midefense.priors.augmentation import Augmentation
 from midefense.priors.base import Prior
-from midefense.ranges import Draws, Positive, Share
+from midefense.ranges import Draws, NotNegative, Positive, Share
 from midefense.training_state import within
 from midefense.types import Access, Images, Progress, Refused, Setting
 
@@ -28,13 +28,13 @@ class Surrogate(Learner, Part):
     A member says what to ask about (`questions`) and how to learn from it (`loss`).
 
     Attributes:
-        access: what may be read of the surrogate, once it has learned.
+        access: what may be read of the surrogate, once it has learned; None: what the attack may read of the target.
         learns: whether `fit` does anything.
         beside_target: it is asked together with the target, and not in its place. What a search reads of the target is
             then among what it `reads`.
     """
 
-    access = Access.WHITEBOX
+    access: Access | None = Access.WHITEBOX
     beside_target = False
     learns = True
 
@@ -209,6 +209,57 @@ class Labelled(Students):
     def oracle(self, state: Mapping[str, Tensor], prior: Prior, target: Oracle) -> Panel:
         """The students, together."""
         return Panel(self.learned(state, prior))
+
+
+class Imitated(Students):
+    """Students of all that the target tells of public images, asked in its place: what a surrogate learned from scores
+    that a defense changed has gradients, and none of the target's obstacles to them (Papernot et al., AsiaCCS 2017;
+    Orekondy et al., Knockoff Nets, CVPR 2019).
+
+    Args:
+        students: see `Students`.
+        features: weight of what students imitate of the target's features besides: of each image, the mean over
+            its batch of the squared difference between its cosine with them in the student's features and in
+            the target's (Tung & Mori, ICCV 2019), which need not be as many. 0 reads no features.
+    """
+
+    reads = ("probs",)
+
+    def __init__(self, *, students: Mapping[str, Learning], features: NotNegative = 0.0):
+        super().__init__(students=students)
+        self.features = features
+        if features:
+            self.reads = ("probs", "features")
+
+    def questions(self, prior: Prior, public: Images, rng: torch.Generator) -> Questions:
+        """All public images."""
+        return public_images(public, prior.device)
+
+    def ask(self, oracle: Oracle, images: Tensor) -> Tensor:
+        """Probabilities, and the features behind them where they are imitated [B, classes + F]."""
+        told = oracle(images, reads=self.reads)
+        return torch.cat([getattr(told, name).flatten(1) for name in self.reads], 1)
+
+    def loss(self, network: nn.Module, images: Tensor, answers: Tensor) -> Tensor:
+        """KL(target || student) of their probabilities, and `features` times the distance of their likenesses, per
+        image [B]."""
+        trace = network(images)
+        probs, features = answers[:, : trace.logits.shape[1]], answers[:, trace.logits.shape[1] :]
+        log_probs = trace.logits.float().log_softmax(1)
+        loss = F.kl_div(log_probs, probs.float(), reduction="none").sum(1)
+        if not self.features:
+            return loss
+        return loss + self.features * (likeness(trace.features.float()) - likeness(features.float())).square().mean(1)
+
+    def oracle(self, state: Mapping[str, Tensor], prior: Prior, target: Oracle) -> Panel:
+        """The students, together."""
+        return Panel(self.learned(state, prior))
+
+
+def likeness(features: Tensor) -> Tensor:
+    """Cosines [B, B] between the features [B, F] of a batch."""
+    unit = F.normalize(features.flatten(1), dim=1)
+    return unit @ unit.T
 
 
 class ClassHead(Surrogate):

@@ -6,6 +6,7 @@ calling the view applies the rows to images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from midefense import rectangles, resampling
 from midefense.attacks.part import Part
 from midefense.priors.augmentation import Augmentation
-from midefense.ranges import Colour, Count, Ratios, Share, Shares, Whole
+from midefense.ranges import Colour, Count, NotNegative, Ratios, Share, Shares, Whole
 from midefense.types import Refused, Setting, refuse_unknown
 
 FITS = ("clamp", "redraw")
@@ -161,6 +162,43 @@ class RandomErase(Part):
         boxes = rectangles.random_boxes(draws, height, width, p=self.p, scale=self.scale, ratio=self.ratio)
         fill = rectangles.fill_on(self.value, images.shape[1], images.device, images.dtype)
         return torch.where(rectangles.inside(boxes, height, width), fill, images)
+
+
+class PixelNoise(Part):
+    """Normal noise added to every pixel and channel, each image its own in every look.
+
+    Args:
+        std: its standard deviation, of pixels in [0, 1]; values may leave [0, 1].
+    """
+
+    columns = 1
+
+    def __init__(self, *, std: NotNegative = 0.05):
+        self.std = std
+
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
+        """A key of the noise [count, 1], in [0, 1)."""
+        return torch.rand(count, 1, generator=rng)
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Views [B, C, H, W] of images [B, C, H, W]; `draws` [B, 1] on the images' device."""
+        uniform = uniform_of_keys((draws[:, 0] * 2**24).long(), images[0].numel())
+        normal = math.sqrt(2) * torch.erfinv(2 * uniform - 1)
+        return images + self.std * normal.view(images.shape).to(images.dtype)
+
+
+def uniform_of_keys(keys: Tensor, count: int) -> Tensor:
+    """`count` numbers between 0 and 1 of each of `keys` int64 [B] below 2**24, float64 [B, count], without waiting for
+    their device: a bijection of 32 bits (Wellons' lowbias32) of the place, then of what that gives and the key."""
+    places = torch.arange(count, device=keys.device)
+    return (_mixed(_mixed(places)[None, :] ^ _mixed(keys + 2**24)[:, None]) + 0.5) / 2**32
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    """Another number below 2**32 of each below 2**32, int64."""
+    bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    bits = ((bits ^ (bits >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    return bits ^ (bits >> 16)
 
 
 class PlgAugmentation(Augmentation, Part):

@@ -7,7 +7,6 @@ makes what is missing on the way, and `midefense report`).
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from midefense.commands.parsing import add_choice, add_store, count, is_override, refusing
 from midefense.foreign import path_of
-from midefense.plan.overrides import Override, parsed
+from midefense.plan.overrides import laid_over, parsed, written
 from midefense.store.artefacts import Artefact
 from midefense.store.store import Store
 from midefense.terminal import say, shown
@@ -68,40 +67,28 @@ def commands_of(options: argparse.Namespace) -> Commands:
             f"note: images are made {made}x{made} (the smallest side found is {look.side}); dataset.size says otherwise"
         )
     shape = (f"channels={options.channels or look.channels}", f"size={made}", "convert=true")
-    target = [f"dataset.private_root={_text(look.folder)}", *(f"dataset.{word}" for word in shape), *network]
+    target = [f"dataset.private_root={written(str(look.folder))}", *(f"dataset.{word}" for word in shape), *network]
     target += [f"architecture.size={seen}"] if seen else []
-    target += [f"dataset.private_test_root={_text(_absolute(options.test))}"] if options.test else []
+    target += [f"dataset.private_test_root={written(str(_absolute(options.test)))}"] if options.test else []
     attack = [*_attacker(options.public, shape), *(word for word in network if word.startswith("allow="))]
     if look.classes > options.identities:
         attack.append(f"evidence.classes=[{','.join(map(str, range(options.identities)))}]")
     own = parsed(options.overrides)
-    of_target = [word for word in own if word.option in (*ON_THE_TARGET, "allow")]
-    of_attack = [word for word in own if word.option not in ON_THE_TARGET]
-    return Commands(architecture, _laid_over(of_target, parsed(target)), _laid_over(of_attack, parsed(attack)))
+    of_target = [word.text for word in own if word.option in (*ON_THE_TARGET, "allow")]
+    of_attack = [word.text for word in own if word.option not in ON_THE_TARGET]
+    return Commands(architecture, tuple(laid_over(of_target, target)), tuple(laid_over(of_attack, attack)))
 
 
 def _attacker(public: str | None, shape: Sequence[str]) -> list[str]:
     """The quick attack that there is for what the attacker owns. Nothing leaves this machine unless it is asked for."""
     if public is None:
         return [*WITHOUT_PUBLIC, "tracking=none"]
-    folder = ["public=picture_folder", f"public.dataset.root={_text(_absolute(public))}"]
+    folder = ["public=picture_folder", f"public.dataset.root={written(str(_absolute(public)))}"]
     return [*WITH_PUBLIC, "tracking=none", *folder, *(f"public.dataset.{word}" for word in shape)]
-
-
-def _laid_over(own: Sequence[Override], ours: Sequence[Override]) -> tuple[str, ...]:
-    """Our words that no word of the user's own replaces, whole or by choosing another option, and the user's own."""
-    kept = [word.text for word in ours if not any(word.sets(chosen.key) for chosen in own)]
-    return (*kept, *(word.text for word in own))
 
 
 def _absolute(folder: str) -> Path:
     return path_of(folder).absolute()
-
-
-def _text(path: Path) -> str:
-    """A path as Hydra reads it on a command line: in quotes where it has characters that mean something there."""
-    text = str(path)
-    return text if re.fullmatch(r"[\w./+-]+", text) else "'{}'".format(text.replace("\\", "\\\\").replace("'", "\\'"))
 
 
 def _network(name: str) -> tuple[str, list[str]]:

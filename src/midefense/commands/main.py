@@ -29,6 +29,7 @@ COMMANDS = {
     "attack": Command("attack", "attack a target through its oracle", verb=True),
     "evaluate": Command("evaluate", "judge what an attack recovered; makes what is missing upstream", verb=True),
     "tune": Command("tune", "search for an attack's options on a shadow model of the attacker's own"),
+    "sweep": Command("sweep", "a W&B sweep's file without W&B: many setups on this machine"),
     "report": Command("report", "result rows as a page, a table and CSV"),
     "store": Command("store", "look after the store: list, show, verify, relocate, rm"),
     "datasets": Command("datasets", "look at datasets on disk: list, check"),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from midefense.commands.parsing import add_store, refusing
-from midefense.report import build, read_rows, refuse_odd_places, table, wide_beside, write_csv
+from midefense.report import build, read_rows, read_untried, refuse_odd_places, table, wide_beside, write_csv
 from midefense.store.store import Store
 from midefense.terminal import say, shown
 from midefense.types import Refused
@@ -30,12 +30,14 @@ def _report(store: str, out: Path, tables: Path | None) -> int:
     places = [out, *((tables, wide_beside(tables)) if tables else ())]
     refuse_odd_places(places)
     rows, broken = read_rows(store)
+    untried, unread = read_untried(store)
+    broken += unread
     if not rows and not broken:
         _refuse_to_replace(places, store)
     for one in broken:
         print(shown(f"skipped {one.name}: {one.reason}"), file=sys.stderr)
     say(table(rows))
-    say(f"\nreport: {build(rows, out, broken)}")
+    say(f"\nreport: {build(rows, out, broken, untried=untried)}")
     if tables:
         say("csv: {}, {}".format(*write_csv(rows, tables)))
     return 1 if broken else 0

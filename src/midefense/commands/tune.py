@@ -13,7 +13,7 @@ from midefense.studies.names import METRICS, PRIVATE, SAMPLERS, SHADOW
 from midefense.terminal import say
 
 if TYPE_CHECKING:
-    from midefense.studies.tuning import Trial
+    from midefense.studies.search import Trial
 
 CAUTION = (
     "note: {objective} looked at the private training images: no attacker could find these values; "

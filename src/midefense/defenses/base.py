@@ -56,6 +56,9 @@ class Defense(nn.Module):
     classes alone, and not on attributes; `needs_start`, whether it is worth nothing unless training begins with the
     weights of another network; `one_process`, whether it cannot be trained by several together.
 
+    `learns_answers`: it learns something of the trained network's answers to public images (`learn_answers`), before it
+    seals.
+
     Of what it does at release: `only_releases`, whether it has no part in training, which is then that of no defense;
     `group`, how many images it wants together; `asks_of_prior`, what it needs of a generator's `offers`. One that needs
     a generator has a partial of it among its arguments (a `prior` node in its YAML); the generator is learned, or
@@ -76,6 +79,7 @@ class Defense(nn.Module):
     needs_classes = False
     needs_start = False
     one_process = False
+    learns_answers = False
     only_releases = False
     group = 128
     asks_of_prior: tuple[str, ...] = ()
@@ -122,6 +126,13 @@ class Defense(nn.Module):
     def told(self) -> dict[str, float]:
         """Numbers of the training that stand beside the target's metrics, asked for after it."""
         return {}
+
+    def learn_answers(
+        self, model: nn.Module, public: Images, rng: torch.Generator, state: Mapping[str, Tensor] | None
+    ) -> Iterator[Progress]:
+        """Learn what `seal` needs of the trained `model` and public images; yields progress, and goes on from a saved
+        `state`. Called after training, where it `learns_answers`."""
+        return iter(())
 
     def seal(self, model: nn.Module, public: Images | None = None) -> nn.Module:
         """The network as deployed, called once after training."""
@@ -192,6 +203,7 @@ class Stack(Defense):
         self.epoch_share = math.prod(member.epoch_share for member in members.values())
         self.needs_classes = any(member.needs_classes for member in members.values())
         self.needs_start = any(member.needs_start for member in members.values())
+        self.learns_answers = any(member.learns_answers for member in members.values())
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -235,6 +247,13 @@ class Stack(Defense):
 
     def told(self) -> dict[str, float]:
         return {name: value for member in self.members.values() for name, value in member.told().items()}
+
+    def learn_answers(
+        self, model: nn.Module, public: Images, rng: torch.Generator, state: Mapping[str, Tensor] | None
+    ) -> Iterator[Progress]:
+        """The one member that learns; of two, `seal` takes none."""
+        name = next(name for name, member in self.members.items() if member.learns_answers)
+        return self.members[name].learn_answers(model, public, seeds.fork(rng, name), state)
 
     def seal(self, model: nn.Module, public: Images | None = None) -> nn.Module:
         for member in self.members.values():

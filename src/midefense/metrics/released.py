@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from midefense.metrics.base import Judged, Measured, Metric, Released, World, over_classes, recorded
@@ -125,6 +124,8 @@ def attribute_auc(
 def aucs(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The area under the ROC curve of each column of `scores` [N, K] for `labels` bool [N, K]: [K], NaN where all
     labels agree."""
+    from sklearn.metrics import roc_auc_score  # slow to import (a seventh of a start), and few ask
+
     pairs = zip(scores.T, labels.T, strict=True)
     return np.array(
         [roc_auc_score(truth, score) if 0 < truth.sum() < len(truth) else math.nan for score, truth in pairs]

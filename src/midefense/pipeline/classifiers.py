@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from midefense import seeds
 from midefense.datasets.attributes import by_attributes
 from midefense.datasets.splits import Splits, digest
 from midefense.defenses.base import Defense
@@ -22,6 +23,7 @@ from midefense.plan.read import TargetPlan, name_of, stored_target
 from midefense.store.artefacts import Artefact, Draft
 from midefense.store.store import POLL_SECONDS, Store, Work
 from midefense.tracking.progress import consume
+from midefense.tracking.run import Run
 from midefense.training.inference import evaluate, logits_of, mean_over_attributes, told_attributes
 from midefense.training.loop import fit
 from midefense.training.recipe import Imported
@@ -49,6 +51,7 @@ class TrainingJob:
     images: Images
     test: Images
     draft: Draft
+    public: Images | None = None  # where the defense learns from answers about them
 
 
 def get_classifier(session: Session, plan: TargetPlan) -> Artefact:
@@ -132,9 +135,11 @@ def classes_of(plan: TargetPlan, splits: Splits) -> int:
 def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
     """The images of a plan, and the draft of its classifier. Refused if a stored one learned from other images."""
     asked, plan = plan, plan.as_trained
-    images, test = images_of(plan, session.splits(plan.dataset))
+    splits = session.splits(plan.dataset)
+    images, test = images_of(plan, splits)
     content = digest(images, test)
     _require_same(plan, content)
+    public = _public_of(plan, splits)
     world = {"classes": len(images.names), "channels": images.pixels.shape[1], "size": images.pixels.shape[-1]}
     architecture, defense = plan.architecture.given(**world), plan.defense.given(**world)
     recipe = {
@@ -146,6 +151,7 @@ def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
         "defense": defense.recipe(),
         "recipe": plan.recipe.recipe(),
         "seed": plan.seed,
+        **({} if public is None else {"public": digest(public)}),
     }
     draft = Draft(
         kind="target",
@@ -156,7 +162,19 @@ def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
         places=_places(dataset=plan.dataset, architecture=architecture, defense=defense, recipe=plan.recipe),
         command=session.command("train_target" if asked is session.plan.target else session.plan.verb, plan.names),
     )
-    return TrainingJob(replace(plan, defense=defense), architecture, images, test, draft)
+    return TrainingJob(replace(plan, defense=defense), architecture, images, test, draft, public)
+
+
+def _public_of(plan: TargetPlan, splits: Splits) -> Images | None:
+    """The public images that a defense learns from after training; None where it learns from none."""
+    if not plan.defense.build().learns_answers:
+        return None
+    if not len(splits.public):
+        raise Refused(
+            f"defense={plan.names.get('defense', 'own')}: expected a dataset with public images, which it learns from, "
+            "got one without; try another dataset, or another defense"
+        )
+    return splits.public
 
 
 def _train_together(session: Session, job: TrainingJob) -> Artefact:
@@ -195,6 +213,8 @@ def _train(session: Session, job: TrainingJob, work: Work, ranks: bool) -> Artef
         progress = fit(model, defense, job.images, recipe, job.plan.seed, fabric, state, job.test)
         save = (lambda step, state: work.save("state", state())) if fabric.is_global_zero else None
         consume(progress, run, total=recipe.epochs, namespace="train", save=save)
+        if job.public is not None and fabric.is_global_zero:
+            _learn_answers(defense, model, job, work, run)
         deployed = defense.seal(model, None)
         if not fabric.is_global_zero:
             return None
@@ -202,6 +222,13 @@ def _train(session: Session, job: TrainingJob, work: Work, ranks: bool) -> Artef
         trained = evaluate(deployed, job.images, device=fabric.device)["accuracy"]
         metrics["train_attribute_accuracy_mean" if job.plan.attributes else "train_accuracy_top1"] = trained
         return session.finish(run, work, deployed.state_dict(), metrics)
+
+
+def _learn_answers(defense: Defense, model: nn.Module, job: TrainingJob, work: Work, run: Run) -> None:
+    """What a defense learns of the trained network's answers to public images, saved as it goes."""
+    rng = seeds.generator(job.plan.seed, "answers")
+    progress = defense.learn_answers(model, job.public, rng, work.load("answers"))
+    consume(progress, run, total=None, namespace="prepare", save=lambda step, state: work.save("answers", state()))
 
 
 def utility_of(deployed: nn.Module, job: TrainingJob, device: torch.device) -> dict[str, object]:

@@ -41,6 +41,7 @@ from midefense.pipeline.release import draft_of, release
 from midefense.pipeline.session import Session
 from midefense.pipeline.split_training import SplitTraining
 from midefense.pipeline.telling import numbers_of
+from midefense.plan.awareness import deployed_classes, knew
 from midefense.plan.bind import Node, bind_recipe
 from midefense.plan.read import Plan, TargetPlan, baseline_of, cut_of, deployed_of, name_of, read_setting, setup_of
 from midefense.plan.whitelist import resolve
@@ -515,6 +516,7 @@ class Pipeline:
             "deployed": deployed_of(target.artefact.recipe, recipe),
             "selection": selection_of(target.plan),
             **self._ladder(recipe),
+            **self._awareness(recovered),
             "classes": len(set(recipe["labels"])),
             "class_names": {str(label): self.splits.class_names[label] for label in sorted(set(recipe["labels"]))},
             "stopped": recovered.metrics["stopped"],
@@ -532,6 +534,13 @@ class Pipeline:
             return {}
         rung = {"rung": recipe["attack"]["rung"]} if recipe["attack"].get("rung") else {}
         return {"matched": "image", "images": len(set(recipe["ids"])), **rung}
+
+    def _awareness(self, recovered: Artefact) -> dict[str, object]:
+        """What a row says of the defenses that its attack was made to overcome, and whether what is deployed is among
+        them."""
+        known = recovered.metrics.get("knows", {})
+        deployed = deployed_classes(self.target.artefact.recipe["defense"], recovered.recipe.get("release"))
+        return {"knows": sorted(known), "knew": knew(known.values(), deployed)}
 
     def _learned_from(self, recovered: Artefact) -> dict[str, str]:
         """What a row says of a prior that learned from another target than the one attacked."""

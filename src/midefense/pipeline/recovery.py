@@ -20,6 +20,7 @@ from midefense.pipeline.classifiers import StoredTarget
 from midefense.pipeline.joining import joined
 from midefense.pipeline.session import Session
 from midefense.pipeline.trace import Trace
+from midefense.plan.awareness import known_classes
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, Draft
 from midefense.store.store import POLL_SECONDS, Work
@@ -194,6 +195,9 @@ class Recovery:
             "candidates": len(tensors["selected.latents"]),
             "mean_loss": float(tensors["optimised.loss"].mean()) if len(tensors.get("optimised.loss", ())) else None,
         }
+        plan = self.session.plan
+        if known := known_classes(plan.attack, plan.allow):
+            metrics["knows"] = known
         if "selected.labels" in tensors:  # those that an attack which was told none went by
             right = tensors["selected.labels"] == self.evidence.labels[tensors["selected.evidence"]]
             metrics["labels_right"] = float(right.float().mean())

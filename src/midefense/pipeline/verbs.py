@@ -16,15 +16,17 @@ from omegaconf import DictConfig
 from midefense.compute import local_rank
 from midefense.pipeline.ahead import look_ahead
 from midefense.pipeline.pipeline import Pipeline
+from midefense.plan.adaptive import with_adaptive
 from midefense.plan.compose import in_one_sentence, plain_config, refuse_hidden, with_prior_options
 from midefense.plan.hydra_node import guarded, refuse_other_worlds
-from midefense.plan.overrides import as_typed, with_open_places
+from midefense.plan.overrides import as_swept, as_typed, with_open_places
 from midefense.plan.read import read_plan
 from midefense.plan.verb_options import CONF, groups, groups_of
 from midefense.store.artefacts import Artefact
 from midefense.terminal import shown
 from midefense.tracking.endings import tell
 from midefense.tracking.preemption import ending_when_asked
+from midefense.tracking.wandb_mirror import agent_parameters
 from midefense.types import Refused
 
 
@@ -66,7 +68,7 @@ def verb(name: str, work: Callable[[Pipeline], Artefact], say: Callable[[Artefac
             try:
                 with in_one_sentence(name, lambda: composing[0]), guarded(), _own_groups_in_help(name):
                     refuse_other_worlds(sys.argv[1:])
-                    sys.argv[1:] = with_open_places(sys.argv[1:])
+                    sys.argv[1:] = with_open_places(with_adaptive(as_swept(sys.argv[1:], agent_parameters())))
                     run()
             except Refused as refusal:
                 failed.append(tell(refusal))

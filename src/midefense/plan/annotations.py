@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import functools
 import inspect
 import types
 import typing
@@ -15,8 +16,9 @@ NUMBERS = {bool: (bool,), int: (int,), float: (int, float)}
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 
+@functools.cache
 def hints_of(target: Callable) -> dict[str, object]:
-    """The annotations of a class's constructor, by argument; arguments without one are absent."""
+    """The annotations of a class's constructor, by argument; arguments without one are absent. Not to be changed."""
     return typing.get_type_hints(target.__init__, include_extras=True)
 
 

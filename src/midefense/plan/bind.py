@@ -264,8 +264,14 @@ def _check_types(
                 problems.append(f"{path}.{name}: expected {in_words(hint)}, got {got}")
 
 
+@functools.cache
+def _signature(target: Callable) -> inspect.Signature:
+    """What a class takes; read off it once, as the same few classes are named all over a configuration."""
+    return inspect.signature(target)
+
+
 def _most_positional(target: Callable) -> float:
-    parameters = inspect.signature(target).parameters.values()
+    parameters = _signature(target).parameters.values()
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return math.inf
     return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
@@ -275,7 +281,7 @@ def _parameters(target: Callable, partial: bool, positional: int) -> dict[str, i
     """What may be given by name: without what `_args_` fills, and what the caller of a partial adds in front."""
     if target.__init__ is nn.Module.__init__:  # its free signature is not meant: it takes nothing
         return {}
-    parameters = dict(inspect.signature(target).parameters)
+    parameters = dict(_signature(target).parameters)
     ordered = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     for name in ordered[: positional or int(partial)]:
         parameters.pop(name)

@@ -23,6 +23,7 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from midefense.foreign import path_of
+from midefense.plan.adaptive import with_adaptive
 from midefense.plan.hydra_node import guarded
 from midefense.plan.overrides import chosen_of, parsed, with_open_places
 from midefense.plan.prior_options import KEY, lay_over, options_for, require_known
@@ -61,7 +62,7 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> tuple[dict, dict[str, s
     Raises `Refused`, in the words of the verbs, for an override that Hydra cannot follow.
     """
     with in_one_sentence(verb), guarded(), initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        words = with_open_places(overrides)
+        words = with_open_places(with_adaptive(overrides))
         config = hydra_compose(config_name=verb, overrides=words, return_hydra_config=True)
         hydra = config.hydra
         with open_dict(config):
@@ -158,6 +159,8 @@ def with_prior_options(config: DictConfig, hydra: DictConfig) -> DictConfig:
     Raises:
         Refused: options, or a prior, that there are not.
     """
+    if not isinstance(attack := config.get("attack"), DictConfig) or KEY not in attack:
+        return config
     values = OmegaConf.to_container(config)  # interpolations as they are written
     if not isinstance(values.get("attack"), dict) or KEY not in values["attack"]:
         return config
@@ -196,8 +199,9 @@ def plain_config(config: DictConfig) -> dict:
     if "store" not in config:
         return OmegaConf.to_container(config, resolve=True)
     store = list(config.store) if isinstance(config.store, ListConfig) else config.store
-    written = {"store": folders_of(store)[0]}
-    return {**OmegaConf.to_container(OmegaConf.merge(config, written), resolve=True), "store": store}
+    written = folders_of(store)[0]
+    one = config if written == store else OmegaConf.merge(config, {"store": written})
+    return {**OmegaConf.to_container(one, resolve=True), "store": store}
 
 
 def written_folder(store: object, inside: str) -> str:

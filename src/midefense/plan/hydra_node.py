@@ -7,20 +7,28 @@ must be that of our own `conf/`, but for what the command line sets of it; and s
 Hydra has no place to look at a configuration in between, so both of its parts that do the work are replaced while a
 verb composes: the loader, which is asked for every configuration (each point of a sweep is one), and the reader of
 files. Their names are Hydra's own business; `tests/test_hostile_configurations.py` fails where they move.
+
+Composing costs more than checking, and a sweep composes every point. So the reader parses a file once as long as it is
+the same on disk, and what only a default like `${dataset}` would ask for is made only for one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from hydra._internal import defaults_list
 from hydra._internal import hydra as internals
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+from hydra._internal.defaults_list import Overrides
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import create_config_search_path
+from hydra.core.default_element import InputDefault
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
@@ -36,6 +44,7 @@ RECORDED = ("runtime", "overrides", "searchpath")  # what Hydra notes there itse
 NAMED_AGAIN = ("name", "override_dirname", "config_name")  # what it notes in `job`
 # Options of Hydra's command line that would put another configuration, or a pickle, in the place of ours.
 OTHER_WORLDS = ("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun")
+READ: dict[tuple[object, ...], ConfigResult] = {}  # files that were parsed in this process, as they lay then
 
 
 def refuse_other_worlds(words: Sequence[str]) -> None:
@@ -57,12 +66,15 @@ def guarded() -> Iterator[None]:
     files that are read."""
     Plugins.instance()  # finds the readers, once
     sources = SourcesRegistry.instance().types
-    before = internals.ConfigLoaderImpl, sources["file"]
-    internals.ConfigLoaderImpl, sources["file"] = _Loader, _Files
+    before = internals.ConfigLoaderImpl, defaults_list._create_interpolation_map, dict(sources)
+    internals.ConfigLoaderImpl = _Loader
+    defaults_list._create_interpolation_map = functools.partial(_choices_if_asked, before[1])
+    sources.update(file=_Files, pkg=_HydrasOwn)
     try:
         yield
     finally:
-        internals.ConfigLoaderImpl, sources["file"] = before
+        internals.ConfigLoaderImpl, defaults_list._create_interpolation_map = before[:2]
+        sources.update(before[2])
 
 
 class _Loader(ConfigLoaderImpl):
@@ -91,9 +103,44 @@ class _Files(FileConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         _require_name(config_path)
+        file = Path(self.path) / self._normalize_file_name(config_path)
         if Path(self.path) != CONF:
-            require_small_yaml(Path(self.path) / self._normalize_file_name(config_path))
-        return super().load_config(config_path)
+            require_small_yaml(file)
+        return _read_once((self.provider, *_as_it_lies(file)), lambda: super(_Files, self).load_config(config_path))
+
+
+class _HydrasOwn(ImportlibResourcesConfigSource):
+    """Hydra's reader of the files that it brings along."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        key = (self.provider, self.path, config_path)
+        return _read_once(key, lambda: super(_HydrasOwn, self).load_config(config_path))
+
+
+def _read_once(key: tuple[object, ...], read: Callable[[], ConfigResult]) -> ConfigResult:
+    """What a file says, of one's own: who composes takes things out of it."""
+    if key not in READ:
+        READ[key] = read()
+    return copy.deepcopy(READ[key])
+
+
+def _as_it_lies(file: Path) -> tuple[object, ...]:
+    """What tells a file from the same name with another content: where it lies, and what the disk says of it."""
+    try:
+        found = file.stat()
+    except OSError:  # no such file: the reader says so
+        return (file,)
+    return file, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _choices_if_asked(
+    make: Callable[..., DictConfig], overrides: Overrides, defaults: list[InputDefault], self_added: bool
+) -> DictConfig:
+    """What was chosen so far, as Hydra makes it for every file (a fifth of all work) and reads it where a default is an
+    interpolation."""
+    if any(default.is_interpolation() for default in defaults):
+        return make(overrides, defaults, self_added)
+    return OmegaConf.create()
 
 
 def _require_name(config_path: str) -> None:

@@ -16,6 +16,7 @@ from midefense.evidence.base import EvidenceSource
 from midefense.metrics.base import Metric
 from midefense.oracle import Oracle
 from midefense.plan.attributes import attack_problems, training_problems
+from midefense.plan.awareness import known_classes
 from midefense.plan.bind import Node, bind, bind_all, bind_recipe
 from midefense.plan.checks import check_shape, refuse_all, refuse_together
 from midefense.plan.facts import architecture_facts, reads_weights
@@ -473,6 +474,7 @@ def _check_match(plan: Plan) -> None:
     """Refuse a prior that cannot make the target's images, a setting in which the attack cannot work, and a prior that
     asked for more than a weak attack may see."""
     attack = plan.attack.build()
+    known_classes(plan.attack, plan.allow)
     _check_prior(plan, attack)
     _check_cut(plan)
     with contextlib.suppress(NotYetKnown):

@@ -49,6 +49,16 @@ def try_optimizer(node: Node) -> None:
         weight.grad = torch.ones_like(weight)
         return weight.sum()
 
+    try:
+        node.build()([weight]).step(loss)
+    except UNFIT as error:
+        raise Refused(f"{_expected_of(node)} ({_first_line(error)}); try those of another recipe") from error
+    if not weight.isfinite().all():
+        raise Refused(f"{_expected_of(node)} (one step leaves no finite weights); try a smaller lr")
+
+
+def _expected_of(node: Node) -> str:
+    """What an optimiser expects and was given, but for what its defaults say too."""
     defaults = inspect.signature(node.target).parameters
     named = [
         f"{name}={value!r}"
@@ -56,13 +66,7 @@ def try_optimizer(node: Node) -> None:
         if name not in defaults or plain(value) != plain(defaults[name].default)
     ]
     got = ", ".join([*map(repr, node.positional), *named])
-    expected = f"{node.path}: expected values that {node.target.__name__} takes, got {got}"
-    try:
-        node.build()([weight]).step(loss)
-    except UNFIT as error:
-        raise Refused(f"{expected} ({_first_line(error)}); try those of another recipe") from error
-    if not weight.isfinite().all():
-        raise Refused(f"{expected} (one step leaves no finite weights); try a smaller lr")
+    return f"{node.path}: expected values that {node.target.__name__} takes, got {got}"
 
 
 def try_network(architecture: Node, defense: Node, images: DatasetFacts) -> None:

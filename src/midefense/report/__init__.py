@@ -8,6 +8,7 @@ from pathlib import Path
 
 from midefense.report.columns import columns
 from midefense.report.files import refuse_odd_places, save
+from midefense.report.heat_map import read_untried
 from midefense.report.numbers import show, show_spread
 from midefense.report.page import render
 from midefense.report.rows import (
@@ -25,21 +26,38 @@ from midefense.report.rows import (
 from midefense.report.spreadsheet import wide_beside, write_csv
 from midefense.report.tradeoff import trade_offs
 from midefense.report.worst import worst_cases
+from midefense.store.sweeps import Outcome
 
-__all__ = ["Broken", "Row", "build", "read_rows", "refuse_odd_places", "table", "wide_beside", "write_csv"]
+__all__ = [
+    "Broken",
+    "Row",
+    "build",
+    "read_rows",
+    "read_untried",
+    "refuse_odd_places",
+    "table",
+    "wide_beside",
+    "write_csv",
+]
 
 HEADS = ("dataset", "architecture", "defense", "prior", "attack")
 
 
-def build(rows: Sequence[Row], out: Path, broken: Sequence[Broken] = (), lead: str = "") -> Path:
+def build(
+    rows: Sequence[Row],
+    out: Path,
+    broken: Sequence[Broken] = (),
+    lead: str = "",
+    untried: Sequence[Outcome] = (),
+) -> Path:
     """Write the self-contained HTML page `out`, whole or not at all, and return `out`. Results in `broken` are named on
-    it, and `lead` is its first sentence.
+    it, `lead` is its first sentence, and `untried` are the points of sweeps that gave no row (`read_untried`).
 
     Raises:
         Refused: `out` is no place for a file.
         OSError: the disk is full or may not be written.
     """
-    return save(Path(out), render(rows, broken, Path(out).parent.resolve(), lead))
+    return save(Path(out), render(rows, broken, Path(out).parent.resolve(), lead, untried))
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -58,6 +76,7 @@ def _protocol_text(protocol: str, rows: Sequence[Row]) -> str:
             numbers.append(_cell(seen.mean, seen.std, column.unit) + partly)
         attack = f"{setup['attack']} ({setup.note})" if setup.note else setup["attack"]
         attack += f", {setup.ladder}" if setup.ladder else ""
+        attack += f", {setup.awareness}" if setup.awareness else ""
         attack += f", {setup.unreached}" if setup.unreached else ""
         attack += f", {setup.few_classes}" if setup.few_classes else ""
         attack += ", stopped early" if setup.stopped else ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 
+LONG_NAME = 10  # characters
+
 
 class Markup(str):
     """Text that is HTML already."""
@@ -33,3 +35,9 @@ def join(*children: object) -> Markup:
             child if isinstance(child, Markup) else html.escape(str(child)) for child in children if child is not None
         )
     )
+
+
+def breakable(name: str) -> Markup:
+    """A name that, if long, may be broken after its underscores: it would push numbers off the page."""
+    words = name.split("_") if len(name) > LONG_NAME else [name]
+    return join(*[join(Markup("_<wbr>") if number else "", word) for number, word in enumerate(words)])

@@ -14,7 +14,8 @@ from pathlib import Path
 from midefense.report.columns import Column, axes, columns
 from midefense.report.data import numbers, script_data
 from midefense.report.gallery import gallery
-from midefense.report.markup import Markup, join, tag, void
+from midefense.report.heat_map import heat_map
+from midefense.report.markup import Markup, breakable, join, tag, void
 from midefense.report.numbers import show, show_spread
 from midefense.report.plot import scatter
 from midefense.report.projection import projections
@@ -22,28 +23,36 @@ from midefense.report.queries import against_queries
 from midefense.report.rows import Broken, Row, Setup, anchor_lines, by_protocol, notes_on, setups, spread, told_apart
 from midefense.report.tradeoff import trade_offs
 from midefense.report.worst import worst_cases
+from midefense.store.sweeps import Outcome
 
 HEADS = ("defense", "attack", "architecture", "dataset", "prior", "public", "access")
 BARRED = ("percent",)  # units whose cells carry a bar
-LONG_NAME = 10  # characters
 UNREACHED = "targets of which the attack stands by nothing; they count as failed"
+AWARENESS = "an attack that was made to overcome this defense; those without this mark were not"
 FEW_CLASSES = "so few classes tell little of others: mind the intervals"
+HEADLINE = "Worst case over attacks"
 WORST = (
-    "A release is as private as the strongest attack leaves it: how many identities this one finds, with its interval, "
-    "and of how many images at least one of the attacks does. What a network that learned from "
+    "A defense is as private as the strongest attack leaves it, be it one that knew the defense or not: what this one "
+    "finds, with its interval over classes."
+)
+WORST_OF_RELEASES = (
+    " Of releases also how many images at least one of the attacks finds. What a network that learned from "
     "private labels makes of features, oracle-assisted, is no attack and told apart."
 )
 EMPTY = "No results yet. python evaluate.py dataset=digits architecture=cnn attack=pool_small makes one."
 APART = "The results below follow different protocols (evidence, references, evaluators, metrics). "
 
 
-def render(rows: Sequence[Row], broken: Sequence[Broken], place: Path, lead: str = "") -> str:
-    """The page as text; links to results are relative to the folder `place`, and `lead` stands before all else."""
+def render(
+    rows: Sequence[Row], broken: Sequence[Broken], place: Path, lead: str = "", untried: Sequence[Outcome] = ()
+) -> str:
+    """The page as text; links to results are relative to the folder `place`, `lead` stands before all else, and
+    `untried` are the points of sweeps that gave no row."""
     groups = {name: (own, setups(own)) for name, own in by_protocol(rows).items()}
     everyone = [setup for _, found in groups.values() for setup in found]
     numbered = {id(setup): number for number, setup in enumerate(everyone)}
     sections = [
-        _protocol(name, own, found, [numbered[id(setup)] for setup in found], number)
+        _protocol(name, own, found, [numbered[id(setup)] for setup in found], number, untried)
         for number, (name, (own, found)) in enumerate(groups.items(), 1)
     ]
     counts = [(len(everyone), "setup"), (len(rows), "result"), (len(groups), "protocol")]
@@ -78,18 +87,26 @@ def _skipped(broken: Sequence[Broken]) -> Markup | None:
     return tag("div", head, tag("ul", *items), class_="notice warning", role="alert")
 
 
-def _protocol(name: str, rows: Sequence[Row], found: Sequence[Setup], numbered: Sequence[int], number: int) -> Markup:
+def _protocol(
+    name: str,
+    rows: Sequence[Row],
+    found: Sequence[Setup],
+    numbered: Sequence[int],
+    number: int,
+    untried: Sequence[Outcome],
+) -> Markup:
     """One protocol's section. `numbered`: the numbers of its setups on the page, by which the script knows them."""
     shown = columns(rows)
     datasets = ", ".join(dict.fromkeys(row["dataset"] for row in rows))
     heading = tag("h2", datasets, " ", tag("small", "protocol ", tag("code", name)), id=f"protocol-{number}")
     notes = [tag("p", note, class_="lead") for note in notes_on(rows)]
-    parts = [_alike(found), _table(found, numbered, shown, rows, name), *notes]
+    parts = [_part(HEADLINE, _worst_cases(found, numbered)), _alike(found)]
+    parts += [_table(found, numbered, shown, rows, name), *notes]
+    parts.append(_part("Defense × attack", heat_map(found, numbered, untried)))
     if (held := axes(shown)) is not None:
         parts.append(_part("Privacy against utility", scatter(found, numbered, *held)))
     parts.append(_part("Accuracy against queries", against_queries(found, numbered)))
     parts.append(_part("Trade-off", _trade_offs(found, numbered)))
-    parts.append(_part("Worst case over attacks", _worst_cases(found, numbered)))
     below = "the private image that it answers" if rows[0].matched else "the private image nearest to it"
     lead = tag(
         "p", f"Above: recovered by the attack. Below: {below}. Shown in stored order, not picked.", class_="lead"
@@ -161,31 +178,26 @@ def _name_cell(setup: Setup, name: str, varied: Sequence[str], number: int) -> M
         early = tag("b", " · stopped early", title=setup.stopped) if setup.stopped else None
         below.append(tag("small", setup.note, early) if setup.note or early else None)
         below.append(tag("small", tag("b", setup.ladder)) if setup.ladder else None)
+        below.append(tag("small", tag("b", setup.awareness), title=AWARENESS) if setup.awareness else None)
         below.append(tag("small", tag("b", setup.unreached), title=UNREACHED) if setup.unreached else None)
         below.append(tag("small", tag("b", setup.few_classes), title=FEW_CLASSES) if setup.few_classes else None)
     if name == "architecture" and setup.legacy:
         below.append(tag("small", tag("b", setup.legacy)))
     if name != "defense":
-        return tag("td", tag("span", _breakable(value)), *below, data_value=value, hidden=name not in varied)
+        return tag("td", tag("span", breakable(value)), *below, data_value=value, hidden=name not in varied)
     # The first column stays in sight while numbers scroll; on a narrow screen it speaks for the other names too.
     others = " · ".join(setup[one] for one in HEADS[1:] if one in varied and setup[one])
     early = tag("b", " · stopped early") if setup.stopped else None
-    said = (others, setup.note, setup.ladder, setup.unreached, setup.few_classes, setup.legacy)
+    said = (others, setup.note, setup.ladder, setup.awareness, setup.unreached, setup.few_classes, setup.legacy)
     narrow = tag("small", " · ".join(word for word in said if word), early, class_="narrow")
     box = void("input", type="checkbox", class_="pick", aria_label=f"Compare {_title(setup)}", value=number)
-    who = tag("label", box, tag("b", _breakable(value)))
+    who = tag("label", box, tag("b", breakable(value)))
     return tag("td", who, narrow, data_value=value)
 
 
 def _title(setup: Setup) -> str:
     words = (setup["defense"], setup["attack"], setup["architecture"], setup["dataset"], setup["prior"], setup.note)
     return " · ".join(word for word in words if word)
-
-
-def _breakable(name: str) -> Markup:
-    """A name that, if long, may be broken after its underscores: it would push numbers off the page."""
-    words = name.split("_") if len(name) > LONG_NAME else [name]
-    return join(*[join(Markup("_<wbr>") if number else "", word) for number, word in enumerate(words)])
 
 
 def _cell(setup: Setup, column: Column) -> Markup:
@@ -227,13 +239,14 @@ def _trade_offs(found: Sequence[Setup], numbered: Sequence[int]) -> Markup | Non
 
 
 def _worst_cases(found: Sequence[Setup], numbered: Sequence[int]) -> Markup | None:
-    """What the best of all attacks recovers of each defense; None for attacks that recover no images of their own."""
+    """What the best of all attacks finds of each defense; None where no attack was measured by what it finds."""
     number = {id(setup): one for setup, one in zip(found, numbered, strict=True)}
     lines = [
         tag("li", tag("b", one.defense), f" · {one.text}", data_setup=number[id(one.worst)])
         for one in worst_cases(found)
     ]
-    return join(tag("p", WORST, class_="lead"), tag("ul", *lines, class_="trade-offs")) if lines else None
+    lead = WORST + (WORST_OF_RELEASES if found[0].rows[0].matched else "")
+    return join(tag("p", lead, class_="lead"), tag("ul", *lines, class_="trade-offs")) if lines else None
 
 
 def _anchor(values: dict[str, list[float]], column: Column) -> Markup:

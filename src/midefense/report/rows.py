@@ -26,6 +26,7 @@ LEGACY = "selected on the test set (legacy)"  # a target whose test accuracy is 
 PICTURES = ("reconstructions", "nearest", "labels", "distance", "confidence")
 CURVE = ("queries", "accuracy", "low", "high")
 PROJECTION = ("points", "labels", "sets")
+AWARE = {"yes": "knew the defense", "partly": "knew part of the defense"}
 NOT_MEASURED = "not measured in this row"
 DERIVED = "derived"  # the kind of a number that is computed here, from others of its row
 ENOUGH = 30  # classes, from which on the bootstrap of former rows held what it said
@@ -294,6 +295,13 @@ class Setup:
     def ladder(self) -> str:
         """At which rung of the ladder of attacks on released features it stands; "" for attacks on none."""
         return self["rung"] and f"rung {self['rung']}"
+
+    @property
+    def awareness(self) -> str:
+        """`knew the defense`, or `knew part of the defense`; "" where its attack was not made for what is deployed,
+        where nothing is, and where rows do not say (`knew`)."""
+        said = {row["knew"] for row in self.rows}
+        return AWARE.get(said.pop(), "") if len(said) == 1 else ""
 
     @property
     def legacy(self) -> str:

@@ -21,6 +21,7 @@ SETUP = (
     "unreached",
     "few_classes",
     "rung",
+    "knew_defense",
     *(f"seed_{name}" for name in SEEDS),
     "result",
 )
@@ -68,7 +69,8 @@ def quoted(cell: object) -> object:
 
 def _about(row: Row) -> list[object]:
     seeds = [row.seeds.get(name, "") for name in SEEDS]
-    said = [row.evaluators, row.machines, row.selection, row.stopped, row.unreached, row.few_classes, row["rung"]]
+    said = [row.evaluators, row.machines, row.selection, row.stopped, row.unreached, row.few_classes]
+    said += [row["rung"], row["knew"]]
     return [*(row[name] for name in ABOUT), *said, *seeds, row.folder.name if row.folder else ""]
 
 

@@ -1,39 +1,47 @@
-"""The worst case: what the strongest of all attacks recovers of a release.
+"""The headline of a defense: the worst case over all attacks that were tried on it, made for it or not.
 
-A defense at release is as good as the attack that hurts it most (card `split_inference`: the ladder A0 to A5). Two
-numbers say so, both by the identity that an evaluator sees: the accuracy of the one attack that finds most, and the
-share of private images that at least one of the attacks recognises, which no choice of attack can make smaller.
+A defense is as good as the attack that hurts it most (card `split_inference`: the ladder A0 to A5; card
+`defense_matrix`, section 5: an adaptive attack per defense), by the number that says what attacks find: the identities
+that an evaluator sees or, where a training set is reconstructed, the gain in similarity. Where reconstructions answer
+private images there is a second number, the share of them that at least one of the attacks recognises, which no choice
+of attack can make smaller. Attacks of different protocols are never held against each other.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from midefense.metrics.intervals import SHARE, Interval, mean_interval
-from midefense.report.columns import IDENTITY, columns
+from midefense.report.columns import ATTACK, IDENTITY, MATCHED, Column, columns
 from midefense.report.numbers import show
 from midefense.report.rows import Row, Setup, Summary, summarise
 
 RUNGS = ("A0", "A1", "A2", "A3", "A4", "A5")
 UNPROTECTED = "none"
 ASSISTED = "feature_to_id_oracle_assisted/released"
+FINDS = {IDENTITY: "of identities", ATTACK: "attack accuracy", MATCHED: "matched SSIM gain"}  # what attacks find
 
 
 @dataclass(frozen=True)
 class WorstCase:
-    """All attacks on one deployed defense. `worst` is the setup whose attack finds most, `leak` what it finds; `union`
-    the share of images that any of the `attacks` recognises (NaN where rows did not keep it) with its bounds;
-    `rungs` those of the ladder that were tried; `assisted` what a network that learned from private labels tells of
-    features, which is no attack (NaN: not measured); `unprotected` the worst case without a defense (NaN: not in this
-    table)."""
+    """All attacks on one deployed defense. `worst` is the setup whose attack finds most, `leak` what it finds, by the
+    number `column`; `aware` and `aware_leak` the same of those attacks that knew the defense, or part of a stack of
+    them (None: none did), `asked` whether all rows say who knew it; `union` the share of images that any of the
+    `attacks` recognises (NaN where rows did not keep it) with its bounds; `rungs` those of the ladder that were tried;
+    `assisted` what a network that learned from private labels tells of features, which is no attack (NaN: not
+    measured); `unprotected` the worst case without a defense (NaN: not in this table)."""
 
     defense: str
+    column: Column
     worst: Setup
     leak: Summary
+    aware: Setup | None
+    aware_leak: Summary | None
+    asked: bool
     attacks: int
     union: float
     bounds: Interval
@@ -44,52 +52,86 @@ class WorstCase:
     @property
     def text(self) -> str:
         """`feature_latent (A2) finds 41.0% [30.0%, 52.0%] of identities, the most of 3 attacks (A0, A2, A4); ...`."""
-        rung = f" ({self.worst['rung']})" if self.worst["rung"] else ""
         most = f"the most of {self.attacks} attacks" if self.attacks > 1 else "the only attack"
         tried = f" ({', '.join(self.rungs)})" if self.rungs else ""
-        said = [f"{self.worst['attack']}{rung} finds {_between(self.leak)} of identities, {most}{tried}"]
+        found = f"{self._between(self.leak)} {FINDS[self.column.title]}"
+        said = [f"{self._who(self.worst)} finds {found}, {most}{tried}", *self._of_those_who_knew]
         if self.attacks > 1 and math.isfinite(self.union):
-            bounds = f" [{_show(self.bounds.low)}, {_show(self.bounds.high)}]" if self.bounds.way else ""
-            said.append(f"{_show(self.union)}{bounds} of images are recognised by one of them or more")
+            bounds = f" [{self._show(self.bounds.low)}, {self._show(self.bounds.high)}]" if self.bounds.way else ""
+            said.append(f"{self._show(self.union)}{bounds} of images are recognised by one of them or more")
         if math.isfinite(self.unprotected) and self.defense != UNPROTECTED:
-            said.append(f"{_show(self.unprotected)} without a defense")
+            said.append(f"{self._show(self.unprotected)} without a defense")
         if self.rungs and (left := [rung for rung in RUNGS if rung not in self.rungs]):
             said.append(f"not tried: {', '.join(left)}")
         if math.isfinite(self.assisted):
-            said.append(f"oracle-assisted, from the features themselves: {_show(self.assisted)}")
+            said.append(f"oracle-assisted, from the features themselves: {self._show(self.assisted)}")
         return "; ".join(said)
+
+    @property
+    def _of_those_who_knew(self) -> list[str]:
+        """What attacks that knew the defense find, where the worst did not; that none was tried."""
+        if self.aware is None:
+            return ["no attack that knew the defense was tried"] if self.asked else []
+        if self.aware is self.worst:
+            return []
+        return [f"of those that knew it {self._who(self.aware)} finds most, {self._between(self.aware_leak)}"]
+
+    def _who(self, setup: Setup) -> str:
+        """`gmi_small (whitebox, knew the defense)`."""
+        access = setup["access"] if self.column.title == ATTACK else ""
+        said = [word for word in (setup["rung"], access, setup.awareness) if word]
+        return setup["attack"] + (f" ({', '.join(said)})" if said else "")
+
+    def _between(self, leak: Summary) -> str:
+        bounds = f" [{self._show(leak.low)}, {self._show(leak.high)}]" if math.isfinite(leak.low) else ""
+        return self._show(leak.mean) + bounds
+
+    def _show(self, value: float) -> str:
+        return show(value, self.column.unit)
 
 
 def worst_cases(found: Sequence[Setup]) -> list[WorstCase]:
-    """One per deployed defense of a protocol, in the order of the table; none where reconstructions are not held
-    against private images of their own."""
-    shown = columns([row for setup in found for row in setup.rows])
-    column = next((one for one in shown if one.title == IDENTITY), None)
+    """One per deployed defense of a protocol, in the order of the table; none where what attacks find was not
+    measured."""
+    shown = {column.title: column for column in columns([row for setup in found for row in setup.rows])}
+    column = next((shown[title] for title in FINDS if title in shown), None)
     if column is None:
         return []
     deployed: dict[tuple, list[Setup]] = {}
     for setup in found:
         deployed.setdefault(_deployed(setup), []).append(setup)
-    cases = [_worst(setups, column.metric) for setups in deployed.values()]
-    plain = {_world(case.worst): case.leak.mean for case in cases if case is not None and case.defense == UNPROTECTED}
-    return [
-        WorstCase(**{**case.__dict__, "unprotected": plain.get(_world(case.worst), math.nan)})
-        for case in cases
-        if case is not None
-    ]
+    cases = [case for setups in deployed.values() if (case := _worst(setups, column)) is not None]
+    plain = {_world(case.worst): case.leak.mean for case in cases if case.defense == UNPROTECTED}
+    return [replace(case, unprotected=plain.get(_world(case.worst), math.nan)) for case in cases]
 
 
-def _worst(setups: Sequence[Setup], metric: str) -> WorstCase | None:
-    """None where the identities that attacks find were not measured."""
-    leaks = {id(setup): summarise(setup.rows, metric) for setup in setups}
+def _worst(setups: Sequence[Setup], column: Column) -> WorstCase | None:
+    """None where what these attacks find was not measured."""
+    leaks = {id(setup): summarise(setup.rows, column.metric) for setup in setups}
     own = [setup for setup in setups if math.isfinite(leaks[id(setup)].mean)]
     if not own:
         return None
-    worst = max(own, key=lambda setup: leaks[id(setup)].mean)
-    union, bounds = _union([row for setup in own for row in setup.rows], metric.partition("/")[2])
-    rungs = sorted({setup["rung"] for setup in own} & set(RUNGS))
-    assisted = summarise([row for setup in own for row in setup.rows], ASSISTED).mean
-    return WorstCase(worst["defense"], worst, leaks[id(worst)], len(own), union, bounds, rungs, assisted)
+
+    def most(some: Iterable[Setup]) -> Setup | None:
+        return max(some, key=lambda setup: leaks[id(setup)].mean, default=None)
+
+    worst, aware = most(own), most(setup for setup in own if setup.awareness)
+    rows = [row for setup in own for row in setup.rows]
+    union, bounds = _union(rows, column.metric.partition("/")[2])
+    return WorstCase(
+        defense=worst["defense"],
+        column=column,
+        worst=worst,
+        leak=leaks[id(worst)],
+        aware=aware,
+        aware_leak=None if aware is None else leaks[id(aware)],
+        asked=all(row["knew"] for row in rows),
+        attacks=len(own),
+        union=union,
+        bounds=bounds,
+        rungs=sorted({setup["rung"] for setup in own} & set(RUNGS)),
+        assisted=summarise(rows, ASSISTED).mean,
+    )
 
 
 def _union(rows: Iterable[Row], evaluator: str) -> tuple[float, Interval]:
@@ -119,12 +161,3 @@ def _deployed(setup: Setup) -> tuple[str, ...]:
 
 def _world(setup: Setup) -> tuple[str, ...]:
     return setup["dataset"], setup["architecture"]
-
-
-def _between(leak: Summary) -> str:
-    bounds = f" [{_show(leak.low)}, {_show(leak.high)}]" if math.isfinite(leak.low) else ""
-    return _show(leak.mean) + bounds
-
-
-def _show(value: float) -> str:
-    return show(value, "percent")

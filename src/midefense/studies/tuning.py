@@ -5,43 +5,33 @@ much of its training set comes back. The values that do best are then used once 
 network inversion did, to search for the values at which the *private* images come back best, is there under a name that
 says so.
 
-Optuna suggests values (Akiba et al., KDD 2019); trials stand in a journal in the store, each is a row of the store too.
-The same command goes on where it ended, and several may share a study.
+Trials stand in a journal (`studies.search`), and each is a row of the store too. The same command goes on where it
+ended, and several may share a study.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shlex
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from midefense import seeds
 from midefense.foreign import path_of
 from midefense.pipeline.pipeline import Pipeline
 from midefense.plan.compose import compose, spaces_of
 from midefense.plan.overrides import parsed
 from midefense.plan.read import Plan, read_plan
-from midefense.plan.spaces import Choice, Interval, Space
+from midefense.plan.spaces import Choice, Interval
 from midefense.store.artefacts import content_id
-from midefense.store.claims import claim
 from midefense.store.folders import folders_of
 from midefense.studies.names import METRICS, PRIVATE, SAMPLERS, SHADOW
+from midefense.studies.search import Search, Trial, rounded
 from midefense.studies.shadow import require_apart, shadow_words
 from midefense.types import Diverged, Refused, refuse_unknown
 
-if TYPE_CHECKING:
-    import optuna
-
 VERB = "evaluate"
 FOLDER = "studies"  # in the store
-DIGITS = 4  # significant ones of a number that is tried
-PATIENCE = 0.05  # seconds between looks at whose turn it is
-REFUSED = "refused"  # what a trial that gave no number says of it
 
 
 @dataclass(frozen=True)
@@ -78,23 +68,14 @@ class Tuning:
         """Where its journal and its claims lie."""
         return path_of(folders_of(self.store)[0]) / FOLDER / self.id
 
+    def search(self, sampler: str = SAMPLERS[0], seed: int = 0) -> Search:
+        """The study that its trials stand in."""
+        return Search(self.folder, self.id, self.space, sampler, seed)
+
     def plan(self, words: Sequence[str], values: Mapping[str, str], run: int) -> Plan:
         """The plan of one row, checked whole."""
         given = [*words, *(f"{key}={value}" for key, value in values.items()), f"seed={run}", f"store={self.store}"]
         return read_plan(VERB, *compose(VERB, given), given)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial that is over: its place in the study, the values as a command line writes them, and the metric (NaN:
-    none was measured, for the reason `refused`). `merit`: what the study makes large, the metric or, where lower leaks,
-    minus it."""
-
-    place: int
-    values: Mapping[str, str]
-    value: float = math.nan
-    merit: float = math.nan
-    refused: str = ""
 
 
 @dataclass
@@ -143,7 +124,7 @@ def read_tuning(
         raise Refused(
             f"--shadow: expected none for --objective {PRIVATE}, which looks at the private images themselves"
         )
-    start = {key: _written(one.ends[0]) for key, one in space.items()}
+    start = {key: rounded(one.ends[0]) for key, one in space.items()}
     plain = Tuning(tuple(fixed), space, objective, tuple(fixed), metric, tuple(runs), store)
     target = plain.plan(fixed, start, plain.runs[0])
     if objective == PRIVATE:
@@ -160,15 +141,10 @@ def read_tuning(
 
 def _check_ends(tuning: Tuning, words: Sequence[str]) -> None:
     """Plan the words with every option at each of its ends in turn, the others at their first."""
-    first = {key: _written(space.ends[0]) for key, space in tuning.space.items()}
+    first = {key: rounded(space.ends[0]) for key, space in tuning.space.items()}
     for key, space in tuning.space.items():
         for end in space.ends:
-            tuning.plan(words, {**first, key: _written(end)}, tuning.runs[0])
-
-
-def _written(value: object) -> str:
-    """A value as a command line writes it; numbers at the precision at which they are tried."""
-    return repr(float(f"{value:.{DIGITS}g}")) if isinstance(value, float) else str(value)
+            tuning.plan(words, {**first, key: rounded(end)}, tuning.runs[0])
 
 
 def tune(
@@ -178,119 +154,23 @@ def tune(
 
     A trial that is refused (what it trains or searches diverged, its metric is NaN) counts, and keeps its reason.
     """
-    study = open_study(tuning)
-    with _alone(tuning):
-        _take_over(study, tuning)
+    search = tuning.search(sampler, seed)
+    search.take_over()
     while True:
-        with contextlib.ExitStack() as held:
-            with _alone(tuning):  # nobody may see a trial that is begun and not yet claimed
-                if sum(map(_counts, study.get_trials(deepcopy=False))) >= trials:
-                    break
-                asked = study.ask()
-                held.enter_context(claim(_claim_of(tuning, asked.number)))
-            place = _place(study, asked.number)
-            # keyed by the place: values do not depend on where a study was ended, or on who asks
-            study.sampler = _sampler(sampler, seeds.derive(seed, tuning.id, place) % 2**32)
-            values = dict(_suggested(asked, tuning.space))
-            over = _measured(tuning, place, values)
-            _keep(study, asked, over)
+        with search.next(trials) as asked:
+            if asked is None:
+                return report_of(tuning)
+            over = _measured(tuning, asked.place, asked.values)
+            search.keep(asked, over)
         if told is not None:
             told(over)
-    return report_of(tuning)
-
-
-def open_study(tuning: Tuning) -> optuna.Study:
-    """The study of this search, with whatever trials it has."""
-    optuna = _optuna()
-    tuning.folder.mkdir(parents=True, exist_ok=True)
-    backend = optuna.storages.journal.JournalFileBackend(str(tuning.folder / "journal"))
-    storage = optuna.storages.JournalStorage(backend)
-    return optuna.create_study(study_name=tuning.id, storage=storage, direction="maximize", load_if_exists=True)
 
 
 def report_of(tuning: Tuning) -> Report:
     """What the study of a search has found so far."""
-    report = Report(tuning)
-    study = open_study(tuning)
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state.name == "RUNNING":
-            report.at_work += 1
-        elif _counts(trial):
-            kept = trial.user_attrs
-            merit = math.nan if REFUSED in kept else trial.value
-            place, refused = _place(study, trial.number), kept.get(REFUSED, "")
-            report.trials.append(Trial(place, kept["values"], kept.get("value", math.nan), merit, refused))
-    measured = [trial for trial in report.trials if not trial.refused]
-    report.best = max(measured, key=lambda trial: trial.merit, default=None)
-    return report
-
-
-def _optuna():
-    """The library, which only this needs; it says nothing of its own."""
-    try:
-        import optuna
-    except ModuleNotFoundError as error:
-        raise Refused(
-            "expected optuna, which suggests the values, got no such module; try pip install 'midefense[tune]'"
-        ) from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
-
-
-def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
-    if name not in SAMPLERS:
-        raise refuse_unknown("--sampler", name, SAMPLERS)
-    samplers = _optuna().samplers
-    return samplers.RandomSampler(seed=seed) if name == "random" else samplers.TPESampler(seed=seed, multivariate=False)
-
-
-def _counts(trial: optuna.trial.FrozenTrial) -> bool:
-    """Whether a trial is one of those wanted: not one that was ended, which another has taken the place of."""
-    return trial.state.name in ("COMPLETE", "RUNNING") or REFUSED in trial.user_attrs
-
-
-def _place(study: optuna.Study, number: int) -> int:
-    """How many trials were begun before this one, those that were ended and put in line again not counted twice."""
-    before = study.get_trials(deepcopy=False)[:number]
-    return sum(trial.state.name != "FAIL" or REFUSED in trial.user_attrs for trial in before)
-
-
-def _claim_of(tuning: Tuning, number: int) -> Path:
-    return tuning.folder / "claims" / f"trial-{number}"
-
-
-@contextlib.contextmanager
-def _alone(tuning: Tuning) -> Iterator[None]:
-    """Within, no other process takes a trial of this study; it is waited for."""
-    while True:
-        with claim(tuning.folder / "claims" / "turn") as ours:
-            if ours:
-                yield
-                return
-        time.sleep(PATIENCE)
-
-
-def _take_over(study: optuna.Study, tuning: Tuning) -> None:
-    """Trials that nobody works on any more are put in line again, with their values."""
-    states = _optuna().trial.TrialState
-    for trial in study.get_trials(states=(states.RUNNING,)):
-        with claim(_claim_of(tuning, trial.number)) as ours:
-            if ours:
-                study.tell(trial.number, state=states.FAIL, skip_if_finished=True)
-                if len(trial.params) == len(tuning.space):
-                    study.enqueue_trial(trial.params)
-
-
-def _suggested(trial: optuna.Trial, space: Space) -> Iterator[tuple[str, str]]:
-    """The values of a trial as a command line writes them."""
-    for key, one in space.items():
-        if isinstance(one, Choice):
-            value = trial.suggest_categorical(key, one.values)
-        elif isinstance(one.low, int):
-            value = trial.suggest_int(key, one.low, one.high, log=one.log)
-        else:
-            value = trial.suggest_float(key, one.low, one.high, log=one.log)
-        yield key, _written(value)
+    trials, at_work = tuning.search().over()
+    measured = [trial for trial in trials if not trial.refused]
+    return Report(tuning, trials, max(measured, key=lambda trial: trial.merit, default=None), at_work)
 
 
 def _measured(tuning: Tuning, place: int, values: Mapping[str, str]) -> Trial:
@@ -314,14 +194,3 @@ def _measured(tuning: Tuning, place: int, values: Mapping[str, str]) -> Trial:
         )
     value = sum(one["value"] for one in found) / len(found)
     return Trial(place, values, value, value if found[0]["higher_leaks"] else -value)
-
-
-def _keep(study: optuna.Study, asked: optuna.Trial, over: Trial) -> None:
-    """Write down what came of a trial, for whoever works on the study."""
-    asked.set_user_attr("values", dict(over.values))
-    if over.refused:
-        asked.set_user_attr(REFUSED, over.refused)
-        study.tell(asked, state=_optuna().trial.TrialState.FAIL, skip_if_finished=True)
-    else:
-        asked.set_user_attr("value", over.value)
-        study.tell(asked, over.merit, skip_if_finished=True)

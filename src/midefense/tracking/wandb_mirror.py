@@ -23,6 +23,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from midefense.foreign import MOST_BYTES, read_foreign, yaml_of
 from midefense.store.plain import plain
 from midefense.tracking.run_folder import image_array
 from midefense.tracking.settings import LONGEST_GROUP, Settings
@@ -55,6 +56,16 @@ class Record:
 def under_sweep_agent() -> bool:
     """Whether a W&B sweep agent started this process."""
     return "WANDB_SWEEP_ID" in os.environ
+
+
+def agent_parameters() -> dict[str, object]:
+    """What a sweep agent varies in this process, by key, as its file has it; {} where no agent started it."""
+    file = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    if not under_sweep_agent() or not file:
+        return {}
+    content = yaml_of(read_foreign(Path(file), MOST_BYTES, "the parameters of a sweep"), file)
+    said = content.items() if isinstance(content, Mapping) else ()
+    return {str(key): one["value"] for key, one in said if isinstance(one, Mapping) and "value" in one}
 
 
 class Mirror:

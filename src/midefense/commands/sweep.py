@@ -1,0 +1,152 @@
+"""`midefense sweep sweeps/digits_grid.yaml --workers 2`: a W&B sweep's file, without W&B, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from midefense.commands.parsing import add_store, count, is_override, refusing
+from midefense.store.sweeps import FAILED, FINISHED, REFUSED, Outcome
+from midefense.terminal import duration, say, shown
+
+if TYPE_CHECKING:
+    from midefense.studies.sweep import Planned, Runner, Working
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command; returns the exit code (1: a point failed, or the file is refused)."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(words)
+    if strange := [word for word in rest if not is_override(word)]:
+        parser.error(f"expected KEY=VALUE, got {' '.join(strange)}")
+    return refusing(lambda: _sweep(options, rest))
+
+
+def _sweep(options: argparse.Namespace, words: Sequence[str]) -> int:
+    from midefense.studies.sweep import Runner
+    from midefense.studies.sweep_file import read_sweep
+
+    sweep = read_sweep(options.file, words, options.points, options.seed)
+    runner = Runner(sweep, options.store, options.workers, Lines(0))
+    planned = runner.planned()
+    runner.board = board = (Table if sys.stderr.isatty() else Lines)(sweep.most or len(planned))
+    say(f"sweep {sweep.name} ({sweep.id}): {board.points} points, {options.workers} at once; logs in {runner.folder}")
+    if options.plan:
+        return _tell_plan(runner, planned)
+    try:
+        outcomes = runner.run(planned)
+    finally:
+        board.close()
+    if runner.elsewhere:
+        say(f"{runner.elsewhere} points are being worked on by other processes; the same command goes on with them")
+    for line in summary(outcomes, options.store):
+        say(line)
+    return 1 if any(outcome.state == FAILED for outcome in outcomes) else 0
+
+
+def _tell_plan(runner: Runner, planned: Sequence[Planned]) -> int:
+    """Say of every point whether it is there, what is missing, or why it is refused; compute nothing."""
+    for one in planned:
+        if one.plan is None:
+            say(f"refused  {one.point.label}: {one.reason}")
+            continue
+        missing = runner.agenda(one).missing
+        what = "; ".join(dict.fromkeys(item.what for item in missing))
+        say(f"missing  {one.point.label}: {what}" if missing else f"found    {one.point.label}")
+    return 0
+
+
+def summary(outcomes: Sequence[Outcome], store: str) -> list[str]:
+    """What became of a sweep, line by line: each failure with its reason, its log and the command that does it again,
+    each point without meaning with its reason, and how many there are of each."""
+    by_state = {state: [one for one in outcomes if one.state == state] for state in (FINISHED, REFUSED, FAILED)}
+    lines = [f"refused  {one.label}: {one.reason}" for one in by_state[REFUSED]]
+    for one in by_state[FAILED]:
+        lines += [f"failed   {one.label}: {one.reason}", f"         log: {one.log}", f"         again: {one.command}"]
+    found = sum(not one.seconds for one in by_state[FINISHED])
+    counts = [f"{len(by_state[FINISHED])} finished ({found} were there)"]
+    counts += [f"{len(by_state[state])} {state}" for state in (REFUSED, FAILED) if by_state[state]]
+    return [*lines, f"{', '.join(counts)}; see them: midefense report --store {store}"]
+
+
+class Lines:
+    """Tells of a sweep in lines, on stdout. `points`: how many there are."""
+
+    def __init__(self, points: int):
+        self.points, self._over = points, 0
+
+    def begun(self, working: Working) -> None:
+        self._say(f"begun    {working.planned.point.label} (worker {working.worker + 1})")
+
+    def over(self, place: int, outcome: Outcome) -> None:
+        self._over += 1
+        took = f" after {duration(outcome.seconds)}" if outcome.seconds else ""
+        why = f": {outcome.reason}" if outcome.reason else ""
+        self._say(f"{outcome.state:<8} {outcome.label}{took}{why} [{self._over}/{self.points}]")
+
+    def still(self, working: Sequence[Working]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def _say(self, line: str) -> None:
+        say(line)
+
+
+class Table(Lines):
+    """Tells of a sweep on a terminal: below the lines of what is over a table, a line for each worker with what its
+    process said last, and how much is done."""
+
+    def __init__(self, points: int):
+        super().__init__(points)
+        self._done = tqdm(total=points, desc="points", dynamic_ncols=True, position=0)
+        self._workers: dict[int, tqdm] = {}
+
+    def begun(self, working: Working) -> None:
+        place = working.worker + 1
+        if working.worker not in self._workers:
+            self._workers[working.worker] = tqdm(
+                total=0, bar_format="{desc}", dynamic_ncols=True, position=place, leave=False
+            )
+
+    def over(self, place: int, outcome: Outcome) -> None:
+        super().over(place, outcome)
+        self._done.update(1)
+
+    def still(self, working: Sequence[Working]) -> None:
+        at_work = {one.worker: one for one in working}
+        for number, line in self._workers.items():
+            one = at_work.get(number)
+            label = f"{one.planned.point.label} · {duration(one.seconds)} · {one.said}" if one else "-"
+            line.set_description_str(shown(f"{number + 1}: {label}"))
+
+    def close(self) -> None:
+        for line in (*self._workers.values(), self._done):
+            line.close()
+
+    def _say(self, line: str) -> None:
+        self._done.write(shown(line))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="midefense sweep",
+        usage="midefense sweep FILE [KEY=VALUE ...] [options]",
+        description="Run the points of a W&B sweep's file (grid, random, bayes) as processes of this machine, without "
+        "a server. What is in the store already is not done again; the same command goes on after Ctrl-C or a kill, "
+        "and tries again what failed. KEY=VALUE words are laid over those that the file gives every point.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="such as sweeps/digits_grid.yaml")
+    workers = "processes at once, a GPU each where there are any, else a share of the cores (default: 1)"
+    parser.add_argument("--workers", type=count, default=1, help=workers)
+    parser.add_argument("--points", type=count, help="how many points (default: the file's run_cap; a grid's: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of values that are drawn or searched (default: 0)")
+    parser.add_argument("--plan", action="store_true", help="only say of every point what is there and what is missing")
+    add_store(parser)
+    return parser
