@@ -24,9 +24,11 @@ from torch import Tensor, nn
 
 from midefense import seeds
 from midefense.architectures.small import CNN
-from midefense.attacks.base import Part, Problem, SearchAttack
+from midefense.attacks.base import SearchAttack
 from midefense.attacks.init import Random
-from midefense.attacks.objectives import Reward, WrongLabel
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem
+from midefense.attacks.scores import Reward, WrongLabel
 from midefense.attacks.search.policy import SoftActorCritic
 from midefense.attacks.search.repulsion import BoundaryRepulsion
 from midefense.attacks.select import Everything

@@ -25,8 +25,8 @@ from torch.nn.functional import leaky_relu
 
 from midefense import seeds
 from midefense.architectures.small import CNN, MLP
-from midefense.attacks.base import Problem
 from midefense.attacks.p_space import MirrorPool
+from midefense.attacks.problem import Problem
 from midefense.attacks.scores import LogConfidence
 from midefense.attacks.search.genetic import Genetic
 from midefense.oracle import Oracle

@@ -22,6 +22,7 @@ from midefense.training import loop
 COUNTED = {  # what is computed, by the function that one piece of it goes through
     "batches": (loop.Trainer, "train"),
     "prior steps": (gan, "_critic_step"),
+    "updates": (torch.Tensor, "backward"),
     "pool views": (init, "clip_images"),
     "search steps": (recovery._Curve, "add"),
     "measurements": (judge, "_measure"),
@@ -66,6 +67,13 @@ def run_verb(log, strike, verb, config, choices, words, store):
     torch.set_num_threads(1)
     watch(log, *strike)
     conftest.DONE_BY[verb](Pipeline(read_plan(verb, within(store, config), choices, words)))
+
+
+def teach_prior(log, strike, config, choices, words, store):
+    """Carry out a composed attack as far as its prior."""
+    torch.set_num_threads(1)
+    watch(log, *strike)
+    Pipeline(read_plan("attack", within(store, config), choices, words)).prior  # noqa: B018
 
 
 def run_decoding(log, strike, files, how, folder, unit):

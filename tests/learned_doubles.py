@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from midefense.attacks.base import Part
 from midefense.attacks.learning import public_images, samples
+from midefense.attacks.part import Part
 from midefense.attacks.surrogate import Surrogate
 from midefense.evidence.base import EvidenceSource
 from midefense.types import Evidence, Trace

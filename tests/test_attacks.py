@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.attacks.base import Look, Part, Problem, SearchAttack, best_of_each, run_group
+from midefense.attacks.base import SearchAttack, best_of_each, run_group
 from midefense.attacks.init import BestOfPool, Random
 from midefense.attacks.objectives import (
     Confidence,
@@ -34,6 +34,8 @@ from midefense.attacks.objectives import (
     WeightedSum,
     poincare,
 )
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Look, Problem
 from midefense.attacks.schedules import Milestones
 from midefense.attacks.search.gradient import Gradient, Rest
 from midefense.attacks.select import Everything, LowestLoss, TargetConfidence

@@ -12,11 +12,15 @@ from midefense.store.store import Store
 
 TOY = ("dataset=toy", "prior=toy", "architecture=mlp", "architecture.widths=[16]", "recipe.epochs=1", "tracking=none")
 WORLD = (*TOY, "attack.group=2", "compute=cpu")
-SMALL_SPHERES = ("attack.search.radius=0.1", "attack.search.patience=8", "attack.init.batch_size=3")
+SMALL_SPHERES = ("attack.search.radius=0.1", "attack.search.patience=8", "attack.search.max_rounds=20")
+FEW_DRAWS = ("attack.init.batch_size=3", "attack.init.draws=30")  # a class that they never meet is a failure
 FEW_EPISODES = ("attack.search.episodes=12", "attack.search.hidden=8", "attack.search.batch_size=4")
 # The words of an attack, and moments at which one command is killed: as a save is done, or a step of a search begun.
 ATTACKS = {
-    "brep_mi": (SMALL_SPHERES, [("saves", 2), ("saves", 1), ("search steps", 5), ("saves", 2), ("search steps", 7)]),
+    "brep_mi": (
+        (*SMALL_SPHERES, *FEW_DRAWS),
+        [("saves", 2), ("saves", 1), ("search steps", 5), ("saves", 1), ("search steps", 7)],
+    ),
     "rlb_mi": (FEW_EPISODES, [("saves", 1), ("search steps", 6), ("saves", 1), ("search steps", 9)]),
 }
 

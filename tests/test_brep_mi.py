@@ -9,10 +9,12 @@ from conftest import plan_for
 from torch import nn
 
 from midefense import seeds
-from midefense.attacks.base import Part, SearchAttack, run_group
+from midefense.attacks.base import SearchAttack, run_group
 from midefense.attacks.init import Random
 from midefense.attacks.inside import InsideTheClass
-from midefense.attacks.objectives import CrossEntropy, WrongLabel
+from midefense.attacks.objectives import CrossEntropy
+from midefense.attacks.part import Part
+from midefense.attacks.scores import WrongLabel
 from midefense.attacks.search.gradient import Gradient
 from midefense.attacks.search.repulsion import BoundaryRepulsion
 from midefense.attacks.select import Everything, LowestLoss

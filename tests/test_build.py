@@ -12,8 +12,9 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 from stylegan2_files import write_imported
 
-from midefense.attacks.base import Part, SearchAttack
+from midefense.attacks.base import SearchAttack
 from midefense.attacks.init import Random
+from midefense.attacks.part import Part
 from midefense.attacks.search.gradient import Gradient
 from midefense.datasets.image_folder import ImageFolder
 from midefense.datasets.toy import Toy

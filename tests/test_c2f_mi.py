@@ -10,12 +10,13 @@ from learned_doubles import Quarters, Student
 
 from midefense import seeds
 from midefense.architectures.inverters import ScoreMapping
-from midefense.attacks.base import Look, Problem, SearchAttack, run_group
+from midefense.attacks.base import SearchAttack, run_group
 from midefense.attacks.coarse import Coarse, mapping_input, pseudo_predictions
 from midefense.attacks.embedding import Embedding, Pretrained, PublicLabels
 from midefense.attacks.init import Random
 from midefense.attacks.learning import Learning
-from midefense.attacks.objectives import Score
+from midefense.attacks.problem import Look, Problem
+from midefense.attacks.scores import Score
 from midefense.attacks.search.evolution import Evolution
 from midefense.attacks.select import LowestLoss
 from midefense.oracle import Oracle
@@ -251,12 +252,6 @@ def test_a_population_needs_three_members_and_room(keep):
         Refused, match="attack.search.keep: expected from 3, of whom the others are mixed, to the popul"
     ):
         Evolution(keep=keep)
-
-
-def test_fewer_starts_than_are_kept_are_refused():
-    world = problem(Oracle(Prototypes(), "scores"), Plain())
-    with pytest.raises(Refused, match="attack.search.keep: expected at most the starts of a target, 5, got 10"):
-        list(Evolution()(world, Random(candidates=5)(world)))
 
 
 # the coarse stage ------------------------------------------------------------------------------------------------

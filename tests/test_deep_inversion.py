@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from midefense import seeds
-from midefense.attacks.base import Look, Problem, run_group
+from midefense.attacks.base import run_group
 from midefense.attacks.naturalness import Agreement, BatchNormStatistics, ColourNorm, NeighbourMean, NeighbourNorm
 from midefense.attacks.objectives import CrossEntropy, Weighted, WeightedSum
+from midefense.attacks.problem import Look, Problem
 from midefense.attacks.schedules import WarmedCosine
 from midefense.attacks.search.gradient import Gradient
 from midefense.attacks.search.stages import Stage, Stages

@@ -8,10 +8,11 @@ from torch import nn
 
 from midefense import seeds
 from midefense.architectures.small import CNN
-from midefense.attacks.base import Look, SearchAttack, run_group
+from midefense.attacks.base import SearchAttack, run_group
 from midefense.attacks.expectation import Averaged, Expectation
 from midefense.attacks.init import Random
 from midefense.attacks.objectives import CrossEntropy, Poincare
+from midefense.attacks.problem import Look
 from midefense.attacks.scores import Doubt
 from midefense.attacks.search.gradient import Gradient
 from midefense.attacks.search.numeric import FiniteDifferences

@@ -11,13 +11,16 @@ from torch import nn
 
 from midefense import seeds
 from midefense.architectures.inverters import Amortiser, ConvDecoder, FlatDecoder
+from midefense.attacks import adaptive as adaptive_module
 from midefense.attacks.adaptive import AdaptiveGenerator, scaled_distances
-from midefense.attacks.base import RUNGS, Look, Part, Problem, SearchAttack
+from midefense.attacks.base import RUNGS, SearchAttack
 from midefense.attacks.decoder import AdaptiveDecoder, Decoder
 from midefense.attacks.init import Amortised, Decoded, Random
 from midefense.attacks.learning import Learning
 from midefense.attacks.matching import FeatureMatch, distances, shares
 from midefense.attacks.objectives import Weighted, WeightedSum
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Look, Problem
 from midefense.attacks.purify import Chain, Clamp, OntoManifold, Smooth
 from midefense.attacks.search.gradient import Gradient
 from midefense.attacks.select import LowestLoss
@@ -86,7 +89,7 @@ def search(init, *, distance="l2", coupled=False, weight=100 / 128**0.5, steps=6
 def stages(attack, prior, evidence, oracle=None, state=None, seed=0):
     oracle = oracle or Oracle(Quarters(), attack.access)
     found = attack.recover(state or {}, prior, oracle, evidence, seeds.generator("group", seed))
-    return {step.stage: step.detached() for step in found}
+    return {step.stage: step.detached().pictured() for step in found}
 
 
 def learning(network, **changes):
@@ -392,6 +395,20 @@ def test_a1_the_generator_moves_to_what_the_defense_releases():
     assert set(aware) == {"initial", "optimised", "selected"}
     assert all(found.pixels is not None for found in aware.values())
     assert error(pixels_of(aware["selected"]), truth) < 0.8 * error(prior.decode(plain.latents).clamp(0, 1), truth)
+
+
+def test_the_adapted_generator_decodes_what_is_kept_and_no_step_before(monkeypatch):
+    made, to_pixels = [], adaptive_module.to_pixels
+    monkeypatch.setattr(adaptive_module, "to_pixels", lambda images: made.append(len(images)) or to_pixels(images))
+    moved = Plane(1)
+    moved.matrix.data.mul_(0.5)
+    state = {f"adapted.prior.{name}": value for name, value in moved.state_dict().items()}
+    given = Plane(1).requires_grad_(False), Oracle(Quarters(), "whitebox"), evidence_of(features(private(3)))
+    steps = list(adaptive().recover(state, *given, seeds.generator("group")))
+    assert len(steps) == 32 and not made and all(found.pixels is None for found in steps)
+    last = steps[-1].pictured()
+    assert made == [3] and torch.equal(last.pixels, to_pixels(moved.decode(last.latents).detach()))
+    assert last.pictured() is last and last.take(torch.tensor([1])).pixels.shape[0] == 1
 
 
 @pytest.mark.parametrize("stop", [3])

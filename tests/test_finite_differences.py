@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from midefense import seeds
-from midefense.attacks.base import Problem, SearchAttack, run_group
+from midefense.attacks.base import SearchAttack, run_group
 from midefense.attacks.init import Random
 from midefense.attacks.objectives import Confidence
+from midefense.attacks.problem import Problem
 from midefense.attacks.scores import Doubt, LogConfidence
 from midefense.attacks.search.gradient import Rest
 from midefense.attacks.search.numeric import FiniteDifferences

@@ -12,7 +12,7 @@ from torch import nn
 
 from midefense import metrics, seeds
 from midefense.architectures.small import MLP
-from midefense.attacks.base import Problem
+from midefense.attacks.problem import Problem
 from midefense.attacks.search.layerwise import Layerwise
 from midefense.datasets.splits import Splits, require_same_pictures
 from midefense.metrics import features

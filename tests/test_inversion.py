@@ -464,8 +464,8 @@ def test_a_bank_is_the_same_in_every_step_and_its_images_are_what_is_found():
 def test_labels_of_a_batch():
     def labels(**changes):
         part = attack(**changes)
-        learner = part.learner(Oracle(Templates(), "whitebox"), QUESTION, seeds.generator(0), PRIOR.device)
-        return [part._batch(learner, QUESTION, seeds.generator(step), PRIOR.device) for step in range(40)]
+        apprentice = part.apprentice(Oracle(Templates(), "whitebox"), QUESTION, seeds.generator(0), PRIOR.device)
+        return [part._batch(apprentice, QUESTION, seeds.generator(step), PRIOR.device) for step in range(40)]
 
     balanced, uniform, soft = (labels(labels=name) for name in ("balanced", "uniform", "soft"))
     assert {tuple(one.labels.bincount(minlength=3).tolist()) for one in balanced} == {(4, 0, 4)}

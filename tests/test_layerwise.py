@@ -10,9 +10,10 @@ from conftest import ROOT
 from torch import nn
 
 from midefense import seeds
-from midefense.attacks.base import Part, SearchAttack, run_group
+from midefense.attacks.base import SearchAttack, run_group
 from midefense.attacks.init import BestOfStyles
 from midefense.attacks.objectives import NonSaturating, Poincare, Weighted, WeightedSum
+from midefense.attacks.part import Part
 from midefense.attacks.search.gradient import Gradient
 from midefense.attacks.search.layerwise import Layerwise, project_l1, running_sum
 from midefense.attacks.select import Everything, TargetConfidence

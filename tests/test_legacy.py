@@ -6,7 +6,7 @@ from contract.listing import composed, node, options
 from torchvision.transforms.v2 import RandomResizedCrop as Original
 
 from midefense import seeds
-from midefense.attacks.base import Problem
+from midefense.attacks.problem import Problem
 from midefense.attacks.select import TargetConfidence
 from midefense.attacks.views import Chain, RandomErase, RandomResizedCrop
 from midefense.plan.bind import bind

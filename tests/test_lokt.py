@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from conftest import plan_for
 from learned_doubles import Quarters, Student
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from midefense import seeds
 from midefense.attacks.base import SearchAttack, run_group
@@ -24,6 +25,7 @@ from midefense.oracle import Oracle, Panel
 from midefense.pipeline.pipeline import Pipeline
 from midefense.priors.augmentation import Augmentation
 from midefense.priors.lokt import LoktGan
+from midefense.priors.taught import Labels
 from midefense.priors.toy import ToyFamily
 from midefense.types import Access, Evidence, Images, Refused, Trace
 
@@ -113,6 +115,33 @@ class Fixed(nn.Module):
 
     def forward(self, images, taps=()):
         return Trace(self.logits.expand(len(images), -1), images.flatten(1))
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a number is read off a tensor, for which the device must be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*arguments, **(options or {}))
+
+
+def test_asking_does_not_wait_for_the_device():
+    ask = Labels(gan(classes=50), Oracle(Fixed(7), "labels"))
+    with Reads() as reads:
+        assert (ask(torch.rand(4, 1, 32, 32)) == 7).sum() == 4
+    assert reads.count == 1, "the assertion's own"
+
+
+@pytest.mark.parametrize("label", [3, 4])
+def test_labels_of_other_classes_are_refused_before_a_state_is_kept(label):
+    work = gan(classes=4).fit(public(), seed=0, oracle=Oracle(Fixed(label), "labels"))
+    if label < 4:
+        assert len(list(work)) == 3
+        return
+    with pytest.raises(Refused, match="LoktGan: expected a target of 4 classes, got one of 5"):
+        next(work)
 
 
 def test_the_target_decides_nothing_of_a_generator_step():

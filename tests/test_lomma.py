@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from learned_doubles import Quarters, Student
 
 from midefense import seeds
-from midefense.attacks.base import OBJECTIVE, SURROGATE, Look, SearchAttack, run_group, under, within
+from midefense.attacks.base import SURROGATE, SearchAttack, run_group
 from midefense.attacks.init import BestOfPool, Random
 from midefense.attacks.learning import Learning
 from midefense.attacks.objectives import (
@@ -20,11 +20,13 @@ from midefense.attacks.objectives import (
     Weighted,
     WeightedSum,
 )
+from midefense.attacks.problem import OBJECTIVE, Look
 from midefense.attacks.search.gradient import Gradient
 from midefense.attacks.select import Everything
 from midefense.attacks.surrogate import Distilled, distillation
 from midefense.oracle import Oracle
 from midefense.priors.toy import ToyFamily
+from midefense.training_state import under, within
 from midefense.types import Answer, Evidence, Images, Refused
 
 PRIOR = ToyFamily(channels=1, size=16).requires_grad_(False)

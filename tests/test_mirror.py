@@ -10,10 +10,11 @@ from stylegan2_files import write_imported
 from torch import nn
 
 from midefense import seeds
-from midefense.attacks.base import Problem, SearchAttack
+from midefense.attacks.base import SearchAttack
 from midefense.attacks.init import Random
 from midefense.attacks.objectives import CrossEntropy
 from midefense.attacks.p_space import MirrorPool, PSpace
+from midefense.attacks.problem import Problem
 from midefense.attacks.scores import LogConfidence
 from midefense.attacks.search.bounded import Bounded
 from midefense.attacks.search.genetic import Dice, Genetic

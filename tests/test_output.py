@@ -12,8 +12,8 @@ from torch import nn
 
 from midefense import seeds
 from midefense.architectures.small import CNN
-from midefense.attacks.base import Look
 from midefense.attacks.coarse import mapping_input
+from midefense.attacks.problem import Look
 from midefense.defenses.base import NoDefense, Stack
 from midefense.defenses.output import Output, OutputDefense, OutputNoise, Rounding, Temperature, TopK
 from midefense.oracle import Oracle

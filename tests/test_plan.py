@@ -3,9 +3,10 @@
 import conftest
 import pytest
 
-from midefense.attacks.base import Attack, Part
+from midefense.attacks.base import Attack
 from midefense.attacks.init import BestOfPool
 from midefense.attacks.objectives import CrossEntropy
+from midefense.attacks.part import Part
 from midefense.datasets.toy import Toy
 from midefense.pipeline.pipeline import Pipeline
 from midefense.plan import references

@@ -461,7 +461,7 @@ RANGED = {
     "attacks.surrogate.Distilled": {"temperature": 0},
     "attacks.surrogate.Labelled": {"each": 0, "augmented": 1.5},
     "attacks.coarse.Coarse": {"candidates": 0, "averaged": 0, "steps": -1, "top": 0, "batch_size": 0},
-    "attacks.objectives.Score": {"top": 0},
+    "attacks.scores.Score": {"top": 0},
     "attacks.search.evolution.Evolution": {
         "generations": -1,
         "population": 0,
@@ -475,7 +475,7 @@ RANGED = {
     },
     "architectures.inverters.ScoreMapping": {"hidden": 0, "dropout": 1.5},
     "attacks.learning.Learning": {"steps": 0, "batch_size": 0, "unit": 0},
-    "attacks.objectives.Reward": {"confidence": -1, "margin": -1, "least_margin": 0, "least": 2},
+    "attacks.scores.Reward": {"confidence": -1, "margin": -1, "least_margin": 0, "least": 2},
     "attacks.naturalness.Agreement": {"temperature": 0, "floor": 1.0},
     "attacks.naturalness.BatchNormStatistics": {"first_weight": -1.0},
     "attacks.objectives.Poincare": {"xi": 1.0},

@@ -11,9 +11,12 @@ from torch import nn
 
 from midefense import seeds
 from midefense.attacks.agents import Agents, Critic, Experience, Memory, distinct
-from midefense.attacks.base import Look, SearchAttack, run_group
+from midefense.attacks.base import SearchAttack, run_group
 from midefense.attacks.init import Random
-from midefense.attacks.objectives import CrossEntropy, Reward, WrongLabel
+from midefense.attacks.objectives import CrossEntropy
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Look
+from midefense.attacks.scores import Reward, WrongLabel
 from midefense.attacks.search.policy import SoftActorCritic
 from midefense.attacks.select import LowestLoss
 from midefense.attacks.views import Flip
@@ -235,6 +238,28 @@ def test_agents_in_one_product_are_those_one_after_another(episodic):
         for left, right in zip(weights(alone, 0), weights(together, row), strict=True):
             torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(alone.log_temperature[0], together.log_temperature[row])
+
+
+class Dimmed(Part):
+    """A view that takes a share of the light, drawn per image."""
+
+    columns = 1
+
+    def __call__(self, images, draws):
+        return images * (1 - draws.view(-1, 1, 1, 1) / 2)
+
+
+def test_what_views_draw_is_of_the_group_whatever_fits_in_memory():
+    """As in every search: a group is fixed and has a seed, from which views draw for all of it before it is cut."""
+
+    def found(targets, chunk):
+        attack = attack_of(episodes=12)
+        attack.views, attack.chunk = Dimmed(), chunk
+        return attacked(attack, targets)[0]["selected"]
+
+    whole, cut, alone = found((0, 3, 9), None), found((0, 3, 9), 2), found((9,), None)
+    torch.testing.assert_close(cut.latents, whole.latents, atol=1e-5, rtol=0)
+    assert not torch.allclose(alone.latents[0], whole.latents[2], atol=1e-4), "it would have seen other views"
 
 
 def test_a_target_finds_alone_what_it_finds_among_others():

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from midefense.attacks.base import Look, Part
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Look
 from midefense.attacks.schedules import Cosine, Milestones, Schedule, paced
 from midefense.attacks.search.gradient import Gradient
 from midefense.plan.bind import bind, bind_recipe

@@ -9,9 +9,10 @@ from torch import nn
 
 from midefense import seeds
 from midefense.architectures.small import CNN
-from midefense.attacks.base import Problem, SearchAttack, run_group
+from midefense.attacks.base import SearchAttack, run_group
 from midefense.attacks.init import Random
 from midefense.attacks.objectives import CrossEntropy, PlacedRealism, Weighted, WeightedSum
+from midefense.attacks.problem import Problem
 from midefense.attacks.search.distribution import Distribution
 from midefense.attacks.search.gradient import Gradient
 from midefense.attacks.search.voting import Ballot, Voted, blanks

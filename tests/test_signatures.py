@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from midefense import seeds
-from midefense.attacks.base import Look, Problem, SearchAttack
+from midefense.attacks.base import SearchAttack
 from midefense.attacks.init import Random
 from midefense.attacks.objectives import CrossEntropy, Weighted, WeightedSum
+from midefense.attacks.problem import Look, Problem
 from midefense.attacks.search.gradient import Gradient
 from midefense.attacks.select import LowestLoss, TargetConfidence
 from midefense.attacks.signatures import TriggerSignature, Unbaited, likeness_to

@@ -120,6 +120,29 @@ def test_saved_work_is_whole_and_cleared_at_the_end(shelf, monkeypatch):
     assert not work.has("state") and len(files(shelf)) == len(FILES)
 
 
+def test_the_seconds_of_all_attempts_are_summed_up_to_what_each_saved_last(shelf, monkeypatch):
+    now, wanted = [0.0], draft(seed=1)
+    monkeypatch.setattr(store_module, "clock", lambda: now[0])
+
+    def attempt(*saves, read=()):
+        """A process that reads what is there, and saves (after so many seconds, name)."""
+        work = shelf.work(wanted)
+        for name in read:
+            assert work.notes(name) == {}
+        for seconds, name in saves:
+            now[0] += seconds
+            work.save(name, TENSORS)
+        return work
+
+    attempt((10, "state"), (5, "state"))
+    now[0] += 7  # killed, seven seconds behind its last save
+    attempt((20, "state"), read=["state"])
+    now[0] += 1000  # nobody works
+    work = attempt((2, "piece"), read=["state"])
+    now[0] += 3
+    assert work.finish({}, {}).provenance["seconds"] == 15 + 20 + 2 + 3
+
+
 SPOILT = {
     "empty": lambda content: b"",
     "cut": lambda content: content[: len(content) // 2],

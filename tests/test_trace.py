@@ -10,13 +10,14 @@ from report_rows import document, put
 
 from midefense.commands.report import run as report
 from midefense.metrics.against_queries import against_queries, next_line
+from midefense.pipeline.joining import joined
 from midefense.pipeline.trace import Trace
 from midefense.priors.pixels import Pixels
 from midefense.report import build, read_rows
 from midefense.report.queries import lines
 from midefense.report.rows import setups
 from midefense.store.store import Store
-from midefense.types import Evidence, Found
+from midefense.types import Evidence, Found, Refused
 
 EVIDENCE = Evidence(torch.tensor([4, 7]), torch.tensor([40, 70]))
 PRIOR = Pixels(channels=1, size=2, start="noise")
@@ -266,3 +267,44 @@ def test_where_no_label_is_reached_the_accuracy_is_none(run_verb, store, capsys)
     assert "knn_distance/main" not in numbers and numbers["cost/queries_per_target_mean"]["value"] == 1
     report(["--store", str(store), "--out", str(store.parent / "report.html")])
     assert "never reached: " in capsys.readouterr().out
+
+
+# groups that left different things --------------------------------------------------------------------------------
+
+
+def group(first, count, **fields):
+    """What a group of `count` targets found, the first of them the row `first` of the evidence, by stage and field."""
+    rows = torch.arange(first, first + count)
+    latents = rows.float().div(10).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    return {"evidence": rows, "latents": latents, **fields}
+
+
+def of_stage(stage, fields):
+    return {f"{stage}.{name}": value for name, value in fields.items() if value is not None}
+
+
+def test_a_group_of_latents_beside_one_of_pixels_is_joined_row_by_row():
+    pixels = torch.full((2, 1, 2, 2), 200, dtype=torch.uint8)
+    for stage, latents in (("trace", None), ("selected", group(3, 2)["latents"])):
+        pictured = of_stage(stage, group(3, 2, latents=latents, pixels=pixels))
+        whole = joined([of_stage(stage, group(0, 3)), pictured, {}], PRIOR, None)
+        assert (f"{stage}.latents" in whole) == (stage == "selected")
+        assert {len(value) for value in whole.values()} == {5}
+        levels = whole[f"{stage}.pixels"][:, 0, 0, 0].tolist()
+        assert levels == [*(round(255 * row / 10) for row in range(3)), 200, 200], "the last two keep their own"
+    assert set(joined([of_stage("trace", group(0, 3)), of_stage("trace", group(3, 1))], PRIOR, None)) == {
+        "trace.evidence",
+        "trace.latents",
+    }
+
+
+def test_what_nobody_said_of_a_group_is_not_taken_from_another():
+    ended, told = group(0, 1), group(1, 2, scores=torch.tensor([3.0, 4.0]), labels=torch.tensor([5, 6]))
+    whole = joined([of_stage("selected", ended), of_stage("selected", told)], PRIOR, None)
+    assert whole["selected.labels"].tolist() == [-1, 5, 6]
+    assert whole["selected.scores"].isnan().tolist() == [True, False, False]
+    strange = of_stage("selected", group(1, 2, pictures=torch.zeros(2, 1, 4, 4)))
+    with pytest.raises(
+        Refused, match="selected.pictures: expected it of every group of targets, or of none, got it of"
+    ):
+        joined([of_stage("selected", ended), strange], PRIOR, None)

@@ -249,9 +249,9 @@ def test_refusals():
         Refused, match="expected 6 features, as when it was built, got 3; try putting this defense behind"
     ):
         trainer.train(batch_of(), 0, 0)
-    trainer.fabric = type("Two", (), {"world_size": 2})()
-    with pytest.raises(Refused, match="triggers are learned by one process, got 2; try compute.devices=1"):
-        trap.step(trainer, batch_of())
+    with pytest.raises(Refused, match="one process, as what TrapMID learns is not shared among several, got 2"):
+        stack.check_training(None, processes=2)
+    TrapMID(weight=0.0).check_training(None, processes=2)
 
 
 @pytest.mark.slow

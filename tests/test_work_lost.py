@@ -37,11 +37,16 @@ def processes():
         yield context
 
 
-def carry_out(processes, function, log, strike, *arguments):
-    """The exit code of a process."""
+def carry_out(processes, function, log, strike, *arguments, seconds=300):
+    """The exit code of a process, which does not outlive its time."""
     process = processes.Process(target=function, args=(log, strike, *arguments))
     process.start()
-    process.join(300)
+    process.join(seconds)
+    late = process.is_alive()
+    if late:
+        process.kill()
+        process.join()
+    assert not late, f"it worked for more than {seconds} s; so far it began {killing.pieces(log)}"
     return process.exitcode
 
 

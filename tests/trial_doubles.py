@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from midefense.attacks.base import Part
+from midefense.attacks.part import Part
 from midefense.priors.base import Prior
 from midefense.types import Trace
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from midefense.attacks.base import Part
+from midefense.attacks.part import Part
 from midefense.types import Found
 
 

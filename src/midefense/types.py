@@ -220,7 +220,9 @@ class Found:
     """Candidates: aligned rows of `latents` [M, ...], `loss` [M] and `evidence` int64 [M], the row of the
     evidence that each candidate answers. `stage` names the moment: initial, optimised, selected, or a method's
     own. `scores` [M] are the selection's (None before it). `pixels` uint8 [M, C, H, W] are the images themselves,
-    where the prior alone cannot decode them from the latents (None: it can); `pictures` uint8 [M, C, S, S], the same
+    where the prior alone cannot decode them from the latents (None: it can, or `decoder`, from latents [B, ...] to
+    such pixels, makes them where they are wanted: `pictured`);
+    `pictures` uint8 [M, C, S, S], the same
     framed larger, for networks of other sizes than the target's (None: `pixels` will do). `noise` [M, width] is what
     the latents were made of, where an attack searches the normal noise of its prior (`Prior.of_normal`). `labels` int64
     [M] are the classes that an attack which was told none took the pictures for. A row of the evidence without a
@@ -238,9 +240,17 @@ class Found:
     noise: Tensor | None = None
     labels: Tensor | None = None
     seen: Mapping[str, Tensor] | None = None
+    decoder: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
+
+    def pictured(self) -> Found:
+        """With the pixels that its `decoder` makes of the latents, if it has one. A search yields at every step, and
+        few of them are kept: nothing is decoded before."""
+        if self.decoder is None or self.pixels is not None:
+            return self
+        return replace(self, pixels=self.decoder(self.latents), decoder=None)
 
     def take(self, rows: Tensor, **changes: object) -> Found:
         """The candidates at `rows` (indices on the CPU), with `changes` to other fields."""

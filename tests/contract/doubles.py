@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from midefense.attacks.base import Part
+from midefense.attacks.part import Part
 from midefense.datasets.toy import Toy
 from midefense.obscuring import Obscuring, completed
 from midefense.priors.toy import ToyFamily

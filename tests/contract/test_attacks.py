@@ -190,6 +190,7 @@ class Scene:
 
     def images(self, found):
         """What was found, as it would be judged [M, 1, 16, 16]."""
+        found = found.pictured()
         if found.pixels is not None:
             return found.pixels.float() / 255
         with torch.no_grad():

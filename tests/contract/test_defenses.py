@@ -57,6 +57,10 @@ LOOKS = {"adversarial_training": 10, "trap_mid": 1}
 SHORT = dict.fromkeys(("crafter", "crafter_small", "crafter_z"), CRAFTED)
 
 
+# What one process alone can train.
+ONE_PROCESS = {"dp_sgd", "trap_mid"}
+
+
 def equipped(defense, edge):
     """A defense with the generator that it asks for, untrained; the edge resizes what that makes."""
     if defense.asks_of_prior:
@@ -274,3 +278,16 @@ def test_every_trainable_parameter_gets_a_gradient(name, learn, images):
     trainable = {key: p for key, p in trainable.items() if beside is None or not key.startswith(beside)}
     assert trainable and [key for key, p in trainable.items() if p.grad is None or not p.grad.any()] == []
     assert all(p.grad.isfinite().all() for p in trainable.values())
+
+
+def test_what_one_process_alone_trains_is_listed():
+    assert {name for name in NAMES if build(name).one_process} == ONE_PROCESS
+
+
+@pytest.mark.parametrize("words", [[f"defense={name}"] for name in sorted(ONE_PROCESS)] + [["stack"]])
+def test_several_processes_are_refused_before_anything_is_read(words, tmp_path):
+    stacked = ("defense=stack", "defense@defense.members.second=trap_mid")
+    words = ("dataset=toy", *(stacked if words == ["stack"] else words), "compute=cpu", "compute.devices=2")
+    with pytest.raises(Refused, match="compute: expected one process, as what .* learns is not shared .*, got 2; try"):
+        plan_for("train_target", *words, store=tmp_path / "store")
+    plan_for("attack", *words, store=tmp_path / "store")  # where one process trains it, whatever their number

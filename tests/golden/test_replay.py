@@ -48,7 +48,8 @@ from midefense.architectures.state_names import to_published
 from midefense.attacks import coarse, inversion_terms, matching, naturalness, objectives, surrogate, views
 from midefense.attacks.agents import Actor, Agents
 from midefense.attacks.inversion import Bank
-from midefense.attacks.objectives import Poincare, Reward
+from midefense.attacks.objectives import Poincare
+from midefense.attacks.scores import Reward
 from midefense.attacks.search import voting
 from midefense.attacks.search.distribution import Distribution
 from midefense.attacks.search.repulsion import BoundaryRepulsion

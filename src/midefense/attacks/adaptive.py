@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from midefense import seeds
-from midefense.attacks.base import Part, SearchAttack, passed_on, within
+from midefense.attacks.base import SearchAttack
 from midefense.attacks.decoder import some_of
 from midefense.attacks.matching import distances, shares
+from midefense.attacks.part import Part
+from midefense.attacks.progress import passed_on
 from midefense.oracle import Edge, Oracle, SharedBill
 from midefense.priors.base import Prior
 from midefense.ranges import Colour, Count
-from midefense.training_state import load_training, training_state
+from midefense.training_state import load_training, training_state, within
 from midefense.types import Evidence, Found, Images, Progress, Question, Refused, to_pixels
 
 ADAPTED = "adapted."
@@ -183,13 +185,17 @@ class AdaptiveGenerator(SearchAttack):
     def recover(
         self, state: Mapping[str, Tensor], prior: Prior, oracle: Oracle, evidence: Evidence, rng: torch.Generator
     ) -> Iterator[Found]:
-        """As `SearchAttack.recover`, with the pixels that the adapted generator makes."""
+        """As `SearchAttack.recover`; the pixels are those that the adapted generator makes (`Found.pictured`)."""
         adapted = copy.deepcopy(prior)
         adapted.load_state_dict(within(state, f"{ADAPTED}prior."))
+
+        @torch.no_grad()
+        def pixels(latents: Tensor) -> Tensor:
+            pieces = latents.to(adapted.device).split(self.batch_size)
+            return torch.cat([to_pixels(adapted.decode(piece)) for piece in pieces])
+
         for found in super().recover(state, adapted.eval().requires_grad_(False), oracle, evidence, rng):
-            with torch.no_grad():
-                pixels = [to_pixels(adapted.decode(piece)) for piece in found.latents.split(self.batch_size)]
-            yield replace(found, pixels=torch.cat(pixels))
+            yield replace(found, decoder=pixels)
 
 
 def scaled_distances(left: Tensor, right: Tensor, std: tuple[float, ...]) -> Tensor:

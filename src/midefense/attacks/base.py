@@ -6,25 +6,27 @@ init -> search over latents, guided by an objective on what the target says of t
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from midefense import seeds
-from midefense.attacks.chunks import AUTO, Fixed, Measured, chunks_of
+from midefense.attacks.chunks import AUTO
+from midefense.attacks.part import Part
+from midefense.attacks.problem import OBJECTIVE, Problem
+from midefense.attacks.progress import passed_on
+from midefense.attacks.slots import require_together
 from midefense.compiling import Compiler
 from midefense.oracle import BudgetExceeded, Oracle
-from midefense.precision import at_least_float32, mixed, require_precision, rounded, stepwise
-from midefense.priors.base import Entrance, Prior
+from midefense.precision import require_precision, rounded, stepwise
+from midefense.priors.base import Prior
 from midefense.ranges import Count
-from midefense.training_state import under, within
+from midefense.training_state import within
 from midefense.types import (
     Access,
-    Answer,
     Evidence,
     Found,
     Images,
@@ -32,7 +34,6 @@ from midefense.types import (
     Question,
     Refused,
     Setting,
-    clip_images,
     refuse_unknown,
 )
 
@@ -43,80 +44,7 @@ RUNGS = ("A0", "A1", "A2", "A3", "A4", "A5")
 OF_THE_TARGET = ("select", "surrogate", "purify")  # slots that ask the target even where the others ask a surrogate
 SURROGATE = "surrogate."  # what a prepared state holds of the surrogate has names that begin so
 OF_CLASSES = frozenset({"labels", "probs", "logits"})  # what a target of attributes has none of
-GIVERS = {"pool": "mirror_pool", "noise": "inside_the_class"}  # an init that gives what a search may want
-MEASURERS = {"signatures": "poincare_unbaited"}  # an objective that gives what a selection may want
 UNKNOWN = -1  # the label of a target whose class the attacker was not told
-OBJECTIVE = "objective."  # and what it holds of the objective
-
-
-class Part:
-    """A piece of an attack: what it declares is checked before any compute, and holds for the parts inside it too.
-
-    Attributes:
-        reads: what it takes from the target's answers (`types.Access`).
-        needs: what it asks of the prior (`Prior.offers`).
-        coupled: an image's loss depends on the others of its group (batch statistics, minibatch discrimination, sums
-            over a set). The group is then one batch: `chunk` is refused, and the losses [B] sum to that of the group.
-        columns: numbers in [0, 1) that an objective wants per image and look (`draw`, `Look.dice`); of a view, what it
-            draws.
-        rolls: a search that hands an objective its dice.
-        guesses: a search that is not told the labels: what it found says which it took the pictures for.
-        reshapes: what a search finds has latents of another shape than what it starts from.
-        separates: it asks about some of a group's candidates without the others, which no coupled part can bear.
-        compares: it compares what the target answers with what the attacker's own networks do, asked beside it.
-        asks_question: its `prepare` takes the `Question`, which is then part of what the preparation is stored by.
-        asks_public: its `prepare`, as an init, takes the public images.
-        decides: an objective whose loss is 0 where the target gives the label wanted and 1 elsewhere, nothing between.
-        asks_decisions: a search that walks by such a loss alone.
-        gives: what an init knows and hands on to the search: `pool`, latents of the prior as they are drawn and what
-            the target says of them (`state["pool.latents"]`, `state["pool.scores"]`); or what an objective
-            prepares that a selection may go by: `signatures`.
-        wants: what a search must be handed by the init, or a selection by the objective.
-        prepares: an objective that has a `prepare(prior, oracle, public, rng, state)`, yielding progress; what it makes
-            is handed back with every look (`Look.known`).
-    """
-
-    revision = 1
-    reads: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
-    coupled = False
-    columns = 0
-    rolls = False
-    guesses = False
-    reshapes = False
-    separates = False
-    compares = False
-    asks_question = False
-    asks_public = False
-    decides = False
-    asks_decisions = False
-    prepares = False
-    gives: tuple[str, ...] = ()
-    wants: tuple[str, ...] = ()
-
-    def draw(self, count: int, rng: torch.Generator) -> Tensor:
-        """One row of dice per image [count, columns] in [0, 1), on the CPU."""
-        return torch.rand(count, self.columns, generator=rng)
-
-    def check(self, setting: Setting) -> None:
-        """Refuse a setting in which it cannot work; see `Setting` for when this is called."""
-
-    def preparation(self, recipe: Mapping[str, object]) -> object:
-        """What of this part's recipe decides what its `prepare` makes."""
-        return recipe
-
-    def chosen(self, state: Mapping[str, Tensor], labels: Tensor) -> Tensor | None:
-        """Which of the targets, of these `labels` int64 [N], an init has starts for where it chooses among them, bool
-        [N]; None: it does not choose."""
-        return None
-
-    def check_prior(self, prior: Prior) -> None:
-        """Refuse a prior it cannot work with, as built from the plan: it knows its shapes and has no weights yet."""
-
-    def as_published(self) -> Part:
-        """The part with every habit of the authors' code that it has an option for and does without by default; itself,
-        where there is none."""
-        return self
 
 
 class Attack:
@@ -202,152 +130,6 @@ class Attack:
         raise NotImplementedError
 
 
-@dataclass
-class Look:
-    """One look at candidates: `latents` [B, ...], the pictures `drawn` from them and their `images` [B, C, H, W]; what
-    the target was `shown` (a view of them) and its `answer`; the `labels` [B] wanted; what the objective prepared is
-    `known`; what was `observed` [B, ...] of the targets (None: nothing); the objective's `dice` [B, columns] (None: it
-    wants none). The objective makes it a loss per image."""
-
-    latents: Tensor
-    drawn: Tensor
-    images: Tensor
-    shown: Tensor
-    answer: Answer
-    labels: Tensor
-    prior: Prior
-    known: Mapping[str, Tensor] = field(default_factory=dict)
-    observed: Tensor | None = None
-    dice: Tensor | None = None
-
-    def confidence(self) -> Tensor | None:
-        """How sure who was asked is of the labels wanted [B], without a gradient; None where the answer hides it. No
-        question is asked for it."""
-        probs, logits = self.answer.probs, self.answer.logits
-        if probs is None and logits is None:
-            return None
-        sure = probs if probs is not None else logits.detach().float().softmax(1)
-        return sure.detach().gather(1, self.labels[:, None])[:, 0]
-
-
-@dataclass
-class Problem:
-    """The world as the parts of one group see it. `oracle` is what a part asks: the target, or, before the selection,
-    a surrogate in its place. `reads` is what a look asks for, `chunk` how many images fit in memory at once (None: all,
-    as where parts are coupled; `auto`: as many as the device holds). `precision` and `compiler` say how networks
-    calculate where a search looks; what is chosen by is looked at without them."""
-
-    prior: Prior
-    oracle: Oracle
-    evidence: Evidence
-    state: Mapping[str, Tensor]
-    rng: torch.Generator
-    objective: Part
-    views: Part | None
-    reads: tuple[str, ...]
-    chunk: int | str | None
-    device: torch.device
-    precision: str = "32-true"
-    compiler: Compiler | None = None
-
-    @classmethod
-    def plain(
-        cls, prior: Prior, oracle: Oracle, evidence: Evidence, rng: torch.Generator, chunk: int | None = None
-    ) -> Problem:
-        """The world of one group without a search's parts, for what is done before or beside one."""
-        nothing = {"state": {}, "objective": Part(), "views": None, "reads": ()}
-        return cls(prior, oracle, evidence, rng=rng, chunk=chunk, device=prior.device, **nothing)
-
-    @functools.cached_property
-    def known(self) -> dict[str, Tensor]:
-        """What the objective prepared, on the problem's device."""
-        return {name: value.to(self.device) for name, value in within(self.state, OBJECTIVE).items()}
-
-    @functools.cached_property
-    def observed(self) -> Tensor | None:
-        """What was observed of each target of the group [N, ...], on the problem's device."""
-        observed = self.evidence.observed
-        return None if observed is None else observed.to(self.device)
-
-    def draw(self, purpose: str) -> torch.Generator:
-        """A generator for `purpose`, the same whatever was drawn before."""
-        return seeds.fork(self.rng, purpose)
-
-    def draws_of(self, purpose: str, owners: Tensor) -> list[torch.Generator]:
-        """A generator for `purpose` for each candidate, with their rows of the evidence, `owners` int64 [M], ascending:
-        of its target and its place among that target's, so that it draws the same whoever else is in the group."""
-        places = torch.arange(len(owners)) - torch.searchsorted(owners, owners)
-        keys = zip(self.evidence.ids[owners].tolist(), places.tolist(), strict=True)
-        rng = self.draw(purpose)
-        return [seeds.fork(rng, f"target {target}, start {place}") for target, place in keys]
-
-    @functools.cached_property
-    def cut(self) -> Fixed | Measured:
-        """How this group is cut."""
-        return chunks_of(self.chunk, self.device)
-
-    def chunks(self, count: int) -> Iterator[slice]:
-        """Rows 0..count-1 in pieces that fit in memory; a piece must be done with before the next is asked for."""
-        for rows in self.cut.slices(count):
-            if self.compiler is not None:
-                self.compiler.expect(count / len(self.evidence), self.cut.width_of)
-            yield rows
-
-    def drawn(self, *given: Tensor | None, entrance: Entrance | None = None) -> Tensor:
-        """Pictures as the prior, or one of its entrances, draws what is `given`, in the search's precision."""
-        draw = (self.prior if entrance is None else entrance).draw
-        if self.compiler is not None:
-            draw = self.compiler.of(f"picture {getattr(entrance, 'block', '')}", self.prior, draw)
-        with mixed(self.precision, self.device):
-            return at_least_float32(draw(*given))
-
-    def look(
-        self, latents: Tensor, owners: Tensor, views: Part | None = None, draws: object = None, reads=None
-    ) -> Look:
-        """Decode latents [B, ...], show the target a view of them and hear its answer.
-
-        `owners` int64 [B] on the CPU: the evidence row of each latent; its target is charged.
-        """
-        return self.show(self.drawn(latents), latents, owners, views, draws, reads)
-
-    def show(
-        self,
-        drawn: Tensor,
-        latents: Tensor,
-        owners: Tensor,
-        views: Part | None = None,
-        draws: object = None,
-        reads=None,
-        dice: Tensor | None = None,
-    ) -> Look:
-        """As `look`, with pictures [B, C, r, r] that were drawn already. Who reads nothing of it does not ask."""
-        images = self.prior.frame(drawn)
-        shown = images if views is None else views(images, draws)
-        wanted, answer = self.reads if reads is None else reads, Answer()
-        if wanted:
-            with mixed(self.precision, self.device):
-                answer = self.oracle(shown, ids=self.evidence.ids[owners], reads=wanted)
-        labels = self.evidence.labels[owners].to(images.device, non_blocking=True)
-        observed = None if self.observed is None else self.observed[owners.to(self.device)]
-        return Look(latents, drawn, images, shown, answer, labels, self.prior, self.known, observed, dice)
-
-    def images(self, found: Found, rows: slice, clip: bool = True) -> Tensor:
-        """The images [B, C, H, W] of the candidates at `rows`, clipped, as they would be saved; or as the prior makes
-        them, where there are no pixels yet, without `clip`."""
-        if found.pixels is not None:
-            return found.pixels[rows].to(self.device).float().div_(255)
-        made = self.prior.decode(found.latents[rows])
-        return clip_images(made) if clip else made.detach()
-
-
-def seen(losses: Tensor, confidences: Sequence[Tensor | None]) -> dict[str, Tensor]:
-    """What a step of a search saw, for `Found.seen`: the mean of its losses [M], and of `confidences` (pieces [B] of
-    those looked at), where there are any."""
-    told = {"loss": losses.detach().mean()}
-    known = [piece for piece in confidences if piece is not None]
-    return {**told, "confidence": torch.cat(known).mean()} if known else told
-
-
 class SearchAttack(Attack):
     """The engine: start somewhere, search for latents of low loss, keep the best of each target.
 
@@ -415,36 +197,9 @@ class SearchAttack(Attack):
         for slot, part in self.parts.items():
             access, free = (self.access, set()) if slot in OF_THE_TARGET else (searched, own)
             access.require([read for read in part.reads if read not in free], f"attack.{slot} ({type(part).__name__})")
-        if search.asks_decisions and not objective.decides:
-            raise Refused(
-                f"attack.objective: expected one that says yes or no, because attack.search ({type(search).__name__}) "
-                f"walks by decisions, got {type(objective).__name__}; try attack/objective=wrong_label"
-            )
-        if missing := sorted(set(search.wants) - set(init.gives)):
-            raise Refused(
-                f"attack.search ({type(search).__name__}) goes on from what the init knows ({', '.join(missing)}), got "
-                f"{type(init).__name__}, which hands on {', '.join(init.gives) or 'nothing'}; "
-                f"try attack/init={GIVERS[missing[0]]}"
-            )
-        if missing := sorted(set(select.wants) - set(objective.gives)):
-            raise Refused(
-                f"attack.select ({type(select).__name__}) goes by what the objective measured ({', '.join(missing)}), "
-                f"got {type(objective).__name__}, which hands on {', '.join(objective.gives) or 'nothing'}; "
-                f"try attack/objective={MEASURERS[missing[0]]}"
-            )
-        if objective.columns and not search.rolls:
-            raise Refused(
-                f"attack.objective ({type(objective).__name__}) draws anew in every step: expected a search that hands "
-                f"it its dice, got {type(search).__name__}; try attack/search=nesterov"
-            )
+        require_together(slots)
         self.needs = tuple({need for part in self.parts.values() for need in part.needs})
         self.init, self.objective, self.search, self.select, self.views, self.surrogate, self.purify = slots.values()
-        if objective.compares and not (surrogate is not None and surrogate.beside_target):
-            raise Refused(
-                f"attack.objective ({type(objective).__name__}) compares the target with a network asked beside it: "
-                f"expected a surrogate that is, got {'none' if surrogate is None else type(surrogate).__name__}; "
-                "try attack/surrogate=distilled_small"
-            )
         self.chunk, self.precision = chunk, require_precision("attack.precision", precision)
         self.compiler = Compiler("attack.compile") if compile else None
         self.pools = hasattr(init, "prepare")
@@ -621,19 +376,6 @@ def _as_published(slots: Mapping[str, Part | None]) -> dict[str, Part | None]:
             "ppa and if_gmi, got one without; try attack.legacy=false"
         )
     return published
-
-
-def passed_on(
-    work: Iterator[Progress], prefix: str, known: Mapping[str, Tensor], done: int, made: Mapping[str, Tensor]
-) -> Generator[Progress, None, tuple[int, dict[str, Tensor]]]:
-    """The progress of one of several who work in turn, as that of all: its steps count on from `done`, and its state
-    stands under `prefix` beside what those before it `made`. Returns the steps done and the state of all; `known` is
-    that of who finds that nothing is left to do."""
-    step, last = 0, None
-    for step, logs, give in work:  # noqa: B007
-        last = lambda give=give: {**made, **under(give(), prefix)}  # noqa: E731
-        yield done + step, logs, last
-    return done + step, last() if last else {**made, **under(known, prefix)}
 
 
 def believed(evidence: Evidence, found: Found) -> Evidence:

@@ -11,13 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.attacks.base import Part, Problem, passed_on, within
 from midefense.attacks.embedding import Embedding
-from midefense.attacks.init import of_the_targets, starts_of
+from midefense.attacks.init import of_the_targets, sampled_as_points, starts_of
 from midefense.attacks.learning import Learner, Learning, public_images
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem
+from midefense.attacks.progress import passed_on
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.ranges import Count, Draws, Whole
+from midefense.training_state import within
 from midefense.types import Found, Images, Progress, Setting
 
 EMBEDDING = "embedding."  # what a prepared state holds of the embedding has names that begin so
@@ -45,12 +48,6 @@ def pseudo_predictions(labels: Tensor, noise: Tensor) -> Tensor:
     row of length 1. Float32."""
     told = noise.float().abs().scatter(1, labels[:, None], CERTAIN)
     return F.normalize(told, dim=1)
-
-
-def sampled_as_points(prior: Prior, count: int, rng: torch.Generator) -> Tensor:
-    """`count` latents on the CPU; of a generator with a style per layer one style [count, width] for all of them."""
-    latents = prior.sample(count, rng)
-    return latents[:, 0] if "styles" in prior.offers and latents.ndim == 3 else latents
 
 
 class Coarse(Learner, Part):

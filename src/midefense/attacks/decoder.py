@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.attacks.base import Attack, Part, Problem, passed_on, within
+from midefense.attacks.base import Attack
 from midefense.attacks.learning import Learner, Learning, public_images
 from midefense.attacks.matching import distances, require_observed, shares
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem
+from midefense.attacks.progress import passed_on
 from midefense.oracle import Edge, Oracle
 from midefense.priors.base import Prior
 from midefense.ranges import Count
+from midefense.training_state import within
 from midefense.types import Evidence, Found, Images, Progress, Refused, Setting, refuse_unknown, to_pixels
 
 DISTANCES = ("mean_squared", "l2")

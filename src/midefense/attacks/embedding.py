@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.attacks.base import Part
 from midefense.attacks.learning import Learner, Learning, public_images
+from midefense.attacks.part import Part
 from midefense.oracle import Oracle
 from midefense.types import Images, Progress, Refused, refuse_unknown
 

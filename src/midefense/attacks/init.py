@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from midefense.attacks.base import Part, Problem
 from midefense.attacks.decoder import Inverse
 from midefense.attacks.learning import Learner, Learning
 from midefense.attacks.matching import distances, nothing_observed, require_observed
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.ranges import Count, Draws, Share, Whole
@@ -64,6 +65,12 @@ def of_the_targets(problem: Problem, latents: Tensor, candidates: int) -> Tensor
     labels = problem.evidence.labels[rows].to(problem.device)
     latents = problem.prior.of_classes(latents.to(problem.device), labels)
     return problem.prior.of_rows(latents, rows.to(problem.device))
+
+
+def sampled_as_points(prior: Prior, count: int, rng: torch.Generator) -> Tensor:
+    """`count` latents on the CPU; of a generator with a style per layer one style [count, width] for all of them."""
+    latents = prior.sample(count, rng)
+    return latents[:, 0] if "styles" in prior.offers and latents.ndim == 3 else latents
 
 
 class BestOfPool(Part):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from midefense import seeds
-from midefense.attacks.base import Part, Problem
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.ranges import Count, Draws, Positive

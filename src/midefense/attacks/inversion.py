@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.attacks.base import Attack, Part, best_of_each, within
+from midefense.attacks.base import Attack, best_of_each
 from midefense.attacks.inversion_terms import (
     Perturbation,
     Scene,
@@ -22,10 +22,11 @@ from midefense.attacks.inversion_terms import (
     WeightedTerm,
     in_front_of_norms,
 )
+from midefense.attacks.part import Part
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.ranges import Batch, Count, Draws, InnerShare, Positive
-from midefense.training_state import load_training, training_state
+from midefense.training_state import load_training, training_state, within
 from midefense.types import Answer, Evidence, Found, Images, Progress, Question, Refused, Setting, refuse_unknown
 
 LABELS = ("balanced", "uniform", "soft")
@@ -119,7 +120,7 @@ class Wanted:
 
 
 @dataclass
-class Learner:
+class Apprentice:
     """The generator while it learns: who is asked, what learns, and what moves it."""
 
     attack: NetworkInversion
@@ -279,24 +280,24 @@ class NetworkInversion(Attack):
     ) -> Iterator[Progress]:
         """Learn. Step s draws everything under a key of s, so that work that goes on from a saved state draws what the
         uninterrupted one did. Yields every `unit` steps and at the end."""
-        learner = self.learner(oracle, question, rng, prior.device, fresh=not state)
-        networks = {"generator": learner.generator, "bank": learner.bank}
-        done, seed = load_training(state, networks, learner.optimizers), rng.initial_seed()
+        apprentice = self.apprentice(oracle, question, rng, prior.device, fresh=not state)
+        networks = {"generator": apprentice.generator, "bank": apprentice.bank}
+        done, seed = load_training(state, networks, apprentice.optimizers), rng.initial_seed()
         seen: list[dict[str, Tensor]] = []
         for step in range(done, self.updates):
             draws = seeds.generator(seed, "batch", step)
             with seeds.isolated(seed, "learn", step):
-                wanted = self._batch(learner, question, draws, prior.device)
+                wanted = self._batch(apprentice, question, draws, prior.device)
                 signs = self._signs(prior, len(wanted.labels), draws)
-                seen.append(learner.update(wanted, signs, step))
+                seen.append(apprentice.update(wanted, signs, step))
             if (step + 1) % self.unit == 0 or step + 1 == self.updates:
                 logs = {name: float(torch.stack([one[name] for one in seen]).mean()) for name in seen[0]}
                 seen.clear()
-                yield step + 1, logs, training_state(networks, learner.optimizers, step + 1)
+                yield step + 1, logs, training_state(networks, apprentice.optimizers, step + 1)
 
-    def learner(
+    def apprentice(
         self, oracle: Oracle, question: Question, rng: torch.Generator, device: torch.device, fresh: bool = True
-    ) -> Learner:
+    ) -> Apprentice:
         """The generator and the multipliers as they start, if `fresh`; else as they are about to be loaded."""
         generator = self._built(rng, question.classes).to(device).train()
         theta = {name: value.requires_grad_() for name, value in oracle.parameters().items()} if self.by_weights else {}
@@ -307,10 +308,10 @@ class NetworkInversion(Attack):
         if bank.raw is not None:
             optimizers["bank"] = self.multiplier_optimizer([bank.raw])
         normed = in_front_of_norms(list(theta), buffers)
-        learner = Learner(self, generator, bank, optimizers, ask, theta, normed)
+        apprentice = Apprentice(self, generator, bank, optimizers, ask, theta, normed)
         if fresh and bank.raw is not None:
-            bank.unit.fill_(self._unit(learner, question, rng, device))
-        return learner
+            bank.unit.fill_(self._unit(apprentice, question, rng, device))
+        return apprentice
 
     def _built(self, rng: torch.Generator, classes: int) -> nn.Module:
         """A generator that learned nothing, on the CPU, whose weights `rng` decides."""
@@ -335,31 +336,33 @@ class NetworkInversion(Attack):
         return Bank(self.multipliers, raw, latents, labels)
 
     @torch.no_grad()
-    def _unit(self, learner: Learner, question: Question, rng: torch.Generator, device: torch.device) -> float:
+    def _unit(self, apprentice: Apprentice, question: Question, rng: torch.Generator, device: torch.device) -> float:
         """In what multipliers count, so that the sum over what a fresh generator makes is about as long as the
         weights."""
         if self.distance.start == "uniform":
             return 1.0
         with seeds.isolated(rng.initial_seed(), "unit"):
-            wanted = self._batch(learner, question, seeds.fork(rng, "unit"), device)
-            images = learner.generator(wanted.latents, wanted.shares)
-        multipliers = learner.bank.multipliers()
-        theta = {name: value for name, value in learner.theta.items() if name not in learner.normed}
+            wanted = self._batch(apprentice, question, seeds.fork(rng, "unit"), device)
+            images = apprentice.generator(wanted.latents, wanted.shares)
+        multipliers = apprentice.bank.multipliers()
+        theta = {name: value for name, value in apprentice.theta.items() if name not in apprentice.normed}
         with torch.enable_grad():
             return self.distance.unit(
                 theta,
-                lambda rows, weights: learner.ask(images[rows], learner.theta).logits,
+                lambda rows, weights: apprentice.ask(images[rows], apprentice.theta).logits,
                 wanted.labels,
                 multipliers,
             )
 
-    def _batch(self, learner: Learner, question: Question, draws: torch.Generator, device: torch.device) -> Wanted:
+    def _batch(
+        self, apprentice: Apprentice, question: Question, draws: torch.Generator, device: torch.device
+    ) -> Wanted:
         """What a step asks for: the bank, or a batch drawn anew."""
         classes = question.classes
         if self.bank is not None:
-            labels = learner.bank.labels
-            return Wanted(learner.bank.latents, labels, F.one_hot(labels, classes).float())
-        latents = torch.randn(self.batch_size, learner.generator.latent_size, generator=draws)
+            labels = apprentice.bank.labels
+            return Wanted(apprentice.bank.latents, labels, F.one_hot(labels, classes).float())
+        latents = torch.randn(self.batch_size, apprentice.generator.latent_size, generator=draws)
         if self.labels == "soft":
             shares = torch.randn(self.batch_size, classes, generator=draws).softmax(1)
             labels = shares.argmax(1)

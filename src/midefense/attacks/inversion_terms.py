@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from midefense.attacks.base import Part
+from midefense.attacks.part import Part
 from midefense.attacks.stationarity import Stationarity
 from midefense.ranges import NotNegative, Share
 from midefense.types import Answer, Refused, Setting, refuse_unknown

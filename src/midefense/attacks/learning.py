@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.attacks.base import Part, within
+from midefense.attacks.part import Part
 from midefense.attacks.schedules import Schedule, paced, require_schedule
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.ranges import Count
-from midefense.training_state import load_training, training_state
+from midefense.training_state import load_training, training_state, within
 from midefense.types import Images, Progress, Refused, clip_images
 
 OPEN = (None, inspect.Parameter.empty)  # defaults of what a configuration left open

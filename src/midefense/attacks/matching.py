@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from midefense.attacks.base import Look, Part
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Look
 from midefense.priors.base import Prior
 from midefense.types import Refused, Setting, refuse_unknown
 

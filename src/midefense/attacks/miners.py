@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from midefense.attacks.base import Part
+from midefense.attacks.part import Part
 from midefense.ranges import Count, Depth, Range, Width
 from midefense.types import Refused
 

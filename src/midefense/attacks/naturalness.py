@@ -14,7 +14,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from midefense.attacks.base import Look, Part
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Look
 from midefense.ranges import InnerShare, NotNegative, Positive
 from midefense.types import Moments, Refused, refuse_unknown
 

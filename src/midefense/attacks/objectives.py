@@ -11,11 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midefense import seeds
-from midefense.attacks.base import Look, Part, passed_on, within
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Look
+from midefense.attacks.progress import passed_on
 from midefense.identity_losses import max_margin, poincare
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
-from midefense.ranges import Batch, Count, InnerShare, NotNegative, Share
+from midefense.ranges import Batch, Count, InnerShare
+from midefense.training_state import within
 from midefense.types import Images, Progress, Refused, Setting, refuse_unknown
 
 
@@ -46,54 +49,6 @@ class CrossEntropy(Part):
         return over_models(look, loss) if self.beside else loss(look.answer.logits)
 
 
-class WrongLabel(Part):
-    """1 where the target says another label than the one wanted, else 0: all that an answer of labels tells (BREP-MI's
-    Phi is 1 - 2 of it)."""
-
-    reads = ("labels",)
-    decides = True
-
-    def __call__(self, look: Look) -> Tensor:
-        """Loss per image [B], 0 or 1."""
-        return (look.answer.labels != look.labels).float()
-
-
-class Reward(Part):
-    """Minus the reward of RLB-MI for an image (Han et al., CVPR 2023, equation 3): `confidence` log p_y + `margin` log
-    max(`least_margin`, p_y - max_k p_k), k not y. It takes no gradient. Where y does not come first, the margin's term
-    is at its floor, and p_y alone tells where to go.
-
-    Args:
-        confidence, margin: weights of the two terms.
-        least_margin: floor of the margin.
-        least: floor of p_y: an oracle that rounds may say 0. The authors' code has none (0).
-    """
-
-    reads = ("probs",)
-
-    def __init__(
-        self,
-        *,
-        confidence: NotNegative = 2.0,
-        margin: NotNegative = 8.0,
-        least_margin: InnerShare = 1e-7,
-        least: Share = 1e-7,
-    ):
-        self.confidence, self.margin, self.least_margin, self.least = confidence, margin, least_margin, least
-
-    def as_published(self) -> Reward:
-        """Without a floor under p_y."""
-        return Reward(confidence=self.confidence, margin=self.margin, least_margin=self.least_margin, least=0.0)
-
-    def __call__(self, look: Look) -> Tensor:
-        """Loss per image [B]."""
-        probs, labels = look.answer.probs.detach(), look.labels[:, None]
-        sure = probs.gather(1, labels)[:, 0]
-        margin = sure - probs.scatter(1, labels, -torch.inf).amax(1)
-        reward = self.confidence * sure.clamp_min(self.least).log()
-        return -(reward + self.margin * margin.clamp_min(self.least_margin).log())
-
-
 class MaxMargin(Part):
     """The best other logit minus that of the label (PLG-MI): see `identity_losses.max_margin`. It has no lower bound,
     so that latents may leave the region they are drawn from."""
@@ -113,31 +68,6 @@ class Confidence(Part):
     def __call__(self, look: Look) -> Tensor:
         """Loss per image [B], in [0, 1]."""
         return over_models(look, lambda logits: 1 - logits.float().softmax(1).gather(1, look.labels[:, None])[:, 0])
-
-
-class Score(Part):
-    """Minus the probability of the label, -p_y, of a target that tells scores (C2FMI, Ye et al., TDSC 2023: the fitness
-    of its search). Near 0 it keeps what 1 - p_y loses to rounding.
-
-    Args:
-        top: of a target that tells its `top` largest probabilities alone: where the label is not among them, their sum,
-            so that the less they hold, the better; None: the label's probability, whatever it is.
-    """
-
-    reads = ("probs",)
-
-    def __init__(self, *, top: Count | None = None):
-        self.top = top
-
-    def __call__(self, look: Look) -> Tensor:
-        """Loss per image [B], in [-1, 1]."""
-        probs = look.answer.probs.float()
-        score = probs.gather(1, look.labels[:, None])[:, 0]
-        if self.top is None:
-            return -score
-        largest = probs.topk(min(self.top, probs.shape[1]), dim=1)
-        told = (largest.indices == look.labels[:, None]).any(1)
-        return torch.where(told, -score, largest.values.sum(1))
 
 
 class Logit(Part):

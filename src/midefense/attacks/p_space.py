@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu
 
-from midefense.attacks.base import Look, Problem
-from midefense.attacks.init import BestOfPool
+from midefense.attacks.init import BestOfPool, sampled_as_points
+from midefense.attacks.problem import Look, Problem
 from midefense.priors.base import Prior
 from midefense.ranges import Count, Draws
 from midefense.types import Answer, Found
@@ -82,7 +82,7 @@ class MirrorPool(BestOfPool):
 
     def draw(self, prior: Prior, rng: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
         """Latents [count, ...] to score, which a search starts from."""
-        latents = prior.styles(count, rng)[:, 0].clone() if "styles" in prior.offers else prior.sample(count, rng)
+        latents = sampled_as_points(prior, count, rng).clone()
         return latents, latents
 
     def __call__(self, problem: Problem) -> Found:

@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from midefense.attacks.base import Part, Problem, best_of_each
+from midefense.attacks.base import best_of_each
 from midefense.attacks.matching import FeatureMatch, nothing_observed, require_observed
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem
+from midefense.attacks.slots import require_together
 from midefense.ranges import Share
 from midefense.types import Refused, Setting
 
@@ -77,6 +80,8 @@ class OntoManifold(Part):
                 "try attack/init@attack.purify.init=random"
             )
         self.init, self.search, self.objective = init, search, FeatureMatch(distance=distance)
+        slots = {"init": init, "search": search, "objective": self.objective}
+        require_together(slots, "attack.purify")
         self.needs = tuple(dict.fromkeys((*init.needs, *search.needs)))
         self.reads = tuple(dict.fromkeys((*type(self).reads, *init.reads, *search.reads)))
         self.separates = search.separates

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import torch
 
-from midefense.attacks.base import Part
+from midefense.attacks.part import Part
 from midefense.ranges import Ascending, NotNegative, Share, Whole
 from midefense.types import Refused
 

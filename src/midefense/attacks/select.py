@@ -7,7 +7,8 @@ import itertools
 import torch
 from torch import Tensor
 
-from midefense.attacks.base import Part, Problem
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem
 from midefense.ranges import Count
 from midefense.types import Found, Refused, Setting
 

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midefense import seeds
-from midefense.attacks.base import Look, Part, Problem
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Look, Problem
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
 from midefense.ranges import Batch, Count, InnerShare, Positive, Share

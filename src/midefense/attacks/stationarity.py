@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from midefense.attacks.base import Attack, Part, best_of_each
+from midefense.attacks.base import Attack, best_of_each
+from midefense.attacks.part import Part
 from midefense.attacks.schedules import Schedule, paced
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior

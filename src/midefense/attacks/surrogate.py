@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.attacks.base import Part, passed_on, within
 from midefense.attacks.learning import Learner, Learning, Questions, public_images, samples_of_classes
+from midefense.attacks.part import Part
+from midefense.attacks.progress import passed_on
 from midefense.oracle import Ensemble, Oracle, Panel
 from midefense.priors.augmentation import Augmentation
 from midefense.priors.base import Prior
 from midefense.ranges import Draws, NotNegative, Positive, Share
+from midefense.training_state import within
 from midefense.types import Access, Images, Progress, Refused, Setting
 
 

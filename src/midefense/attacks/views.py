@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midefense import rectangles, resampling
-from midefense.attacks.base import Part
+from midefense.attacks.part import Part
 from midefense.priors.augmentation import Augmentation
 from midefense.ranges import Colour, Count, NotNegative, Ratios, Share, Shares, Whole
 from midefense.types import Refused, Setting, refuse_unknown

@@ -54,7 +54,7 @@ class Defense(nn.Module):
     `mixes`, whether it makes images of several; `private`, whether it needs every image of a batch on its own, so that
     nothing `coupled` and nothing that mixes may stand beside it; `needs_classes`, whether it works on labels that are
     classes alone, and not on attributes; `needs_start`, whether it is worth nothing unless training begins with the
-    weights of another network.
+    weights of another network; `one_process`, whether it cannot be trained by several together.
 
     `learns_answers`: it learns something of the trained network's answers to public images (`learn_answers`), before it
     seals.
@@ -78,11 +78,21 @@ class Defense(nn.Module):
     private = False
     needs_classes = False
     needs_start = False
+    one_process = False
     learns_answers = False
     only_releases = False
     group = 128
     asks_of_prior: tuple[str, ...] = ()
     cut: str | None = None
+
+    def check_training(self, recipe: Any, processes: int) -> None:
+        """Refuse a recipe (`midefense.training.recipe.Recipe`) or a number of processes that it cannot be trained with,
+        when the plan is read and before the first step."""
+        if self.one_process and processes > 1:
+            raise Refused(
+                f"compute: expected one process, as what {type(self).__name__} learns is not shared among several, got "
+                f"{processes}; try compute.devices=1, without torchrun"
+            )
 
     def rebuild(self, model: nn.Module, origin: Origin = Origin.DRAWN) -> nn.Module:
         """Change the network before training and before loading weights, and look up what the defense needs of it.
@@ -198,6 +208,10 @@ class Stack(Defense):
     @property
     def taps(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(tap for member in self.members.values() for tap in member.taps))
+
+    def check_training(self, recipe: Any, processes: int) -> None:
+        for member in self.members.values():
+            member.check_training(recipe, processes)
 
     def rebuild(self, model: nn.Module, origin: Origin = Origin.DRAWN) -> nn.Module:
         for member in self.members.values():

@@ -52,9 +52,21 @@ class DPSGD(Defense):
             raise Refused(f"defense.clip: expected a length, of which noise={noise} is a multiple, got null; try 1.0")
         self.noise, self.clip, self.delta, self.accountant = noise, clip, delta, accountant
         self.sampler = None if clip is None else "poisson"
-        self.private = clip is not None
+        self.private = self.one_process = clip is not None
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("rate", torch.zeros((), dtype=torch.float64))
+
+    def check_training(self, recipe: Any, processes: int) -> None:
+        """Refuses several processes, compiled networks, and a recipe that clips by itself."""
+        super().check_training(recipe, processes)
+        if self.clip is None:
+            return
+        for what, wrong, wanted in (
+            ("compile", recipe.compile, "false"),
+            ("clip_norm", recipe.clip_norm is not None, "null, as DP-SGD clips"),
+        ):
+            if wrong:
+                raise Refused(f"recipe.{what}: expected {wanted}, beside defense=dp_sgd, got {getattr(recipe, what)}")
 
     def rebuild(self, model: Classifier, origin: Origin = Origin.DRAWN) -> Classifier:
         """Replace batch norms, and operations in place, which hooks on gradients do not bear."""
@@ -67,8 +79,8 @@ class DPSGD(Defense):
         return model
 
     def step(self, trainer: Any, batch: Batch) -> dict[str, Tensor]:
-        """One private update. Raises `Refused` for what has no gradient of a single image: terms that tie a batch
-        together, several processes, compiled networks; and for a recipe that clips by itself."""
+        """One private update. Raises `Refused` for terms that tie a batch together, which have no gradient of a single
+        image, and for batches larger than the set of images."""
         if self.clip is None:
             return trainer.step(batch)
         rate = self._rate_of(trainer)
@@ -111,17 +123,14 @@ class DPSGD(Defense):
         return {"privacy_epsilon": spent, "privacy_delta": self.delta}
 
     def _rate_of(self, trainer: Any) -> float:
-        """The share of the images that an update draws; refuses a trainer that DP-SGD does not work with."""
-        recipe = trainer.recipe
-        for what, wrong, wanted in (
-            ("compute", trainer.fabric.world_size > 1, "one process"),
-            ("recipe.compile", recipe.compile, "false"),
-            ("recipe.clip_norm", recipe.clip_norm is not None, "null, as DP-SGD clips"),
-            ("recipe.batch_size", recipe.batch_size > trainer.count, f"at most {trainer.count}, the training images"),
-        ):
-            if wrong:
-                raise Refused(f"{what}: expected {wanted}, beside defense=dp_sgd")
-        return recipe.batch_size / trainer.count
+        """The share of the images that an update draws, at most 1."""
+        wanted = trainer.recipe.batch_size
+        if wanted > trainer.count:
+            raise Refused(
+                f"recipe.batch_size: expected at most {trainer.count}, the training images, beside defense=dp_sgd, got "
+                f"{wanted}"
+            )
+        return wanted / trainer.count
 
 
 def epsilon(accountant: str, noise: float, rate: float, steps: int, delta: float) -> float:

@@ -71,6 +71,7 @@ class TrapMID(Defense):
             raise refuse_unknown("defense.discriminator", discriminator, tuple(JUDGES))
         self.opacity, self.weight, self.step_size, self.augment = opacity, weight, step_size, tuple(augment)
         self.judging = JUDGES[discriminator]
+        self.one_process = bool(weight)  # each would learn triggers of its own
         self.judges = nn.ModuleDict()
         self.epoch, self.classes = 0, 0
         self.to_come: Tensor | None = None
@@ -97,10 +98,6 @@ class TrapMID(Defense):
         """Three updates: of discriminators, of triggers, of the network."""
         if not self.weight:
             return trainer.step(batch)
-        if trainer.fabric.world_size > 1:
-            raise Refused(
-                f"defense: triggers are learned by one process, got {trainer.fabric.world_size}; try compute.devices=1"
-            )
         batch = replace(batch, images=trainer.model.preprocess.fit(batch.images))
         targets = self.deal(trainer, len(batch.images)).to(batch.images.device)
         logs = self.update_triggers(trainer, batch, targets) if self.judging else {}

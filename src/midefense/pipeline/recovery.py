@@ -17,6 +17,7 @@ from midefense import seeds
 from midefense.attacks.base import Attack, run_group
 from midefense.oracle import Edge, Oracle
 from midefense.pipeline.classifiers import StoredTarget
+from midefense.pipeline.joining import joined
 from midefense.pipeline.session import Session
 from midefense.pipeline.trace import Trace
 from midefense.plan.awareness import known_classes
@@ -144,7 +145,8 @@ class Recovery:
         group = _Group(self, oracle, evidence, index, run)
         consume(group.steps(), run, total=self.steps, namespace="attack")
         tensors = {}
-        for stage, found in group.stages.items():
+        for stage, last in group.stages.items():
+            found = last.pictured()
             fields = {name: getattr(found, name) for name in STAGE_FIELDS}
             fields["evidence"] = found.evidence + int(rows[0])
             tensors |= {f"{stage}.{name}": value for name, value in fields.items() if value is not None}
@@ -166,8 +168,7 @@ class Recovery:
         if None in saved:
             return None
         parts, notes = zip(*saved, strict=True)
-        keys = sorted(set.union(*map(set, parts)))  # a group the budget stopped may lack a stage
-        tensors = {key: torch.cat([part[key] for part in parts if key in part]) for key in keys}
+        tensors = joined(parts, self.prior.prior, self.evidence.observed)
         queries = [asked for note in notes for asked in note["queries"]]
         tensors |= {
             "evidence.labels": self.evidence.labels,

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from midefense.metrics.against_queries import next_line
 from midefense.oracle import Oracle
+from midefense.pipeline.joining import picture_of
 from midefense.priors.base import Prior
-from midefense.types import Evidence, Found, to_pixels
+from midefense.types import Evidence, Found
 
 
 @dataclass
@@ -92,7 +93,7 @@ class Trace:
         places = _best(found, owners, ranked=not better)
         if not places:
             return
-        kept = found.take(torch.tensor(list(places.values())), seen=None).detached()  # one transfer for all
+        kept = found.take(torch.tensor(list(places.values())), seen=None).pictured().detached()  # one transfer for all
         for row, (owner, loss) in enumerate(zip(places, kept.loss.tolist(), strict=True)):
             own = self._rows[owner]
             if better and own and not loss < own[-1].loss and not math.isnan(own[-1].loss):
@@ -102,13 +103,8 @@ class Trace:
             pixels = None if kept.pixels is None else kept.pixels[row].clone()
             own.append(_Row(owner, asked[owner], loss, kept.latents[row].clone(), pixels))
 
-    @torch.no_grad()
     def _picture(self, row: _Row) -> Tensor:
-        if row.pixels is not None:
-            return row.pixels
-        prior = self._prior.given(self._observed)
-        owner = torch.tensor([row.owner], device=prior.device)
-        return to_pixels(prior.decode(prior.of_rows(row.latent[None].to(prior.device), owner)))[0].cpu()
+        return picture_of(row.latent, row.owner, self._prior, self._observed) if row.pixels is None else row.pixels
 
 
 def _best(found: Found, owners: Sequence[int], ranked: bool) -> dict[int, int]:

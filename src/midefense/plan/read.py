@@ -44,7 +44,7 @@ from midefense.store.names import safe_name
 from midefense.store.store import Store
 from midefense.tracking.settings import Settings
 from midefense.training.cloud import require_recipe_of_features
-from midefense.training.recipe import Recipe, require_sampler
+from midefense.training.recipe import Imported, Recipe, require_sampler
 from midefense.types import (
     DatasetFacts,
     EvidenceFacts,
@@ -214,6 +214,7 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
     refuse_all(_attribute_problems(plan))
     if target is None:
         _require_start(plan.target)
+        _check_training(plan)
     _check_halves(plan)
     if plan.attack is not None:
         _check_match(plan)
@@ -429,6 +430,15 @@ def _require_start(target: TargetPlan) -> None:
             "another network, as it keeps some of them, got one from drawn weights; try recipe.start=TARGET (or a "
             "file), or published weights of the architecture (pretrained=true, weights=FILE), or defense=none"
         )
+
+
+def _check_training(plan: Plan) -> None:
+    """Refuse a recipe, or more processes than one, that the defense cannot be trained with. Several train a target
+    together only where that is what was asked."""
+    processes = plan.compute.ranks() if plan.verb == "train_target" else 1
+    target, recipe = plan.target.as_trained, plan.target.recipe.build()
+    if not isinstance(recipe, Imported):  # of what others trained nothing is known, and nothing to be done
+        target.defense.build().check_training(recipe, processes)
 
 
 def _attribute_problems(plan: Plan) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -12,9 +13,21 @@ from midefense import seeds
 from midefense.compiling import Compiler, forward_compiled
 from midefense.precision import forwards_mixed, rounded
 from midefense.training_state import load_training, training_state
-from midefense.types import Images, Progress
+from midefense.types import Images, Progress, Refused
 
+SIDES = (32, 64)
 Losses = dict[str, Tensor]  # what a step of training saw, by name
+
+
+def require_side(called: str, size: int) -> None:
+    """Refuse images of a side that the generators of the low-resolution attacks do not have."""
+    if size not in SIDES:
+        raise Refused(f"{called}: expected a size of 32 or 64, got {size}; set dataset.size=32 or dataset.size=64")
+
+
+def adam_of(learning_rate: float, betas: tuple[float, float]) -> Callable[[Iterable[Tensor]], torch.optim.Optimizer]:
+    """Makes the optimiser of each network of a prior."""
+    return functools.partial(torch.optim.Adam, lr=learning_rate, betas=tuple(betas))
 
 
 def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from midefense import seeds
 from midefense.obscuring import Obscuring, completed
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior
-from midefense.priors.gan import Losses, critic_loss, stepped, training_loop
+from midefense.priors.gan import Losses, adam_of, critic_loss, require_side, stepped, training_loop
 from midefense.priors.nets.gmi import Critic
 from midefense.priors.nets.inpainting import InpaintingGenerator
 from midefense.priors.taught import require_mode
@@ -121,17 +121,14 @@ class InpaintingGan(Prior):
         unit: Count = 100,
     ):
         super().__init__(channels=channels, size=size)
-        if size not in (32, 64):
-            raise Refused(
-                f"inpainting_gan: expected a size of 32 or 64, got {size}; set dataset.size=32 or dataset.size=64"
-            )
+        require_side("inpainting_gan", size)
         if judged not in JUDGED:
             raise refuse_unknown("prior.judged", judged, JUDGED)
         self.target_mode, self.judged = require_mode(target_mode), judged
         self.obscuring, self.latent_size, self.epochs, self.steps = obscuring, latent_size, epochs, steps
         self.batch_size, self.penalty, self.unit = batch_size, penalty, unit
         self.diversity_weight, self.agreement_weight = diversity_weight, agreement_weight
-        self.adam = functools.partial(torch.optim.Adam, lr=learning_rate, betas=tuple(betas))
+        self.adam = adam_of(learning_rate, betas)
         shape = {"channels": channels, "width": width}
         self.generator = InpaintingGenerator(latent_size=latent_size, size=size, **shape)
         self.critic, self.part_critic = Critic(size=size, **shape), Critic(size=size // 2, **shape)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 
@@ -16,12 +15,12 @@ from midefense.compiling import Compiler
 from midefense.oracle import Oracle
 from midefense.precision import require_precision
 from midefense.priors.base import Prior
-from midefense.priors.gan import Losses, stepped, training_loop
+from midefense.priors.gan import Losses, adam_of, require_side, stepped, training_loop
 from midefense.priors.nets.gmi import Generator
 from midefense.priors.nets.ked import Discriminator
 from midefense.priors.taught import require_answers, require_mode
 from midefense.ranges import Batch, Betas, Classes, Count, NotNegative, Positive, Width
-from midefense.types import Access, Images, Progress, Refused
+from midefense.types import Access, Images, Progress
 
 
 def realness(logits: Tensor) -> Tensor:
@@ -106,12 +105,11 @@ class KedGan(Prior):
         compile: bool = False,
     ):
         super().__init__(channels=channels, size=size)
-        if size not in (32, 64):
-            raise Refused(f"ked_gan: expected a size of 32 or 64, got {size}; set dataset.size=32 or dataset.size=64")
+        require_side("ked_gan", size)
         self.target_mode = require_mode(target_mode)
         self.classes, self.latent_size, self.epochs, self.steps = classes, latent_size, epochs, steps
         self.batch_size, self.critic_steps, self.unit = batch_size, critic_steps, unit
-        self.adam = functools.partial(torch.optim.Adam, lr=learning_rate, betas=tuple(betas))
+        self.adam = adam_of(learning_rate, betas)
         self.entropy_weight, self.precision = entropy_weight, require_precision("prior.precision", precision)
         self.compiler = Compiler("prior.compile", batch_size) if compile else None
         self.generator = Generator(latent_size=latent_size, channels=channels, size=size, width=width)

@@ -15,11 +15,11 @@ from midefense.compiling import Compiler
 from midefense.oracle import Oracle
 from midefense.precision import require_precision
 from midefense.priors.conditional import ClassConditional
-from midefense.priors.gan import Losses, stepped, training_loop
+from midefense.priors.gan import Losses, adam_of, require_side, stepped, training_loop
 from midefense.priors.nets.lokt import ClassGenerator, ClassHead, Discriminator
-from midefense.priors.taught import require_answers, require_mode
+from midefense.priors.taught import Labels, require_mode
 from midefense.ranges import Batch, Betas, Classes, Count, NotNegative, Positive, Whole, Width
-from midefense.types import Access, Images, Progress, Refused, clip_images
+from midefense.types import Access, Images, Progress, clip_images
 
 
 def told_apart(logits: Tensor, real: bool) -> Tensor:
@@ -78,14 +78,13 @@ class LoktGan(ClassConditional):
         compile: bool = False,
     ):
         super().__init__(channels=channels, size=size)
-        if size not in (32, 64):
-            raise Refused(f"lokt_gan: expected a size of 32 or 64, got {size}; set dataset.size=32 or dataset.size=64")
+        require_side("lokt_gan", size)
         self.target_mode = require_mode(target_mode)
         self.classes, self.latent_size, self.steps, self.batch_size = classes, latent_size, steps, batch_size
         self.critic_steps, self.warmup, self.class_weight = critic_steps, warmup, class_weight
         self.clip, self.unit, self.precision = clip, unit, require_precision("prior.precision", precision)
         self.compiler = Compiler("prior.compile", batch_size) if compile else None
-        self.adam = functools.partial(torch.optim.Adam, lr=learning_rate, betas=tuple(betas))
+        self.adam = adam_of(learning_rate, betas)
         shape = {"classes": classes, "channels": channels, "size": size, "width": width}
         self.generator = ClassGenerator(latent_size=latent_size, **shape)
         self.critic = Discriminator(**shape)
@@ -100,12 +99,12 @@ class LoktGan(ClassConditional):
         """Train generator and discriminator; one unit of progress is `unit` updates of the discriminator, each of
         which, after the warm-up, asks for the labels of `batch_size` images."""
         self.require(public)
-        ask = require_answers(self, oracle, "labels")
+        ask = Labels(self, oracle)
         networks = {"generator": self.generator, "critic": self.critic}
         optimizers = {name: self.adam(network.parameters()) for name, network in networks.items()}
         update = functools.partial(self._update, public, ask, optimizers, seed)
         how = {"steps": self.steps, "unit": self.unit, "precision": self.precision, "compiler": self.compiler}
-        return training_loop(networks, optimizers, update, state=state, **how)
+        return ask.watched(training_loop(networks, optimizers, update, state=state, **how))
 
     def _update(
         self,

@@ -17,11 +17,11 @@ from midefense.oracle import Oracle
 from midefense.precision import require_precision
 from midefense.priors.augmentation import Augmentation
 from midefense.priors.conditional import ClassConditional
-from midefense.priors.gan import Losses, stepped, training_loop
+from midefense.priors.gan import Losses, adam_of, require_side, stepped, training_loop
 from midefense.priors.nets.plg import Critic, Generator
 from midefense.priors.taught import require_answers, require_mode
 from midefense.ranges import Batch, Betas, Classes, Count, NotNegative, Positive, Share, Width
-from midefense.types import Access, Images, Progress, Refused, refuse_unknown
+from midefense.types import Access, Images, Progress, refuse_unknown
 
 ASKED_AT_ONCE = 350  # images, as the authors' script
 
@@ -110,8 +110,7 @@ class PlgGan(ClassConditional):
         compile: bool = False,
     ):
         super().__init__(channels=channels, size=size)
-        if size not in (32, 64):
-            raise Refused(f"plg_gan: expected a size of 32 or 64, got {size}; set dataset.size=32 or dataset.size=64")
+        require_side("plg_gan", size)
         if identity not in IDENTITY_LOSSES:
             raise refuse_unknown("prior.identity", identity, IDENTITY_LOSSES)
         self.target_mode = require_mode(target_mode)
@@ -120,7 +119,7 @@ class PlgGan(ClassConditional):
         self.identity, self.identity_weight = IDENTITY_LOSSES[identity], identity_weight
         self.augmentation, self.precision = augmentation, require_precision("prior.precision", precision)
         self.compiler = Compiler("prior.compile", batch_size) if compile else None
-        self.adam = functools.partial(torch.optim.Adam, lr=learning_rate, betas=tuple(betas))
+        self.adam = adam_of(learning_rate, betas)
         shape = {"classes": classes, "channels": channels, "size": size, "width": width}
         self.generator = Generator(latent_size=latent_size, **shape)
         self.critic = Critic(**shape)

@@ -60,7 +60,10 @@ NONE_YET = {
     "result": "Make one with evaluate.py",
 }
 PARENTS = "parents"  # what the parents of unfinished work held, among the notes of its states
+SPENT = "spent"  # seconds that went into a saved state, among its notes
 TRIES = 3  # to save into a folder that another process clears
+
+clock = time.monotonic
 
 
 class Store:
@@ -350,23 +353,32 @@ class Checked:
 
 
 class Work:
-    """An unfinished artefact: its saved state, its finished pieces, and who works on them."""
+    """An unfinished artefact: its saved state, its finished pieces, and who works on them.
+
+    How long it took is kept with what was saved, and summed over all attempts and processes: of one that was killed it
+    counts up to the last it saved.
+    """
 
     def __init__(self, store: Store, draft: Draft):
         self.store, self.draft = store, draft
         self.folder = store.root / "work" / draft.kind / draft.id
-        self.started = time.time()
+        self._since = clock()  # when this attempt began, or last saved
+        self._spent: dict[str, float] = {}  # seconds by what was saved, as far as this process knows of it
 
     def save(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, object] | None = None) -> None:
         """Save tensors under `name`; a kill leaves the previous ones. `notes` are JSON values kept beside them."""
-        content = sealed(tensors, {**(notes or {}), PARENTS: self.draft.parent_contents})
+        now = clock()
+        spent = round(self._spent.get(name, 0.0) + now - self._since, 3)
+        content = sealed(tensors, {**(notes or {}), PARENTS: self.draft.parent_contents, SPENT: spent})
         for tries_left in reversed(range(TRIES)):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                return write_whole(self._file(name), content)
+                write_whole(self._file(name), content)
+                break
             except (FileNotFoundError, FileExistsError):  # another process finished the same work and clears the folder
                 if not tries_left:
                     raise
+        self._spent[name], self._since = spent, now
 
     def load(self, name: str) -> dict[str, Tensor] | None:
         """The tensors saved under `name`, None if there are none: see `saved`."""
@@ -386,6 +398,7 @@ class Work:
         try:
             tensors, notes = unsealed(file)
             self._require_same_parents(file, notes.pop(PARENTS, {}))
+            self._spent[name] = notes.pop(SPENT, 0.0)
             return tensors, notes
         except FileNotFoundError:
             return None
@@ -455,7 +468,8 @@ class Work:
             "config.yaml": yaml.safe_dump(json.loads(canonical(draft.recipe)), sort_keys=False).encode(),
             "metrics.json": json.dumps(plain(metrics), indent=1).encode(),
         }
-        provenance = provenance_of(draft, time.time() - self.started, bill or {}, device)
+        seconds = sum(self._spent.values()) + clock() - self._since
+        provenance = provenance_of(draft, seconds, bill or {}, device)
         provenance["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         provenance["digest"] = content_digest(provenance)
         contents["provenance.json"] = json.dumps(provenance, indent=1).encode()

@@ -56,6 +56,7 @@ class Trainer:
     unknown), and the parts of the default step."""
 
     def __init__(self, model: nn.Module, defense: Defense, recipe: Recipe, fabric: Fabric, count: int = 0) -> None:
+        defense.check_training(recipe, fabric.world_size)
         self.count = count
         self.model = model
         self.defense = defense

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.attacks.base import Part, Problem, SearchAttack
+from midefense.attacks.base import SearchAttack
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem
 from midefense.oracle import Oracle
 from midefense.plan.bind import bind
 from midefense.plan.compose import compose

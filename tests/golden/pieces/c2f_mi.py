@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from midefense import seeds
 from midefense.architectures.inverters import ScoreMapping
-from midefense.attacks.base import Part, Problem
 from midefense.attacks.coarse import Coarse, mapping_input
 from midefense.attacks.embedding import Embedding
-from midefense.attacks.objectives import Score
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem
+from midefense.attacks.scores import Score
 from midefense.attacks.search.evolution import Evolution
 from midefense.oracle import Oracle
 from midefense.priors.base import Prior

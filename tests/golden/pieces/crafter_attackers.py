@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from midefense import seeds
 from midefense.attacks.adaptive import scaled_distances
-from midefense.attacks.base import Part
 from midefense.attacks.decoder import Inverse
 from midefense.attacks.init import Amortised
 from midefense.attacks.matching import shares
+from midefense.attacks.part import Part
 from midefense.oracle import Oracle
 from midefense.plan.bind import bind
 from midefense.plan.compose import compose

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.attacks.base import Look, Part, SearchAttack
+from midefense.attacks.base import SearchAttack
 from midefense.attacks.naturalness import Agreement, BatchNormStatistics, ColourNorm, NeighbourMean, NeighbourNorm
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Look
 from midefense.attacks.schedules import WarmedCosine
 from midefense.attacks.views import Chain, Shift
 from midefense.oracle import Oracle

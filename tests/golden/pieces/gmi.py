@@ -13,8 +13,10 @@ from torch import Tensor
 
 from midefense import seeds
 from midefense.architectures.state_names import to_published
-from midefense.attacks.base import Look, Part, Problem, SearchAttack, best_of_each
+from midefense.attacks.base import SearchAttack, best_of_each
 from midefense.attacks.objectives import WeightedSum
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Look, Problem
 from midefense.oracle import Oracle
 from midefense.plan.bind import bind
 from midefense.plan.compose import compose

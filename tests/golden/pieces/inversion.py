@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from midefense.architectures.network_inversion import NetworkInversionCNN, NetworkInversionMLP
 from midefense.architectures.state_names import published_names
 from midefense.architectures.tiny_vit import TinyViT
-from midefense.attacks.inversion import Bank, Learner, NetworkInversion, Wanted
+from midefense.attacks.inversion import Apprentice, Bank, NetworkInversion, Wanted
 from midefense.attacks.inversion_terms import Scene, Term
 from midefense.oracle import Oracle
 from midefense.plan.bind import bind
@@ -83,7 +83,7 @@ class Toy(nn.Module):
         return torch.tanh(F.linear(torch.cat([latents, wanted], 1), self.weight, self.bias)).view(-1, 1, 4, 4)
 
 
-def learner_of(attack: NetworkInversion, generator: nn.Module, target: nn.Module, raw: Tensor | None) -> Learner:
+def apprentice_of(attack: NetworkInversion, generator: nn.Module, target: nn.Module, raw: Tensor | None) -> Apprentice:
     """A generator and multipliers that begin as they are recorded."""
     oracle = Oracle(target, "whitebox")
     bank = Bank(attack.multipliers, raw, None, None)
@@ -92,7 +92,7 @@ def learner_of(attack: NetworkInversion, generator: nn.Module, target: nn.Module
         optimizers["bank"] = attack.multiplier_optimizer([bank.raw])
     theta = {name: value.requires_grad_() for name, value in oracle.parameters().items()} if attack.by_weights else {}
     ask = functools.partial(attack._ask, oracle)
-    return Learner(attack, generator, bank, optimizers, ask, theta, frozenset())
+    return Apprentice(attack, generator, bank, optimizers, ask, theta, frozenset())
 
 
 def told(loss: Term, scene: Scene, moved: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,8 +144,8 @@ def gradients_by_weights(recording: Recording) -> Iterator[Entry]:
     # the target takes what the original's takes: the images here are what a generator would have made
     images = recording["x"].requires_grad_()
     target = perceptron(recording.draws, (7, 5), 4, 4)
-    learner = learner_of(attack, Toy(torch.zeros(16, 12), torch.zeros(16)), target, multipliers.detach())
-    scene = Scene(images, labels, F.one_hot(labels, 4).float(), learner.ask, theta=learner.theta)
+    apprentice = apprentice_of(attack, Toy(torch.zeros(16, 12), torch.zeros(16)), target, multipliers.detach())
+    scene = Scene(images, labels, F.one_hot(labels, 4).float(), apprentice.ask, theta=apprentice.theta)
     scene.multipliers = multipliers.square()
     yield recording.compare("logits", scene.answer.logits)
     yield recording.compare("penultimate", scene.answer.features)
@@ -157,7 +157,7 @@ def gradients_by_weights(recording: Recording) -> Iterator[Entry]:
     by_image, by_multiplier = torch.autograd.grad(distance, [images, multipliers])
     yield recording.compare("R/stationary_grad_x", by_image)
     yield recording.compare("R/stationary_grad_a", by_multiplier)
-    squares = sum(value.detach().square().sum() for value in learner.theta.values())
+    squares = sum(value.detach().square().sum() for value in apprentice.theta.values())
     yield recording.compare("R/theta_sq_norm", squares)
 
 
@@ -169,22 +169,22 @@ def steps(recording: Recording) -> Iterator[Entry]:
     yield recording.compare(COEFFICIENTS, torch.tensor([*weights, attack.perturbation.strength]))
     generator = Toy(recording["G0/l.weight"], recording["G0/l.bias"])
     target = perceptron(recording.draws, (7, 5), 4, 4)
-    learner = learner_of(attack, generator, target, recording["a0"])
+    apprentice = apprentice_of(attack, generator, target, recording["a0"])
     latents, labels, normals = (recording[name] for name in ("z", "labels", "perturb_normals"))
     seen, perturbed = [], []
     for step in range(len(labels)):
         wanted = Wanted(latents[step], labels[step], F.one_hot(labels[step], 4).float())
         with torch.no_grad():
-            again = learner.scene(wanted, normals[step].sign()).perturbed.logits.argmax(1)
+            again = apprentice.scene(wanted, normals[step].sign()).perturbed.logits.argmax(1)
         perturbed.append((again == labels[step]).float().mean())
-        seen.append(learner.update(wanted, normals[step].sign(), step))
+        seen.append(apprentice.update(wanted, normals[step].sign(), step))
     for key, name in LOSSES.items():
         yield recording.compare(f"{key}_loss", torch.stack([one[name] for one in seen]))
     yield recording.compare("accuracy", torch.stack([one["accuracy"] for one in seen]))
     yield recording.compare("perturb_acc", torch.stack(perturbed))
     yield recording.compare("G_after3/l.weight", generator.weight)
     yield recording.compare("G_after3/l.bias", generator.bias)
-    yield recording.compare("a_after3", learner.bank.raw)
+    yield recording.compare("a_after3", apprentice.bank.raw)
 
 
 class Halving(nn.Module):
@@ -218,10 +218,11 @@ def steps_of_the_earlier_repository(recording: Recording) -> Iterator[Entry]:
     """Two steps of its generator."""
     attack = attack_of("network_inversion_vector")
     generator = earlier_generator(recording.draws).train()
-    learner = learner_of(attack, generator, recording.draws.fill(Halving(4, 6)), None)
+    apprentice = apprentice_of(attack, generator, recording.draws.fill(Halving(4, 6)), None)
     latents, shares = recording["noise"], recording["pdf_logits"].softmax(2)
     seen = [
-        learner.update(Wanted(latents[step], share.argmax(1), share), None, step) for step, share in enumerate(shares)
+        apprentice.update(Wanted(latents[step], share.argmax(1), share), None, step)
+        for step, share in enumerate(shares)
     ]
     yield recording.compare("loss", torch.stack([one["loss"] for one in seen]))
     means = torch.stack([parameter.detach().abs().mean() for parameter in generator.parameters()])

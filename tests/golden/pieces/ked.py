@@ -10,7 +10,8 @@ from torch import Tensor
 
 from midefense import seeds
 from midefense.architectures.state_names import to_published
-from midefense.attacks.base import Problem, SearchAttack
+from midefense.attacks.base import SearchAttack
+from midefense.attacks.problem import Problem
 from midefense.oracle import Oracle
 from midefense.plan.bind import bind
 from midefense.plan.compose import compose

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.attacks.base import OBJECTIVE, Look, SearchAttack, under
+from midefense.attacks.base import SearchAttack
 from midefense.attacks.learning import Learning
 from midefense.attacks.objectives import FeatureRegulariser, Weighted, WeightedSum
+from midefense.attacks.problem import OBJECTIVE, Look
 from midefense.attacks.surrogate import Distilled
 from midefense.oracle import Ensemble, Oracle
 from midefense.plan.bind import bind
 from midefense.plan.compose import compose
+from midefense.training_state import under
 from midefense.types import Answer, Evidence, Images
 
 from .gmi import Given, gan_of, taught_gan_of

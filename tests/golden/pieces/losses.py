@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from midefense import seeds
-from midefense.attacks.base import Look
 from midefense.attacks.objectives import Poincare
+from midefense.attacks.problem import Look
 from midefense.defenses.bido import BiDO
 from midefense.defenses.label_smoothing import LabelSmoothing
 from midefense.priors.pixels import Pixels

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.attacks.base import Part, Problem, SearchAttack
+from midefense.attacks.base import SearchAttack
 from midefense.attacks.p_space import PSpace
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem
 from midefense.attacks.search.genetic import Dice
 from midefense.oracle import Oracle
 from midefense.plan.bind import bind

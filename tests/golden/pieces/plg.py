@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from midefense import seeds
 from midefense.architectures.state_names import to_published
-from midefense.attacks.base import Part, SearchAttack
+from midefense.attacks.base import SearchAttack
+from midefense.attacks.part import Part
 from midefense.identity_losses import IDENTITY_LOSSES, max_margin
 from midefense.oracle import Oracle
 from midefense.plan.bind import bind

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.attacks.base import Problem
 from midefense.attacks.objectives import PlacedRealism
+from midefense.attacks.problem import Problem
 from midefense.attacks.search.voting import Voted
 from midefense.obscuring import Obscuring, completed
 from midefense.oracle import Oracle

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from midefense.attacks.base import Problem
 from midefense.attacks.p_space import PSpace
+from midefense.attacks.problem import Problem
 from midefense.attacks.schedules import Schedule
 from midefense.attacks.search.gradient import Gradient, Rest, _Best
 from midefense.ranges import Count, NotNegative, Positive, Whole

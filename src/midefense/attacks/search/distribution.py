@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from midefense.attacks.base import Part, Problem, seen
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem, seen
 from midefense.attacks.schedules import Schedule, paced, require_schedule
 from midefense.ranges import Draws, Positive, Whole
 from midefense.types import Found

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from midefense.attacks.base import Part, Problem, seen
-from midefense.attacks.coarse import sampled_as_points
-from midefense.attacks.init import of_the_targets
+from midefense.attacks.init import of_the_targets, sampled_as_points
+from midefense.attacks.part import Part, Slots
+from midefense.attacks.problem import Problem, seen
 from midefense.attacks.search.populations import held_back, taken
+from midefense.attacks.slots import require_starts
 from midefense.priors.base import Prior
 from midefense.ranges import Count, Draws, NotNegative, Share, Whole
 from midefense.types import Found, Refused, refuse_unknown
@@ -33,7 +34,8 @@ class Evolution(Part):
     Args:
         generations: of children.
         population: members per target.
-        keep: starts that become members, the fittest; no more than there are. The others are mixed of three of them.
+        keep: starts that become members, the fittest; no more than the init gives. The others are mixed of three of
+            them.
         pull: how far a child goes towards the best.
         pairs: differences that are added (1 in the toolbox).
         scale: of their sum.
@@ -75,6 +77,10 @@ class Evolution(Part):
         self.pairs, self.scale, self.taper, self.taper_over = pairs, scale, taper, taper_over
         self.crossover, self.filler, self.compare = crossover, filler, compare
 
+    def check_slots(self, slots: Slots, where: str = "attack") -> None:
+        """Refuse fewer starts than are kept."""
+        require_starts(slots["init"], self.keep, where)
+
     @property
     def steps(self) -> int:
         """Yields: the starts, the population, and every generation."""
@@ -90,11 +96,6 @@ class Evolution(Part):
         """Yields what is known of the starts, then the population after every generation, target by target."""
         targets = len(problem.evidence)
         starts = found.latents.detach().unflatten(0, (targets, -1))
-        if starts.shape[1] < self.keep:
-            raise Refused(
-                f"attack.search.keep: expected at most the starts of a target, {starts.shape[1]}, got {self.keep}; "
-                "try attack.init.candidates=16"
-            )
         rng = problem.draw("search")
         fitness = self.fitness(problem, starts, rng)
         yield _found(starts, fitness)

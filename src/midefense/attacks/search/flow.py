@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from midefense.attacks.base import Part, Problem, seen
 from midefense.attacks.miners import Family, Miner
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem, seen
 from midefense.priors.base import Prior
 from midefense.ranges import Count, NotNegative, Whole
 from midefense.types import Found, Refused, refuse_unknown
@@ -43,6 +44,7 @@ class Variational(Part):
     """
 
     reads = ("gradient",)
+    begins_anew = True
     means = ("mean", "sum")
 
     def __init__(

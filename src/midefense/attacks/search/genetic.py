@@ -6,14 +6,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from midefense import seeds
-from midefense.attacks.base import Part, Problem, seen
 from midefense.attacks.p_space import PSpace, of_scores_alone
+from midefense.attacks.part import Part, Slots
+from midefense.attacks.problem import Problem, seen
 from midefense.attacks.search.populations import held_back, taken
+from midefense.attacks.slots import require_starts
 from midefense.ranges import Count, NotNegative, Positive, Share, Whole
 from midefense.types import Found, Refused, Setting, refuse_unknown
 
@@ -50,11 +53,12 @@ class Genetic(Part):
             `even`.
         shared_noise: one vector of noise for all children of a generation, as in the authors' code.
         rescore: ask about the fittest again in each generation, as in the authors' code: a query more each.
-        keep: how many of the last population are found.
+        keep: how many of the last population are found; no more than the init gives starts.
     """
 
     reads = ("probs",)
     wants = ("pool",)
+    ignores = MappingProxyType({"views": "shows the target what it breeds as it is"})
     crossovers = ("fitter", "authors", "even")
 
     def __init__(
@@ -83,6 +87,10 @@ class Genetic(Part):
     def steps(self) -> int:
         """What a search yields, at most."""
         return self.generations + 1
+
+    def check_slots(self, slots: Slots, where: str = "attack") -> None:
+        """Refuse a population of fewer than are kept."""
+        require_starts(slots["init"], self.keep, where)
 
     def check(self, setting: Setting) -> None:
         """Refuse a target of attributes: its outputs are no probabilities of classes."""

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from midefense.attacks.base import Part, Problem, seen
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem, seen
 from midefense.attacks.schedules import Schedule, paced, require_schedule
 from midefense.priors.base import Prior
 from midefense.ranges import Count, Positive, Whole

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from midefense.attacks.base import Look, Part, Problem, seen
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Look, Problem, seen
 from midefense.priors.base import Prior
 from midefense.ranges import NotNegative, Positive, Side, Some, Whole
 from midefense.types import Found, Refused, to_pixels

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from midefense.attacks.base import Problem
+from midefense.attacks.problem import Problem
 from midefense.attacks.schedules import Schedule
 from midefense.attacks.search.gradient import Gradient, Rest
 from midefense.ranges import Count, Positive, Whole

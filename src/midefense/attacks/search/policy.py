@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from midefense.attacks.agents import Agents, Memory, distinct
-from midefense.attacks.base import Look, Part, Problem
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Look, Problem
 from midefense.ranges import Batch, Count, NotNegative, Share, Width
 from midefense.types import Found
 
@@ -22,8 +23,9 @@ class SoftActorCritic(Part):
     After every episode the agent is tested on a fresh state: the test of highest p_y, among equals the newest, is what
     is found; its loss is 1 - p_y.
 
-    Every draw is of the agent's own generator (its target and place), so that no agent depends on the others. What an
-    episode costs: `length` images, twice as many with diversity, and the test.
+    Every draw is of the agent's own generator (its target and place), so that no agent depends on the others; only what
+    views draw, where there are any that do, is of the group, as in every search. What an episode costs: `length`
+    images, twice as many with diversity, and the test.
 
     Args:
         episodes: per agent.
@@ -43,6 +45,7 @@ class SoftActorCritic(Part):
 
     reads = ("probs",)
     needs = ("normal",)
+    begins_anew = True
 
     def __init__(
         self,

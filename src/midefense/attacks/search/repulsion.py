@@ -10,7 +10,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from midefense.attacks.base import Part, Problem
+from midefense.attacks.part import Part
+from midefense.attacks.problem import Problem
 from midefense.ranges import Batch, Count, Positive, Range
 from midefense.types import Found, refuse_unknown
 
@@ -27,7 +28,8 @@ class BoundaryRepulsion(Part):
     rests `patience` moves behind its last growth. What is found is where it stood right behind the last growth; one
     whose sphere never grew finds nothing, which the authors count as a failure. The loss is minus the radius there.
 
-    Every draw is of the candidate's own generator (its target and place), so that no candidate depends on the others.
+    Every draw is of the candidate's own generator (its target and place), so that no candidate depends on the others;
+    only what views draw, where there are any that do, is of the group, as in every search.
 
     Args:
         points: N, 32 in the paper.

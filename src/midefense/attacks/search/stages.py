@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from midefense import seeds
-from midefense.attacks.base import Part, Problem
+from midefense.attacks.part import Part, Slots
+from midefense.attacks.problem import Problem
 from midefense.priors.base import Prior
 from midefense.types import Found, Refused, Setting, refuse_unknown
 
@@ -29,6 +30,11 @@ class Stage(Part):
     """
 
     def __init__(self, *, search: Part, views: Part | None = None):
+        if views is not None and (instead := search.ignores.get("views")):
+            raise Refused(
+                f"attack.search.stages: expected no views of a stage whose search ({type(search).__name__}) {instead}, "
+                f"got {type(views).__name__}; try null"
+            )
         self.search, self.views = search, views
         self.parts = [part for part in (search, views) if part is not None]
         self.reads, self.needs = all_of(self.parts, "reads"), all_of(self.parts, "needs")
@@ -56,11 +62,25 @@ class Stages(Part):
             raise refuse_unknown("attack.search.keep", keep, self.keeps)
         self.stages, self.keep = dict(stages), keep
         members = self.stages.values()
+        first, *later = self.stages
+        if anew := [name for name in later if self.stages[name].search.begins_anew]:
+            raise Refused(
+                f"attack.search.stages.{anew[0]}: expected a search that goes on from where the one before it ended, "
+                f"got {type(self.stages[anew[0]].search).__name__}, which takes of the starts their number alone; try "
+                "it as the first"
+            )
+        self.begins_anew = self.stages[first].search.begins_anew
+        if all(stage.views is not None or "views" in stage.search.ignores for stage in members):
+            self.ignores = {"views": "has its own in every stage"}
         self.reads, self.needs = all_of(members, "reads"), all_of(members, "needs")
         self.wants, self.asks_decisions = all_of(members, "wants"), any(stage.asks_decisions for stage in members)
         self.coupled = any(stage.coupled for stage in members)
         self.separates = any(stage.separates for stage in members)
         self.rolls = all(stage.rolls for stage in members)
+
+    def check_slots(self, slots: Slots, where: str = "attack") -> None:
+        """Whatever the first search refuses, which has the starts of the init."""
+        next(iter(self.stages.values())).search.check_slots(slots, where)
 
     @property
     def steps(self) -> int:

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from midefense import rectangles
-from midefense.attacks.base import Part, Problem, seen
+from midefense.attacks.part import Part, Slots
+from midefense.attacks.problem import Problem, seen
 from midefense.priors.base import Prior
 from midefense.ranges import Colour, Draws, Positive, Whole
 from midefense.types import Found, Refused, Setting, refuse_unknown
@@ -42,8 +44,11 @@ class Voted(Part):
         box: latents that are drawn are clamped to [-box, box]; those of the init are not, as in the authors' code.
         asked_twice: ask about every whole completion a second time, as the authors' white-box code; it changes the bill
             alone.
-        descent: the search that goes on from what was chosen; None: none does.
+        descent: the search that goes on from what was chosen. An attack must have one, as nothing else asks its
+            objective; None is for the votes on their own.
     """
+
+    ignores = MappingProxyType({"views": "shows it completions, whole and with one cell blanked"})
 
     def __init__(
         self,
@@ -71,6 +76,20 @@ class Voted(Part):
         if descent is not None:
             self.wants, self.asks_decisions = descent.wants, descent.asks_decisions
             self.coupled, self.separates = descent.coupled, descent.separates
+
+    def check_slots(self, slots: Slots, where: str = "attack") -> None:
+        """Refuse to go without a descent, or with one that would begin without the votes, and whatever it refuses."""
+        if self.descent is None:
+            raise Refused(
+                f"{where}.search.descent: expected a search, without which nothing asks {where}.objective, got null; "
+                f"try {where}.search.descent.steps=0 for the votes alone"
+            )
+        if self.descent.begins_anew:
+            raise Refused(
+                f"{where}.search.descent: expected a search that goes on from what was voted, got "
+                f"{type(self.descent).__name__}, which takes of the starts their number alone; try nesterov"
+            )
+        self.descent.check_slots(slots, where)
 
     @property
     def steps(self) -> int:
