@@ -83,6 +83,11 @@ class DPSGD(Defense):
         image, and for batches larger than the set of images."""
         if self.clip is None:
             return trainer.step(batch)
+        if any(parameter.requires_grad for parameter in trainer.defense.parameters()):
+            raise Refused(
+                "defense: expected no network of a defense's own to train beside DP-SGD, whose engine keeps gradients "
+                "of single images of the classifier alone, got one; try leaving out the defense that trains it"
+            )
         rate = self._rate_of(trainer)
         optimizer = self.private_optimizer(trainer.optimizer, trainer.recipe.batch_size)
         hooks = _opacus().grad_sample.GradSampleHooks(trainer.model, loss_reduction="sum")
