@@ -51,6 +51,16 @@ WALK = ("init.batch_size=400", "init.draws=400", "search.radius=0.01", "search.p
 AGENTS = ("search.episodes=6", "search.hidden=8", "search.batch_size=2")
 FACE = ("search.steps=3", "search.stop=null")
 STUDENTS = ("attack/surrogate=labelled_small", "surrogate.each=5", "search.steps=2", "init.candidates=3")
+IMITATED = (
+    "surrogate.students.student.steps=2",
+    "surrogate.students.student.network.widths=[4]",
+    "init.size=40",
+    "init.candidates=3",
+    "search.steps=2",
+    "select.keep=2",
+    "select.repeats=4",
+)
+PROBES = ("init.size=40", "init.candidates=2", "search.steps=3", "search.directions=5")
 LEARNT = ("surrogate.students.narrow.steps=2", "surrogate.students.wide.steps=2")
 COARSE = (
     "attack/init=coarse_small",
@@ -70,6 +80,14 @@ ROWS = (
     Row("mi_face_numeric", (*FACE, "search.differences=forward"), each=3 * (PIXELS + 1), prior="pixels"),
     Row("mi_face_numeric", (*FACE, "init.candidates=2"), each=2 * 3 * (2 * PIXELS + 1), prior="pixels"),
     Row("mi_face_numeric_small", (*FACE, "search.directions=5"), each=3 * (2 * 5 + 1), prior="pixels"),
+    # those who know the defense: MIRROR again, probes from the best of a pool and what is chosen from, public
+    # images once for a surrogate and views of what it found
+    Row("rolss_aware", POOL, shared=40, each=5 * (7 - 1)),
+    Row("rolss_aware_small", POOL, shared=40, each=5 * (7 - 1)),
+    Row("output_aware", PROBES, shared=40, each=2 * 3 * (2 * 5 + 1) + 2),
+    Row("output_aware_small", PROBES, shared=40, each=2 * 3 * (2 * 5 + 1) + 2),
+    Row("surrogate_aware", IMITATED, shared=len(PUBLIC), each=3 * 4),
+    Row("surrogate_aware_small", IMITATED, shared=len(PUBLIC), each=3 * 4),
     # BREP-MI: whole batches until every label is met, then 32 points and a move per round, accepted or not
     Row("brep_mi", WALK, shared=400, each=5 * 33),
     Row("brep_mi", (*WALK, "init.candidates=3", "search.points=8"), shared=400, each=3 * 5 * 9),
