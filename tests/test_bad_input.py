@@ -43,7 +43,12 @@ COMMAND_LINE = [
         ["attack/objectiv=gmi"],
         ["no such config group: got 'attack/objectiv'; choices:", "mean 'attack/objective'"],
     ),
-    ("misspelt option", "attack", ["attack=gmii"], ["got 'gmii'; choices: brep_mi, ", "Did you mean 'gmi'?"]),
+    (
+        "misspelt option",
+        "attack",
+        ["attack=gmii"],
+        ["got 'gmii'; choices: bido_aware, bido_aware_small, brep_mi, ", "Did you mean 'gmi'?"],
+    ),
     ("misspelt slot option", "attack", ["attack/objective=poincaree"], ["choices: confidence", "mean 'poincare'?"]),
     ("misspelt key", "attack", ["attack.stepz=3"], ["attack.stepz: no such option: got 'stepz'; choices: views"]),
     ("added key", "attack", ["+attack.stepz=3"], ["SearchAttack has no such option", "remove it with ~attack.stepz"]),

@@ -31,7 +31,11 @@ CPU = torch.device("cpu")
 PUBLISHED = [
     file
     for file in files()
-    if (file.parts[0] == "attack" and len(file.parts) == 2 and re.match("(ppa|if_gmi)(?!_small|_masked)", file.stem))
+    if (
+        file.parts[0] == "attack"
+        and len(file.parts) == 2
+        and re.match("(ppa|if_gmi)(?!_small|_masked|_upright)", file.stem)
+    )
     or (file.parts[0] == "prior" and re.match("stylegan2_(?!small)", file.stem))
 ]
 TOY = ("dataset=toy", "dataset.size=16", "architecture=mlp", "architecture.widths=[8]", "recipe.epochs=1")

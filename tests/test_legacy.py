@@ -17,7 +17,7 @@ SELECTION = {"scale": (0.5, 0.9), "ratio": (0.8, 1.2)}
 MANY = 40_000
 OF_PPA = [name for name in options("attack") if name.startswith("ppa")]
 OF_IF_GMI = [name for name in options("attack") if name.startswith("if_gmi")]
-ON_DIGITS = ("ppa_small", "ppa_masked")  # their numbers were measured before, cut and clamped
+ON_DIGITS = ("ppa_small", "ppa_upright_small", "ppa_masked")  # their numbers were measured before, cut and clamped
 
 
 def sizes(**settings):

@@ -901,14 +901,14 @@ def variation_from_one(monkeypatch):
 
 
 def without_affine_parameters(monkeypatch):
-    original = inversion.learner_of
+    original = inversion.apprentice_of
 
-    def learner_of(*arguments):
-        learner = original(*arguments)
-        learner.theta = {name: value for name, value in learner.theta.items() if value.dim() > 1}
-        return learner
+    def apprentice_of(*arguments):
+        apprentice = original(*arguments)
+        apprentice.theta = {name: value for name, value in apprentice.theta.items() if value.dim() > 1}
+        return apprentice
 
-    monkeypatch.setattr(inversion, "learner_of", learner_of)
+    monkeypatch.setattr(inversion, "apprentice_of", apprentice_of)
 
 
 def multipliers_as_they_are(monkeypatch):
