@@ -234,7 +234,8 @@ def report(cells: Cells, threads: int, absent: Sequence[str] = ()) -> str:
         "image; the transformer, which has no ReLU, without sloped gates. Intervals are 95 %: of one seed over "
         "classes; of several (±) over seeds. SSIM is that of reconstructions matched one to one with training images, "
         "and with as many held-out ones; the gain is the difference. Unexplained is the share of the weights that the "
-        "best multipliers of the true images leave (`docs/metrics.md`). FID is in 64 features of the evaluator.",
+        "best multipliers of the true images leave (`docs/metrics.md`). FID is in 64 features of an evaluator "
+        "that learned from as many images, of which a hundred teach it little: the two sizes do not compare.",
         "",
     ]
     if absent:

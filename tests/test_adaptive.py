@@ -48,3 +48,10 @@ def test_it_composes_and_a_wish_that_cannot_be_met_is_a_pair_without_meaning(sto
         "defense": "mixup",
         "attack": ADAPTIVE,
     }
+
+
+def test_every_defense_that_an_attack_knows_has_one_for_two_cores():
+    """What is called small and trains a GAN of the papers' size would take a sweep hours without saying why."""
+    known = [name for name in options("defense") if adaptive_attack(name) is not None]
+    assert "random_erasing_strong" in known and "vib" in known
+    assert [name for name in known if not adaptive_attack(name, small=True).endswith("_small")] == []
