@@ -215,7 +215,11 @@ def test_whatever_is_no_sweep_of_ours_is_refused_by_name(file, tmp_path):
     refused(r"command: expected \$\{args_no_hyphens\} once", command=["${program}", "${args}"])
     refused("command: expected KEY=VALUE.* got '-m'", command=["${program}", "-m", "${args_no_hyphens}"])
     refused("command: expected KEY=VALUE.* got '.{envvar:X}'", command=["${program}", "${envvar:X}", COMMAND[-1]])
-    refused("command: expected the store as --store", command=["${program}", "store=x", COMMAND[-1]])
+    refused("store: expected it as --store", command=["${program}", "store=x", COMMAND[-1]])
+    refused("store: expected it as --store", parameters={"store": {"values": ["x", "y"]}})
+    refused("store: expected it as --store", parameters={"store": {"value": "x"}, "seed": {"values": [0]}})
+    with pytest.raises(Refused, match="store: expected it as --store"):
+        read_sweep(file(), ["++store=x"])
     refused("metric: expected the number that bayes", method="bayes", run_cap=3)
     refused("metric.target: ", metric={"name": "loss", "target": 0.1})
     refused("metric.goal: .*choices: minimize, maximize", metric={"name": "loss", "goal": "less"})
@@ -453,6 +457,30 @@ def test_a_point_that_another_process_works_on_is_left_to_it(doubled, tmp_path):
         assert set(run(runner)) == {"act=ok n=2"} and runner.elsewhere == 1
 
 
+def test_a_point_that_is_drawn_twice_is_one_point(doubled, tmp_path, file):
+    doubled(n=[1])
+    drawn = {"act": {"values": ["ok"]}, "n": {"values": [1, 2]}}
+    sweep = read_sweep(file(method="random", parameters=drawn, run_cap=12))
+    runner = Doubled(sweep, str(tmp_path / "store"), 2, Lines(0))
+    assert set(run(runner)) == {"act=ok n=1", "act=ok n=2"} and len(runner.outcomes) == 2
+    assert runner.elsewhere == 0, "nobody else is at work"
+
+
+def test_a_point_whose_images_went_away_meanwhile_stops_no_other(doubled):
+    looked = []
+
+    class Lost(Doubled):
+        def agenda(self, planned):
+            looked.append(planned.point.label)
+            if looked == ["act=ok n=1"] * 2:  # the look at what its process left
+                raise Refused("no such folder")
+            return super().agenda(planned)
+
+    ended = run(doubled(workers=1, kind=Lost, act=["ok"], n=[1, 2]))
+    assert (ended["act=ok n=1"].state, ended["act=ok n=1"].reason) == (FAILED, "no such folder")
+    assert ended["act=ok n=2"].state == FINISHED
+
+
 def test_each_worker_has_a_device_of_its_own(doubled, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
     assert [handed_out(worker, 3)["CUDA_VISIBLE_DEVICES"] for worker in range(3)] == ["5", "7", "5"]
@@ -568,13 +596,19 @@ def test_ctrl_c_ends_the_command_and_the_same_command_goes_on(doubled, tmp_path,
 
 
 def test_the_command_plans_and_refuses(file, store, capsys):
-    path = file(command=[*COMMAND[:3], "dataset=toy", "architecture=mlp", "tracking=none", COMMAND[-1]])
+    command = [*COMMAND[:3], "dataset=toy", "architecture=mlp", "tracking=none", COMMAND[-1]]
+    path = file(command=command, run_cap=9)
     assert main(["sweep", str(path), "--plan", "--store", str(store)]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("sweep sweep (h") and said[1:] == [
-        "missing  defense=none: training the target",
-        "missing  defense=mixup: training the target",
-    ]
+    assert (
+        said[0].startswith("sweep sweep (h")
+        and ": 2 points, " in said[0]
+        and said[1:]
+        == [
+            "missing  defense=none: training the target",
+            "missing  defense=mixup: training the target",
+        ]
+    )
     assert main(["sweep", str(path), "dataset=tory", "--store", str(store)]) == 1
     assert "refused: defense=none: dataset/tory: no such option" in capsys.readouterr().err
     assert not list(store.glob("target/*"))

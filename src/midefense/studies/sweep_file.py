@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -136,6 +136,7 @@ def _read(content: object, name: str, further: Sequence[str], most: int | None, 
         raise refuse_unknown("method", str(method), METHODS)
     verb, words = _command(content)
     constants, space = _parameters(content.get("parameters"))
+    _refuse_store([*words, *constants, *further, *space])
     if taken := [word.text for word in parsed(further) if word.key in space]:
         raise Refused(f"{taken[0]}: expected a word for what the file leaves as it is, got one that it varies")
     words = laid_over(further, [*words, *constants])
@@ -149,6 +150,13 @@ def _read(content: object, name: str, further: Sequence[str], most: int | None, 
         for key, one in space.items():
             _listed(key, one)
     return sweep
+
+
+def _refuse_store(words: Iterable[str]) -> None:
+    """Refuse words, or keys of them, that name a store: every point would be given the one of `--store` behind it, in
+    which the sweep keeps its books."""
+    if named := [word.text for word in parsed(words) if word.sets("store")]:
+        raise Refused(f"store: expected it as --store, for all points alike, got {named[0]}; leave it out")
 
 
 def _command(content: Mapping) -> tuple[str, list[str]]:
@@ -170,8 +178,6 @@ def _command(content: Mapping) -> tuple[str, list[str]]:
             raise Refused(
                 f"command: expected KEY=VALUE, +KEY=VALUE or ~KEY behind the verb, got {word!r}; leave it out"
             )
-        if parsed([word])[0].key == "store":
-            raise Refused(f"command: expected the store as --store, got {word}; leave it out")
     named = {"project": content.get("project"), "entity": content.get("entity")}
     kept = [f"tracking.{key}={written(str(value))}" for key, value in named.items() if value is not None]
     return verb, laid_over(words, kept)
