@@ -22,6 +22,7 @@ from midefense.store.claims import claim
 from midefense.store.sweeps import FAILED, FINISHED, REFUSED, Outcome, files, read
 from midefense.studies.sweep import Planned, Point, Runner, handed_out, last_words, numbers_in
 from midefense.studies.sweep_file import read_sweep
+from midefense.tracking.preemption import HOW
 from midefense.types import Refused
 
 ROOT = Path(__file__).parents[1]
@@ -564,6 +565,31 @@ def test_on_a_terminal_a_line_for_each_worker_stays_below_what_is_over(capsys):
     out, errors = capsys.readouterr()
     assert out == "finished act=ok n=\\x1b[2J after 70 s [1/2]\n", "what others wrote moves no cursor"
     assert "2: act=ok n=\\x1b[2J · 61 s · 2/3 training the target: step 5 of 9" in errors and "1/2" in errors
+
+
+def test_a_terminal_that_closes_ends_the_processes_too(doubled, tmp_path, monkeypatch, capsys):
+    """They are in sessions of their own, which hear nothing of it."""
+    doubled(act=["slow"], n=[1])
+    monkeypatch.setattr("midefense.studies.sweep.Runner", Doubled)
+    closed = []
+    # in the place of the end that a signal nobody hears would be for the tests themselves
+    before = {number: signal.getsignal(number) for number in HOW}
+    signal.signal(signal.SIGHUP, lambda *_: closed.append("unheard"))
+
+    def still(self, working):
+        assert not closed, "nobody hears SIGHUP"
+        if "working" in working[0].said:
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    monkeypatch.setattr(Lines, "still", still)
+    try:
+        with pytest.raises(SystemExit) as end:
+            main(["sweep", str(tmp_path / "sweep.yaml"), "--store", str(tmp_path / "store")])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert end.value.code == 129 and "preempted; continue with" in capsys.readouterr().err
+    assert len(list((tmp_path / "store").glob("asked *"))) == 1
 
 
 @pytest.fixture
