@@ -236,6 +236,9 @@ def test_whatever_is_no_sweep_of_ours_is_refused_by_name(file, tmp_path):
     parameter("above 0 on a logarithmic scale", min=0, max=1, distribution="log_uniform_values")
     parameter("in a grid, got all numbers from 0.1 to 0.5", min=0.1, max=0.5)
     parameter("each value once", values=[1, 1])
+    parameter("at most 10,000 of them in a grid, got all whole numbers from 1 to 10001", min=1, max=10001)
+    parameter("expected value alone, got values beside it", value=1, values=[1, 2])
+    parameter("expected parameters alone, got max, min beside it", parameters={"a": {"value": 1}}, min=1, max=2)
     parameter("names as keys", values=[{1: 2}])
     with pytest.raises(Refused, match=r"defense=none: .* got one that it varies"):
         read_sweep(file(), ["defense=none"])

@@ -30,6 +30,7 @@ METHODS = ("grid", "random", "bayes")
 GOALS = ("minimize", "maximize")  # the first is W&B's default
 KEYS = ("program", "command", "method", "metric", "parameters", "run_cap", "name", "description", "project", "entity")
 OF_A_PARAMETER = ("value", "values", "min", "max", "distribution", "parameters")
+MOST_LISTED = 10_000  # values of one parameter of a grid: all its points are read before anything is computed
 DISTRIBUTIONS = ("constant", "categorical", "uniform", "int_uniform", "log_uniform_values")
 ARGUMENTS = "${args_no_hyphens}"  # where W&B puts KEY=VALUE words
 INTERPRETER = ("${env}", "${interpreter}", "python", "-m", "midefense")  # what may stand before the verb
@@ -231,6 +232,7 @@ def _parameters(said: object, within: str = "") -> tuple[list[str], Space]:
             raise Refused(f"parameters.{key}: expected value, values, or min and max, got {one!r}")
         if strange := [part for part in one if part not in OF_A_PARAMETER]:
             raise refuse_unknown(f"parameters.{key}.{strange[0]}: no such key here", strange[0], OF_A_PARAMETER)
+        _require_alone(key, one)
         if "parameters" in one:
             inner, spaces = _parameters(one["parameters"], f"{key}.")
             constants += inner
@@ -242,6 +244,13 @@ def _parameters(said: object, within: str = "") -> tuple[list[str], Space]:
     if not within and not space:
         raise Refused("parameters: expected one or more that are varied, got single values alone; try values: [A, B]")
     return constants, space
+
+
+def _require_alone(key: str, said: Mapping) -> None:
+    """Refuse what says in two ways what a parameter is: one of them would be without effect."""
+    for name in ("value", "parameters"):
+        if name in said and (beside := sorted(set(said) - {name, "distribution"})):
+            raise Refused(f"parameters.{key}: expected {name} alone, got {', '.join(beside)} beside it")
 
 
 def _space(key: str, said: Mapping) -> Interval | Choice:
@@ -285,6 +294,11 @@ def _listed(key: str, one: Interval | Choice) -> Sequence[str]:
     if isinstance(one.low, float):
         raise Refused(
             f"parameters.{key}: expected values: [A, B] in a grid, got all numbers from {one.low} to {one.high}"
+        )
+    if one.high - one.low >= MOST_LISTED:
+        raise Refused(
+            f"parameters.{key}: expected at most {MOST_LISTED:,} of them in a grid, got all whole numbers from {one.low} "
+            f"to {one.high}; try values: [A, B], or method: random"
         )
     return [written(number) for number in range(one.low, one.high + 1)]
 

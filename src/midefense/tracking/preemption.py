@@ -1,4 +1,5 @@
-"""Being asked to end: SIGTERM, Ctrl-C and a closed terminal as an exception that no handler of errors swallows, and how a run ended.
+"""Being asked to end: SIGTERM, Ctrl-C and a closed terminal as an exception that no handler of errors swallows, and how
+a run ended.
 
 Imports no torch: a command listens from its first moments, and torch takes seconds.
 """
