@@ -297,8 +297,8 @@ def _listed(key: str, one: Interval | Choice) -> Sequence[str]:
         )
     if one.high - one.low >= MOST_LISTED:
         raise Refused(
-            f"parameters.{key}: expected at most {MOST_LISTED:,} of them in a grid, got all whole numbers from {one.low} "
-            f"to {one.high}; try values: [A, B], or method: random"
+            f"parameters.{key}: expected at most {MOST_LISTED:,} of them in a grid, got all whole numbers from "
+            f"{one.low} to {one.high}; try values: [A, B], or method: random"
         )
     return [written(number) for number in range(one.low, one.high + 1)]
 
