@@ -132,7 +132,7 @@ def run_verb(store):
 @pytest.fixture
 def call(monkeypatch, capsys):
     """`call(verb, *arguments)`: exit code, stdout and stderr of an entry point, called in this process."""
-    asked = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    asked = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     handlers, level = logging.root.handlers[:], logging.root.level
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import types
 from dataclasses import replace
 
 import pytest
@@ -133,6 +134,23 @@ def test_a_row_says_whether_its_attack_knew_the_defense(store):
     assert plain.recovered.id == knowing.recovered.id and plain.result.id == knowing.result.id, "it moves no artefact"
     other = judged(store, "seeds.attack=1", "attack.knows=[rolss]").result.metrics["row"]
     assert (other["knows"], other["knew"]) == (["rolss"], "no")
+    blind = judged(store, "seeds.attack=2")
+    assert blind.recovered.metrics["knows"] == {} and blind.result.metrics["row"]["knew"] == "no"
+
+
+def test_of_what_was_recovered_before_attacks_said_what_they_know_the_words_say_it_or_nobody_does():
+    vib = {"_target_": f"{VIB.__module__}.VIB"}
+    attack = replace(node("attack", "attack", "attack=gmi"), aside={"knows": ["vib"]})
+
+    def said(metrics, **plan):
+        plan = types.SimpleNamespace(**{"recovered": None, "attack": attack, "allow": (), **plan})
+        target = types.SimpleNamespace(artefact=types.SimpleNamespace(recipe={"defense": vib}))
+        recovered = types.SimpleNamespace(metrics=metrics, recipe={})
+        return Pipeline._awareness(types.SimpleNamespace(plan=plan, target=target), recovered).get("knew", "")
+
+    assert said({}) == "yes", "the attack of the words"
+    assert said({}, recovered="recovered/x", attack=None) == "", "not no: it may have known"
+    assert said({"knows": {}}) == "no" and said({"knows": {"vib": vib["_target_"]}}, attack=None) == "yes"
 
 
 @pytest.mark.slow

@@ -85,6 +85,16 @@ def test_the_setup_that_finds_most_speaks_and_what_was_not_measured_does_not():
     assert drawn(only)[0][3][-1] == "20.0%pool", "an attack that knew part of it, where no other was measured"
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_beside_a_defense_stands_the_accuracy_of_the_targets_that_its_cells_speak_of(turned):
+    """Two recipes give a defense two targets of one seed: the number of one beside that of the other is untrue."""
+    weak = row("vib", "gmi", 0.7, utility=0.5, deployed="z" if turned else "a")
+    strong = row("vib", "gmi", 0.1, utility=0.9, deployed="a" if turned else "z")
+    rows = [one for one in ROWS if one["row"]["defense"] != "vib"]
+    (line,) = [line for line in drawn([*rows, weak, strong])[0] if line[0] == "vib"]
+    assert line[1:3] == ["50.0%", "70.0%"]
+
+
 def test_an_attack_made_for_a_defense_has_a_column_where_it_met_another():
     lines, _ = drawn([*ROWS, row("none", "vib_aware", 0.5)])
     assert lines[0][2:] == ["gmi", "pool", "vib_aware", "adaptive"] and lines[1][4] == "50.0%"

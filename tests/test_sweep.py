@@ -22,6 +22,7 @@ from midefense.store.claims import claim
 from midefense.store.sweeps import FAILED, FINISHED, REFUSED, Outcome, files, read
 from midefense.studies.sweep import Planned, Point, Runner, handed_out, last_words, numbers_in
 from midefense.studies.sweep_file import read_sweep
+from midefense.tracking.preemption import HOW
 from midefense.types import Refused
 
 ROOT = Path(__file__).parents[1]
@@ -215,7 +216,11 @@ def test_whatever_is_no_sweep_of_ours_is_refused_by_name(file, tmp_path):
     refused(r"command: expected \$\{args_no_hyphens\} once", command=["${program}", "${args}"])
     refused("command: expected KEY=VALUE.* got '-m'", command=["${program}", "-m", "${args_no_hyphens}"])
     refused("command: expected KEY=VALUE.* got '.{envvar:X}'", command=["${program}", "${envvar:X}", COMMAND[-1]])
-    refused("command: expected the store as --store", command=["${program}", "store=x", COMMAND[-1]])
+    refused("store: expected it as --store", command=["${program}", "store=x", COMMAND[-1]])
+    refused("store: expected it as --store", parameters={"store": {"values": ["x", "y"]}})
+    refused("store: expected it as --store", parameters={"store": {"value": "x"}, "seed": {"values": [0]}})
+    with pytest.raises(Refused, match="store: expected it as --store"):
+        read_sweep(file(), ["++store=x"])
     refused("metric: expected the number that bayes", method="bayes", run_cap=3)
     refused("metric.target: ", metric={"name": "loss", "target": 0.1})
     refused("metric.goal: .*choices: minimize, maximize", metric={"name": "loss", "goal": "less"})
@@ -231,6 +236,9 @@ def test_whatever_is_no_sweep_of_ours_is_refused_by_name(file, tmp_path):
     parameter("above 0 on a logarithmic scale", min=0, max=1, distribution="log_uniform_values")
     parameter("in a grid, got all numbers from 0.1 to 0.5", min=0.1, max=0.5)
     parameter("each value once", values=[1, 1])
+    parameter("at most 10,000 of them in a grid, got all whole numbers from 1 to 10001", min=1, max=10001)
+    parameter("expected value alone, got values beside it", value=1, values=[1, 2])
+    parameter("expected parameters alone, got max, min beside it", parameters={"a": {"value": 1}}, min=1, max=2)
     parameter("names as keys", values=[{1: 2}])
     with pytest.raises(Refused, match=r"defense=none: .* got one that it varies"):
         read_sweep(file(), ["defense=none"])
@@ -453,6 +461,30 @@ def test_a_point_that_another_process_works_on_is_left_to_it(doubled, tmp_path):
         assert set(run(runner)) == {"act=ok n=2"} and runner.elsewhere == 1
 
 
+def test_a_point_that_is_drawn_twice_is_one_point(doubled, tmp_path, file):
+    doubled(n=[1])
+    drawn = {"act": {"values": ["ok"]}, "n": {"values": [1, 2]}}
+    sweep = read_sweep(file(method="random", parameters=drawn, run_cap=12))
+    runner = Doubled(sweep, str(tmp_path / "store"), 2, Lines(0))
+    assert set(run(runner)) == {"act=ok n=1", "act=ok n=2"} and len(runner.outcomes) == 2
+    assert runner.elsewhere == 0, "nobody else is at work"
+
+
+def test_a_point_whose_images_went_away_meanwhile_stops_no_other(doubled):
+    looked = []
+
+    class Lost(Doubled):
+        def agenda(self, planned):
+            looked.append(planned.point.label)
+            if looked == ["act=ok n=1"] * 2:  # the look at what its process left
+                raise Refused("no such folder")
+            return super().agenda(planned)
+
+    ended = run(doubled(workers=1, kind=Lost, act=["ok"], n=[1, 2]))
+    assert (ended["act=ok n=1"].state, ended["act=ok n=1"].reason) == (FAILED, "no such folder")
+    assert ended["act=ok n=2"].state == FINISHED
+
+
 def test_each_worker_has_a_device_of_its_own(doubled, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
     assert [handed_out(worker, 3)["CUDA_VISIBLE_DEVICES"] for worker in range(3)] == ["5", "7", "5"]
@@ -538,6 +570,31 @@ def test_on_a_terminal_a_line_for_each_worker_stays_below_what_is_over(capsys):
     assert "2: act=ok n=\\x1b[2J · 61 s · 2/3 training the target: step 5 of 9" in errors and "1/2" in errors
 
 
+def test_a_terminal_that_closes_ends_the_processes_too(doubled, tmp_path, monkeypatch, capsys):
+    """They are in sessions of their own, which hear nothing of it."""
+    doubled(act=["slow"], n=[1])
+    monkeypatch.setattr("midefense.studies.sweep.Runner", Doubled)
+    closed = []
+    # in the place of the end that a signal nobody hears would be for the tests themselves
+    before = {number: signal.getsignal(number) for number in HOW}
+    signal.signal(signal.SIGHUP, lambda *_: closed.append("unheard"))
+
+    def still(self, working):
+        assert not closed, "nobody hears SIGHUP"
+        if "working" in working[0].said:
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    monkeypatch.setattr(Lines, "still", still)
+    try:
+        with pytest.raises(SystemExit) as end:
+            main(["sweep", str(tmp_path / "sweep.yaml"), "--store", str(tmp_path / "store")])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert end.value.code == 129 and "preempted; continue with" in capsys.readouterr().err
+    assert len(list((tmp_path / "store").glob("asked *"))) == 1
+
+
 @pytest.fixture
 def heard():
     """Ctrl-C is heard, also where whoever started the tests had it ignored (`&` in a script)."""
@@ -568,13 +625,19 @@ def test_ctrl_c_ends_the_command_and_the_same_command_goes_on(doubled, tmp_path,
 
 
 def test_the_command_plans_and_refuses(file, store, capsys):
-    path = file(command=[*COMMAND[:3], "dataset=toy", "architecture=mlp", "tracking=none", COMMAND[-1]])
+    command = [*COMMAND[:3], "dataset=toy", "architecture=mlp", "tracking=none", COMMAND[-1]]
+    path = file(command=command, run_cap=9)
     assert main(["sweep", str(path), "--plan", "--store", str(store)]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("sweep sweep (h") and said[1:] == [
-        "missing  defense=none: training the target",
-        "missing  defense=mixup: training the target",
-    ]
+    assert (
+        said[0].startswith("sweep sweep (h")
+        and ": 2 points, " in said[0]
+        and said[1:]
+        == [
+            "missing  defense=none: training the target",
+            "missing  defense=mixup: training the target",
+        ]
+    )
     assert main(["sweep", str(path), "dataset=tory", "--store", str(store)]) == 1
     assert "refused: defense=none: dataset/tory: no such option" in capsys.readouterr().err
     assert not list(store.glob("target/*"))

@@ -34,8 +34,9 @@ def _sweep(options: argparse.Namespace, words: Sequence[str]) -> int:
     sweep = read_sweep(options.file, words, options.points, options.seed)
     runner = Runner(sweep, options.store, options.workers, Lines(0))
     planned = runner.planned()
-    runner.board = board = (Table if sys.stderr.isatty() else Lines)(sweep.most or len(planned))
-    say(f"sweep {sweep.name} ({sweep.id}): {board.points} points, {options.workers} at once; logs in {runner.folder}")
+    points = sweep.most if sweep.method == "bayes" else len(planned)
+    runner.board = board = (Table if sys.stderr.isatty() else Lines)(points)
+    say(f"sweep {sweep.name} ({sweep.id}): {points} points, {options.workers} at once; logs in {runner.folder}")
     if options.plan:
         return _tell_plan(runner, planned)
     try:
@@ -140,7 +141,8 @@ def _parser() -> argparse.ArgumentParser:
         usage="midefense sweep FILE [KEY=VALUE ...] [options]",
         description="Run the points of a W&B sweep's file (grid, random, bayes) as processes of this machine, without "
         "a server. What is in the store already is not done again; the same command goes on after Ctrl-C or a kill, "
-        "and tries again what failed. KEY=VALUE words are laid over those that the file gives every point.",
+        "and tries again what failed (not a trial of bayes). KEY=VALUE words are laid over those that the file gives "
+        "every point.",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="such as sweeps/digits_grid.yaml")
     workers = "processes at once, a GPU each where there are any, else a share of the cores (default: 1)"

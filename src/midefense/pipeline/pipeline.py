@@ -41,7 +41,7 @@ from midefense.pipeline.release import draft_of, release
 from midefense.pipeline.session import Session
 from midefense.pipeline.split_training import SplitTraining
 from midefense.pipeline.telling import numbers_of
-from midefense.plan.awareness import deployed_classes, knew
+from midefense.plan.awareness import deployed_classes, knew, known_classes
 from midefense.plan.bind import Node, bind_recipe
 from midefense.plan.read import Plan, TargetPlan, baseline_of, cut_of, deployed_of, name_of, read_setting, setup_of
 from midefense.plan.whitelist import resolve
@@ -537,8 +537,12 @@ class Pipeline:
 
     def _awareness(self, recovered: Artefact) -> dict[str, object]:
         """What a row says of the defenses that its attack was made to overcome, and whether what is deployed is among
-        them."""
-        known = recovered.metrics.get("knows", {})
+        them. Of what was recovered before that was kept, the words that led to it say it; {} where none did."""
+        known = recovered.metrics.get("knows")
+        if known is None and self.plan.recovered is not None:
+            return {}
+        if known is None:
+            known = known_classes(self.plan.attack, self.plan.allow)
         deployed = deployed_classes(self.target.artefact.recipe["defense"], recovered.recipe.get("release"))
         return {"knows": sorted(known), "knew": knew(known.values(), deployed)}
 

@@ -190,14 +190,13 @@ class Recovery:
         }
         if self.prepared and "shared_releases" in self.prepared.provenance["bill"]:
             bill["shared_releases"] = self.prepared.provenance["bill"]["shared_releases"]
+        plan = self.session.plan
         metrics = {
             "stopped": sorted({note["stopped"] for note in notes} - {""}),
             "candidates": len(tensors["selected.latents"]),
             "mean_loss": float(tensors["optimised.loss"].mean()) if len(tensors.get("optimised.loss", ())) else None,
+            "knows": known_classes(plan.attack, plan.allow),
         }
-        plan = self.session.plan
-        if known := known_classes(plan.attack, plan.allow):
-            metrics["knows"] = known
         if "selected.labels" in tensors:  # those that an attack which was told none went by
             right = tensors["selected.labels"] == self.evidence.labels[tensors["selected.evidence"]]
             metrics["labels_right"] = float(right.float().mean())

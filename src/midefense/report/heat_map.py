@@ -123,19 +123,19 @@ def heat_map(found: Sequence[Setup], numbered: Sequence[int], untried: Sequence[
     utility = next(
         (one for one in columns([row for setup in found for row in setup.rows]) if one.title == TARGET), None
     )
-    maps = [_drawn(one, found, number, utility) for one in heat_maps(found, untried)]
+    maps = [_drawn(one, number, utility) for one in heat_maps(found, untried)]
     return join(tag("p", LEAD, class_="lead"), *maps) if maps else None
 
 
-def _drawn(one: HeatMap, found: Sequence[Setup], number: dict[int, int], utility: Column | None) -> Markup:
+def _drawn(one: HeatMap, number: dict[int, int], utility: Column | None) -> Markup:
     means = [cell.found.mean for cell in one.cells.values() if cell.found is not None]
     most = 1.0 if one.column.unit == "percent" else max((mean for mean in means if mean > 0), default=1.0)
     reasons: list[str] = []
     body = []
     for defense in one.defenses:
         cells = [_cell(one, (defense, attack), number, most, reasons) for attack in one.attacks]
-        own = [setup for setup in found if setup["defense"] == defense and _world(setup) == one.world]
-        useful = [] if utility is None else [_useful(own, utility)]
+        speaking = [cell.setup for (own, _), cell in one.cells.items() if own == defense and cell.setup is not None]
+        useful = [] if utility is None else [_useful(speaking, utility)]
         body.append(tag("tr", tag("th", breakable(defense), scope="row"), *useful, *cells))
     heads = ["defense", *([] if utility is None else [utility.title.lower()]), *one.attacks]
     caption = f"{one.column.title} of {' · '.join(one.world)}: {one.column.leaks}"
@@ -153,10 +153,10 @@ def _drawn(one: HeatMap, found: Sequence[Setup], number: dict[int, int], utility
     )
 
 
-def _useful(own: Sequence[Setup], utility: Column) -> Markup:
-    """What the target under a defense is good for, over the targets of all attacks, each seed once."""
-    by_seed = {row.seeds.get("target"): row for setup in own for row in setup.rows}
-    seen = summarise(list(by_seed.values()), utility.metric)
+def _useful(speaking: Sequence[Setup], utility: Column) -> Markup:
+    """What the target under a defense is good for, over the targets that its cells speak of, each once."""
+    by_target = {(row["deployed"], row.seeds.get("target")): row for setup in speaking for row in setup.rows}
+    seen = summarise(list(by_target.values()), utility.metric)
     spread = show_spread(seen.std, utility.unit, seen.mean)
     return tag("td", show(seen.mean, utility.unit), tag("span", f" {spread}", class_="std") if spread else None)
 

@@ -158,8 +158,8 @@ class Runner:
         return found
 
     def points(self) -> Iterator[Point]:
-        """The points of a grid or of random draws; of a search, those at its ends."""
-        values = self.sweep.ends() if self.sweep.method == "bayes" else self.sweep.points()
+        """The points of a grid or of random draws, one that is drawn again left out; of a search, those at its ends."""
+        values = self.sweep.ends() if self.sweep.method == "bayes" else dict.fromkeys(self.sweep.points())
         for place, one in enumerate(values):
             yield Point(place, tuple(f"{key}={value}" for key, value in one))
 
@@ -321,7 +321,10 @@ class Runner:
         outcome = Outcome(working.planned.point.label, FAILED, log=str(working.log), seconds=working.seconds)
         if code:
             return replace(outcome, reason=last_words(_tail(working.log), code)), None
-        last = self.agenda(working.planned).items[-1]
+        try:
+            last = self.agenda(working.planned).items[-1]
+        except Refused as refusal:  # its images are not what they were, and no business of the others
+            return replace(outcome, reason=str(refusal)), None
         if not last.found:
             return replace(outcome, reason="its process ended well, and left nothing in the store"), None
         return replace(outcome, state=FINISHED, reference=last.artefact.reference), last.artefact

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -30,6 +30,7 @@ METHODS = ("grid", "random", "bayes")
 GOALS = ("minimize", "maximize")  # the first is W&B's default
 KEYS = ("program", "command", "method", "metric", "parameters", "run_cap", "name", "description", "project", "entity")
 OF_A_PARAMETER = ("value", "values", "min", "max", "distribution", "parameters")
+MOST_LISTED = 10_000  # values of one parameter of a grid: all its points are read before anything is computed
 DISTRIBUTIONS = ("constant", "categorical", "uniform", "int_uniform", "log_uniform_values")
 ARGUMENTS = "${args_no_hyphens}"  # where W&B puts KEY=VALUE words
 INTERPRETER = ("${env}", "${interpreter}", "python", "-m", "midefense")  # what may stand before the verb
@@ -136,6 +137,7 @@ def _read(content: object, name: str, further: Sequence[str], most: int | None, 
         raise refuse_unknown("method", str(method), METHODS)
     verb, words = _command(content)
     constants, space = _parameters(content.get("parameters"))
+    _refuse_store([*words, *constants, *further, *space])
     if taken := [word.text for word in parsed(further) if word.key in space]:
         raise Refused(f"{taken[0]}: expected a word for what the file leaves as it is, got one that it varies")
     words = laid_over(further, [*words, *constants])
@@ -149,6 +151,13 @@ def _read(content: object, name: str, further: Sequence[str], most: int | None, 
         for key, one in space.items():
             _listed(key, one)
     return sweep
+
+
+def _refuse_store(words: Iterable[str]) -> None:
+    """Refuse words, or keys of them, that name a store: every point would be given the one of `--store` behind it, in
+    which the sweep keeps its books."""
+    if named := [word.text for word in parsed(words) if word.sets("store")]:
+        raise Refused(f"store: expected it as --store, for all points alike, got {named[0]}; leave it out")
 
 
 def _command(content: Mapping) -> tuple[str, list[str]]:
@@ -170,8 +179,6 @@ def _command(content: Mapping) -> tuple[str, list[str]]:
             raise Refused(
                 f"command: expected KEY=VALUE, +KEY=VALUE or ~KEY behind the verb, got {word!r}; leave it out"
             )
-        if parsed([word])[0].key == "store":
-            raise Refused(f"command: expected the store as --store, got {word}; leave it out")
     named = {"project": content.get("project"), "entity": content.get("entity")}
     kept = [f"tracking.{key}={written(str(value))}" for key, value in named.items() if value is not None]
     return verb, laid_over(words, kept)
@@ -225,6 +232,7 @@ def _parameters(said: object, within: str = "") -> tuple[list[str], Space]:
             raise Refused(f"parameters.{key}: expected value, values, or min and max, got {one!r}")
         if strange := [part for part in one if part not in OF_A_PARAMETER]:
             raise refuse_unknown(f"parameters.{key}.{strange[0]}: no such key here", strange[0], OF_A_PARAMETER)
+        _require_alone(key, one)
         if "parameters" in one:
             inner, spaces = _parameters(one["parameters"], f"{key}.")
             constants += inner
@@ -236,6 +244,13 @@ def _parameters(said: object, within: str = "") -> tuple[list[str], Space]:
     if not within and not space:
         raise Refused("parameters: expected one or more that are varied, got single values alone; try values: [A, B]")
     return constants, space
+
+
+def _require_alone(key: str, said: Mapping) -> None:
+    """Refuse what says in two ways what a parameter is: one of them would be without effect."""
+    for name in ("value", "parameters"):
+        if name in said and (beside := sorted(set(said) - {name, "distribution"})):
+            raise Refused(f"parameters.{key}: expected {name} alone, got {', '.join(beside)} beside it")
 
 
 def _space(key: str, said: Mapping) -> Interval | Choice:
@@ -279,6 +294,11 @@ def _listed(key: str, one: Interval | Choice) -> Sequence[str]:
     if isinstance(one.low, float):
         raise Refused(
             f"parameters.{key}: expected values: [A, B] in a grid, got all numbers from {one.low} to {one.high}"
+        )
+    if one.high - one.low >= MOST_LISTED:
+        raise Refused(
+            f"parameters.{key}: expected at most {MOST_LISTED:,} of them in a grid, got all whole numbers from "
+            f"{one.low} to {one.high}; try values: [A, B], or method: random"
         )
     return [written(number) for number in range(one.low, one.high + 1)]
 
