@@ -68,18 +68,25 @@ def test_the_page_says_what_was_measured_and_what_the_claims_are_worth(script):
     assert rows[0].startswith("| MNIST | MLP | 2 |") and "0.055 ± 0.064" in rows[0], "a mean over two seeds"
     assert "0.055 (0.045 to 0.065)" in rows[2], "an interval over classes, of one seed"
     assert rows[3].startswith("| MNIST | MLP | 0 | not measured |")
-    assert (
-        "- MLP against CNN: its gain is the larger one in 1 of 1 setups measured, with intervals that part in 1."
-        in lines
-    )
-    assert (
-        "- MLP against ViT: its gain is the larger one in 0 of 1 setups measured, with intervals that part in 0."
-        in lines
-    )
+    of_one = "in 1 of 1 setups measured, with intervals over classes that part, in every seed, in 1."
+    assert f"- MLP against CNN: its gain is the larger one {of_one}" in lines
+    assert f"- MLP against ViT: its gain is the larger one {of_one.replace('1', '0').replace('of 0', 'of 1')}" in lines
     ablated = [line for line in lines if line.startswith("| generator, ")]
     assert len(ablated) == 3 and all("| 0 | not measured |" in line for line in ablated)
     other = table.Setup("MNIST", table.MLP, 600)
     assert table.runs(other, cells) == [] and len(table.runs(setups[table.MLP], cells)) == 2
+
+
+@pytest.mark.parametrize(("of_cnn", "parted"), [((0.01, 0.02, 0.03), 1), ((0.01, 0.02, 0.09), 0)])
+def test_a_claim_over_three_seeds_goes_by_the_intervals_over_seeds(script, of_cnn, parted):
+    """Means .08 and .02 with half-widths of .025; a seed that tells another story widens its interval."""
+    table = script("network_inversion")
+    gains = {table.MLP: (0.07, 0.08, 0.09), table.CNN: of_cnn}
+    setups = {network: table.Setup("MNIST", network, 100) for network in gains}
+    cells = {setups[network].key(seed): cell(gain) for network, runs in gains.items() for seed, gain in enumerate(runs)}
+    assert f"; of 1 setups with three seeds, intervals over seeds part in {parted}." in table.claim(cells)[0]
+    low, high = table.between_seeds([cell(gain) for gain in gains[table.MLP]])
+    assert low == pytest.approx(0.08 - 4.303 * 0.01 / 3**0.5) and high == pytest.approx(0.16 - low)
 
 
 def test_runs_are_kept_by_their_words(script, tmp_path):
