@@ -57,6 +57,21 @@ def test_copies_are_recognised_whatever_their_order():
         assert torch.equal(copies[shuffle][row], copies[TRAIN.ids == known][0])
 
 
+def test_the_best_pairs_stand_beside_the_best_of_held_out_images():
+    """Of any twelve pairs five are better than the mean: only beside those of held-out images they say something."""
+    mixed = torch.cat([TRAIN.floats()[:6], pictures(50, 9).floats()[:6]])
+    numbers, drawings = measured(mixed, TRAIN.labels)
+    for count in (5, 10):
+        best = drawings["matched.ssim"].sort(descending=True).values[:count]
+        assert numbers[f"matched_best{count}/train"].value == pytest.approx(float(best.mean()))
+        assert numbers[f"matched_best{count}/held_out"].value > numbers["matched_ssim/held_out"].value
+    strangers, _ = measured(pictures(PER_CLASS, 4).floats(), TRAIN.labels)
+    gap = strangers["matched_best5/train"].value - strangers["matched_best5/held_out"].value
+    assert abs(gap) < 0.1 < strangers["matched_best5/train"].value - strangers["matched_ssim/train"].value
+    few, _ = measured(TRAIN.floats()[:4], TRAIN.labels[:4])
+    assert math.isnan(few["matched_best5/train"].value) and "4 pairs, fewer than 5" in few["matched_best5/train"].reason
+
+
 def test_what_is_like_every_image_of_its_class_is_no_reconstruction():
     """Means of a class over images of others, and such images themselves, gain nothing."""
     strangers = pictures(50, 9)

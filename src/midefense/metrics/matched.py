@@ -24,6 +24,7 @@ from midefense.types import Refused
 
 STABILISERS = (0.01**2, 0.03**2)  # of SSIM, for images in [0, 1]
 AT_ONCE = 2**24  # values of one block of pairs
+BEST = (5, 10)  # of how many of the most similar pairs there is a mean
 STRICTEST = 0.99  # quantile of the held-out matches that a reconstruction must exceed
 
 
@@ -33,8 +34,11 @@ class Matched(Metric):
     - `matched_ssim/train` and `matched_ssim/held_out`: means over the images matched, in [-1, 1]. The second stands for
       the same matching with as many private test images, a mean over `nulls` draws of them;
     - `matched_ssim_gain/train`: the first minus the second, with its interval over classes; what a set leaks;
-    - `matched_best/train`: the largest SSIM of any pair; `reconstructed_share/train`: the share of the training images
-      whose match is above `good` and above the 99 % quantile of all held-out matches.
+    - `matched_best/train`: the largest SSIM of any pair; `matched_best5/train` and `matched_best10/train`, the means of
+      the five and the ten most similar pairs, and `.../held_out`, those of the held-out matches, which some of many
+      pairs are by chance; NaN where there are fewer pairs;
+    - `reconstructed_share/train`: the share of the training images whose match is above `good` and above the 99 %
+      quantile of all held-out matches.
 
     Args:
         window: side of SSIM's uniform window in pixels (scikit-image: 7; Haim et al. take 3).
@@ -45,7 +49,7 @@ class Matched(Metric):
 
     matches = "training_set"
     higher_leaks = True
-    best = {"matched_ssim": 1.0, "matched_best": 1.0}
+    best: ClassVar = dict.fromkeys(("matched_ssim", "matched_best", *(f"matched_best{count}" for count in BEST)), 1.0)
 
     def __init__(self, *, window: Count = 7, stretch: bool = False, good: Share = 0.4, nulls: Count = 20) -> None:
         super().__init__()
@@ -85,6 +89,7 @@ class Matched(Metric):
         measured = {
             "matched_ssim/train": over_classes(pairs, owners, True, REAL),
             "matched_best/train": Measured(value=float(pairs.max()), n=len(pairs), higher_leaks=True),
+            **_means_of_best(pairs[None], "train"),
         }
         if few := [label for label in labels if held_out[label] < counts[label]]:
             lonely = (
@@ -92,6 +97,7 @@ class Matched(Metric):
                 "try fewer training images (dataset.images_per_class)"
             )
             names = ("matched_ssim/held_out", "matched_ssim_gain/train", "reconstructed_share/train")
+            names += tuple(f"matched_best{count}/held_out" for count in BEST)
             return measured | {
                 name: Measured.undefined(lonely, len(pairs), name.endswith("train") or None) for name in names
             }
@@ -101,6 +107,7 @@ class Matched(Metric):
         gain = pairs - means.repeat_interleave(torch.tensor([len(one) for one in train]))
         nulls = torch.cat([one.mean(0) for one in null])
         return measured | {
+            **_means_of_best(torch.cat(null, dim=1), "held_out"),
             "matched_ssim/held_out": over_classes(nulls, owners, None, REAL),
             "matched_ssim_gain/train": over_classes(gain, owners, True, REAL),
             "reconstructed_share/train": over_classes((pairs > bar).double(), owners, True, SHARE),
@@ -123,6 +130,20 @@ class Matched(Metric):
         table = ssim_of_pairs(rows["image"][own], private.floats(device=world.device), self.window).cpu()
         similarities, chosen, matched = best_pairs(table)
         return similarities, own.cpu()[chosen], private.ids[matched]
+
+
+def _means_of_best(pairs: Tensor, side: str) -> dict[str, Measured]:
+    """Mean similarity of the most similar of `pairs` [draws, K], and its mean over draws, for each of `BEST`."""
+    leaks = True if side == "train" else None
+    found = {}
+    for count in BEST:
+        name = f"matched_best{count}/{side}"
+        if pairs.shape[1] < count:
+            found[name] = Measured.undefined(f"{pairs.shape[1]} pairs, fewer than {count}", pairs.shape[1], leaks)
+        else:
+            value = float(pairs.topk(count, dim=1).values.mean())
+            found[name] = Measured(value=value, n=count, higher_leaks=leaks)
+    return found
 
 
 def best_pairs(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -94,6 +94,8 @@ KNOWN = {
     ),
     "matched_ssim/held_out": ("number", "the same matching with as many images of the same classes that were held out"),
     "matched_best": ("number", "the largest structural similarity of any matched pair"),
+    "matched_best5": ("number", "mean structural similarity of the five most similar matched pairs"),
+    "matched_best10": ("number", "mean structural similarity of the ten most similar matched pairs"),
     "reconstructed_share": (
         "percent",
         "share of training images matched better than any chance match with held-out ones",
