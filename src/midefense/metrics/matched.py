@@ -49,7 +49,7 @@ class Matched(Metric):
 
     matches = "training_set"
     higher_leaks = True
-    best: ClassVar = dict.fromkeys(("matched_ssim", "matched_best", *(f"matched_best{count}" for count in BEST)), 1.0)
+    best = dict.fromkeys(("matched_ssim", "matched_best", *(f"matched_best{count}" for count in BEST)), 1.0)
 
     def __init__(self, *, window: Count = 7, stretch: bool = False, good: Share = 0.4, nulls: Count = 20) -> None:
         super().__init__()
