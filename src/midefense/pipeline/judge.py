@@ -141,6 +141,8 @@ def judge(
         shown={name: images.private_train for name, images in shown.items() if images is not splits},
         shown_tests={name: images.private_test for name, images in shown.items() if images is not splits},
         released=released,
+        public=splits.public if len(splits.public) else None,
+        shown_public={name: images.public for name, images in shown.items() if images is not splits},
         samples=_generated(prior, device),
         cache={("references", name): features for name, features in known.items()},
     )

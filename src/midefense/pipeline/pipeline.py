@@ -208,9 +208,26 @@ class Pipeline:
         else:
             self.plan.prior.target.require_files(self.plan.prior.arguments, self.plan.attack.build().needs)
             self.plan.prior.target.require_some(self.public)
+        if self._compares_public:
+            self._require_public_people()
         for name, plan in self.plan.evaluators.items():
             images_of(plan, self.shown[name])
             require_start(self.session, plan)
+
+    def _require_public_people(self) -> None:
+        """Refuse a dataset without people to compare with, and one that has others at the size of an evaluator."""
+        asking = next(name for name, node in self.plan.metrics.items() if node.target.compares_public)
+        if not len(self.splits.public):
+            raise Refused(
+                f"metrics.{asking}: expected a dataset with public people, to compare with those attacked, got one "
+                "without; try a dataset that keeps some of its people public, or other metrics"
+            )
+        for name, splits in self.shown.items():
+            if not torch.equal(splits.public.ids, self.splits.public.ids):
+                raise Refused(
+                    f"evaluators.{name}.size: expected the public pictures of the target's dataset in their order, got "
+                    f"others; try evaluators.{name}.size=null"
+                )
 
     @functools.cached_property
     def prior(self) -> StoredPrior:
@@ -347,6 +364,7 @@ class Pipeline:
             "labels": recovered.recipe["labels"],
             **matched,
             "references": self.splits.references_hash,
+            **({"public": digest(self.splits.public)} if self._compares_public else {}),
             "evaluators": {name: artefact.id for name, artefact in evaluators.items()},
             "metrics": {name: node.recipe() for name, node in self.plan.metrics.items()},
         }
@@ -365,6 +383,11 @@ class Pipeline:
     def _judges_release(self) -> bool:
         """Whether a metric asks what was released, which may take long to do again."""
         return any(node.target.judges_release for node in self.plan.metrics.values())
+
+    @property
+    def _compares_public(self) -> bool:
+        """Whether a metric compares with the public people of the dataset."""
+        return any(node.target.compares_public for node in self.plan.metrics.values())
 
     @property
     def _originals(self) -> str:
