@@ -18,7 +18,7 @@ from midefense.pipeline.pipeline import Pipeline
 from midefense.store.artefacts import content_id
 from midefense.types import Images, Refused
 
-TOY = ("dataset=toy", "architecture=cnn", "attack=pool_small", "prior=toy")
+TOY = ("dataset=toy", "architecture=mlp", "architecture.widths=[8]", "attack=pool_small", "prior=toy")
 
 # ------------------------------------------------------------------------------------------------ what a placebo learns
 
@@ -70,7 +70,7 @@ def test_left_out_has_as_many_others(store):
 def test_a_placebo_is_a_target_of_its_own_id(store):
     ids = set()
     for train_on in ("private", "permuted", "left_out"):
-        words = (*TOY[:2], f"train_on={train_on}")
+        words = (*TOY[:3], f"train_on={train_on}")
         draft = look_ahead(Pipeline(plan_for("train_target", *words, store=store))).items[0].artefact
         assert draft.recipe["train_on"] == train_on
         ids.add(draft.id)
@@ -179,8 +179,9 @@ def test_the_difference_is_held_however_identities_differ(classes, real, fooling
 @pytest.fixture(scope="module")
 def row(tmp_path_factory):
     """A row of the toy world, with the pipeline that made it."""
-    small = ("recipe.epochs=2", "evaluators.main.recipe.epochs=3", "evaluators.main.architecture.widths=[4,8,8]")
-    words = (*TOY, *small, "architecture.widths=[4,8,8]", "compute=cpu", "compute.threads=1", "tracking=none")
+    small = ("recipe.epochs=2", "evaluators.main.recipe.epochs=2", "evaluators.main.architecture.widths=[4,4]")
+    quick = ("attack.init.size=20", "attack.init.candidates=4", "attack.search.steps=3", "attack.select.repeats=2")
+    words = (*TOY, *small, *quick, "compute=cpu", "compute.threads=1", "tracking=none")
     metrics = ("metrics=[privacy,net_of_fooling]", "judge_at_chance=true")
     pipeline = Pipeline(plan_for("evaluate", *words, *metrics, store=tmp_path_factory.mktemp("placebo") / "store"))
     agenda = look_ahead(pipeline)
@@ -206,14 +207,17 @@ def test_the_placebo_is_attacked_alike_and_is_a_parent_of_the_row(row):
     real, placebo = pipeline.recovered, pipeline.placebo.recovered
     assert result.provenance["parents"]["placebo"] == placebo.reference and result.recipe["placebo"] == placebo.id
     differing = {key for key in real.recipe if real.recipe[key] != placebo.recipe[key]}
-    assert differing == {"target"}, "but for the target, nothing differs: budget, prior and seeds are the same"
+    assert differing == {"target", "prepared"}, (
+        "the target, and what is asked of it: budget, prior and seeds are the same"
+    )
     of_both = [pipeline.store.open(one.provenance["parents"]["target"], "target") for one in (real, placebo)]
     differing = {key for key in of_both[0].recipe if of_both[0].recipe[key] != of_both[1].recipe[key]}
     assert differing == {"train_on", "images"}
     told = [item.what for item in agenda.items]
     assert told.count("training the target (placebo)") == told.count("attacking (placebo)") == 1
     assert [item.artefact.id for item in agenda.items][-1] == result.id, "looked ahead as it was made"
-    assert placebo.provenance["command"] != "" and not hasattr(placebo, "command")
+    alone = pipeline.placebo.session.command("attack", {"attack": "pool_small"})
+    assert alone == pipeline.session.command("evaluate", {}), "the command that makes it is the one of the row"
 
 
 def test_rows_that_do_not_ask_have_no_placebo(store):
