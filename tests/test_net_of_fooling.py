@@ -73,6 +73,7 @@ def test_a_placebo_is_a_target_of_its_own_id(store):
         words = (*TOY[:3], f"train_on={train_on}")
         draft = look_ahead(Pipeline(plan_for("train_target", *words, store=store))).items[0].artefact
         assert draft.recipe["train_on"] == train_on
+        assert draft.name == ("toy-mlp-none" if train_on == "private" else f"toy-mlp-none-{train_on}")
         ids.add(draft.id)
     assert len(ids) == 3
 

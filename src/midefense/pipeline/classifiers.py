@@ -158,7 +158,7 @@ def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
     }
     draft = Draft(
         kind="target",
-        name=name_of(plan.names, "dataset", "architecture", "defense"),
+        name=f"{name_of(plan.names, 'dataset', 'architecture', 'defense')}{plan.remark}",
         recipe=recipe,
         names=plan.names,
         **start_of(plan, session.store),

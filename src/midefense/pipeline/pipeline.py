@@ -464,7 +464,7 @@ class Pipeline:
         common = {"target": target.id, "prior": prior, "seed": self.plan.seeds["attack"]}
         return Draft(
             kind=kind,
-            name=name_of(names, *RECOVERED_NAME),
+            name=f"{name_of(names, *RECOVERED_NAME)}{self.plan.target.remark}",
             recipe={"kind": kind, **recipe, **common},
             names=names,
             **lineage({"target": target, **parents}),

@@ -104,6 +104,11 @@ class TargetPlan:
         return tuple(self.dataset.target.attribute_names) if taught else ()
 
     @property
+    def remark(self) -> str:
+        """What stands behind the names of what is made of it: a placebo says that it is one."""
+        return f"-{self.train_on}" if self.train_on in PLACEBOS else ""
+
+    @property
     def as_trained(self) -> TargetPlan:
         """The same classifier as training sees it: a defense that only releases has no part in that, so that all its
         strengths share the target of no defense."""
