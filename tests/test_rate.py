@@ -233,6 +233,9 @@ def test_the_command_prints_what_was_answered(result, store, capsys):
     said = capsys.readouterr().out
     assert "anna: 4 of 4 pairs" in said and "100 % of strangers; difference 0 points" in said and "http" not in said
     assert answers.folder == store / "ratings" / f"{row.id}-4-0"
+    with pytest.raises(SystemExit):
+        main([*words, "--port", "70000"])
+    assert "expected a port from 0 to 65535, got 70000" in capsys.readouterr().err
 
 
 def test_a_picture_of_any_size_is_large_enough_to_see():

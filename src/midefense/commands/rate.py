@@ -32,6 +32,13 @@ def _rate(options: argparse.Namespace) -> int:
     return 0
 
 
+def port(text: str) -> int:
+    """A port of this machine, for `argparse`; 0 takes a free one."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="midefense rate",
@@ -42,6 +49,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rater", metavar="NAME", help="who answers (without: only print what was answered)")
     parser.add_argument("--pairs", type=count, default=40, help="on the sheet, half of one person (default: 40)")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs and their order: another sheet (default: 0)")
-    parser.add_argument("--port", type=int, default=0, help="to listen on (default: a free one)")
+    parser.add_argument("--port", type=port, default=0, help="to listen on (default: a free one)")
     add_store(parser)
     return parser
