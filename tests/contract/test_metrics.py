@@ -15,8 +15,9 @@ NAMES = ["accuracy", "cost", "feature_distance", "fid", "kid", "prdc", "utility"
 # Of `paired`, beside utility and cost: they hold a reconstruction against the one private image that it answers.
 PAIRED = ["feature_cosine", "paired_accuracy", "pictures", "release_cost", "released_utility"]
 # In neither: they ask the target, teach a student or a critic, need weights that are not here, or are of one benchmark
-# or of training sets (tests/test_feature_space.py, test_feature_to_id.py, test_knowledge.py, test_pairwise.py,
-# test_low_resolution_metrics.py, test_matched.py, test_unexplained.py).
+# or of training sets, or tell what only fools (tests/test_feature_space.py, test_feature_to_id.py, test_knowledge.py,
+# test_pairwise.py, test_low_resolution_metrics.py, test_matched.py, test_unexplained.py, test_nearest_other.py,
+# test_net_of_fooling.py, test_panel.py, test_robust.py).
 APART = [
     "benchmark_fid",
     "emd",
@@ -25,15 +26,20 @@ APART = [
     "knowledge",
     "lpips",
     "matched",
+    "nearest_other",
+    "net_of_fooling",
+    "panel",
     "restarts",
+    "robust",
     "unexplained",
 ]
 CLASSES = 4
 
 
 def test_the_listing():
-    mixed = ["all", "matched", "paired"]
+    mixed = ["all", "matched", "paired", "trust"]
     sets = ["emd", "feature_space", "feature_to_id", "knowledge", "low_resolution", "lpips"]
+    sets += ["nearest_other", "net_of_fooling", "panel", "robust"]
     assert sorted(SETS) == sorted([*mixed, *sets, "cost", "privacy", "utility"])
     assert sorted(composed("evaluate", "metrics=all")[0]["metrics"]) == NAMES
     assert sorted(composed("evaluate", "metrics=paired")[0]["metrics"]) == sorted([*PAIRED, "cost", "utility"])

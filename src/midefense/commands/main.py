@@ -31,6 +31,7 @@ COMMANDS = {
     "tune": Command("tune", "search for an attack's options on a shadow model of the attacker's own"),
     "sweep": Command("sweep", "a W&B sweep's file without W&B: many setups on this machine"),
     "report": Command("report", "result rows as a page, a table and CSV"),
+    "rate": Command("rate", "pairs of a result's pictures, blinded, for people to judge on a page of this machine"),
     "store": Command("store", "look after the store: list, show, verify, relocate, rm"),
     "datasets": Command("datasets", "look at datasets on disk: list, check"),
     "import": Command("imports", "weights that others trained, into the store"),

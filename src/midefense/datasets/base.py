@@ -43,6 +43,7 @@ class Dataset(ABC):
     places: tuple[str, ...] = ()
     attribute_names: tuple[str, ...] = ()
     label = "identity"
+    may_be_shown = False  # to people who rate pictures: of nobody, and under terms that let anybody look
     channels: int
     size: int
 

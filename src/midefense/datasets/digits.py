@@ -26,6 +26,7 @@ class Digits(Dataset):
     """Grey digits, enlarged to size x size. `private_classes` are private, in that order; the others are public.
     `images_per_class` of the private training images are used (None: all); the others are left out."""
 
+    may_be_shown = True
     channels = 1
     later: ClassVar[dict[str, object]] = {"images_per_class": None}
 

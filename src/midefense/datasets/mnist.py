@@ -23,6 +23,7 @@ class Mnist(ClassSet):
     are is read from them (officially 60,000 and 10,000)."""
 
     revision = 1
+    may_be_shown = True
     channels = 1
     class_names = tuple(str(digit) for digit in range(10))
     folder: ClassVar[str] = "MNIST"

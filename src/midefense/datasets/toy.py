@@ -27,6 +27,7 @@ class Toy(Dataset):
     of the shift in latents, `noise` that of the pixels in [0, 1]. Public classes have `images_per_class` each.
     """
 
+    may_be_shown = True
     channels = 1
 
     def __init__(

@@ -7,7 +7,7 @@ sees them, so that order and batch size never matter. A metric writes only `rows
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -87,14 +87,27 @@ class Released:
     edge: Callable[[Tensor], Tensor] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Placebo:
+    """What the same attack recovered from a target that never saw the identities: `batches()` goes through all of its
+    selected candidates; `unreached` int64 [U], the classes of targets of which it stands by nothing, each of which
+    counts as `each` failures."""
+
+    batches: Callable[[], Iterable[Judged]]
+    unreached: Tensor | None = None
+    each: int = 1
+
+
 @dataclass
 class World:
     """What a metric may know: `references`, the private training images of all classes 0..classes-1; `evaluators`,
     classifiers by name whose first `classes` outputs are the private classes; `utility`, numbers of the target;
     `bill`, what the attack cost; `tests`, the private test images, and `target`, the attacked network (None where a
     judge has neither). `shown`: the references as images of another size, by the name of the network that is shown them
-    (others are shown `references`); `shown_tests`: the test images likewise. `released`: what left the edge of a target
-    that is cut, where evidence points at images. `unreached` int64 [U]: the classes of targets of which there is no
+    (others are shown `references`); `shown_tests`: the test images likewise. `public`: the images of people who are not
+    private (None: of nobody), and `shown_public` likewise. `released`: what left the edge of a target that is cut,
+    where evidence points at images. `placebo`: what the attack recovered from a target that never saw the identities
+    (None: none was attacked). `unreached` int64 [U]: the classes of targets of which there is no
     candidate among those that are judged (None: of each there is one); where others have `each` candidates, such a
     target counts as so many failures. `samples(count)`: unattacked samples of the prior, float
     [count, C, H, W] in [0, 1], the same each time; None where it generates nothing. `cache` keeps what the networks say
@@ -111,6 +124,9 @@ class World:
     shown: Mapping[str, Images] = field(default_factory=dict)
     shown_tests: Mapping[str, Images] = field(default_factory=dict)
     released: Released | None = None
+    placebo: Placebo | None = None
+    public: Images | None = None
+    shown_public: Mapping[str, Images] = field(default_factory=dict)
     unreached: Tensor | None = None
     each: int = 1
     samples: Callable[[int], Tensor] | None = None
@@ -170,8 +186,10 @@ class Metric:
     value that exact copies of private training images get, where that is known. `stages`: patterns of the attack's
     stages that are measured beside its selected candidates. `matches`: what a reconstruction is held against, the
     `class` or the one private `image` that it was recovered for (None: nothing, it looks at no reconstruction).
-    `judges_release`: it looks at what left the edge (`World.released`). `generates`: it compares with what the prior
-    makes of nothing, so that the prior must be a generator.
+    `judges_release`: it looks at what left the edge (`World.released`). `compares_public`: it compares with the public
+    people of the dataset (`World.public`), which are then part of the protocol. `generates`: it compares with what the
+    prior makes of nothing, so that the prior must be a generator. `wants_placebo`: the attack is repeated on a target
+    that never saw the identities (`World.placebo`), which its option `placebo` names.
     """
 
     revision = 1
@@ -179,6 +197,8 @@ class Metric:
     matches: str | None = "class"
     generates = False
     judges_release = False
+    compares_public = False
+    wants_placebo = False
     higher_leaks: bool | None = None
     best: dict[str, float] = {}
     stages: tuple[str, ...] = ()

@@ -65,12 +65,16 @@ class FeatureMetric(Metric):
 def judged_trace(judged: Judged, world: World, name: str, batch_size: int) -> Trace:
     """What network `name` says of the judged images, computed once per batch of images."""
     if name not in judged.traces:
-        module = network(world, name)
-        images = judged.framed[world.shown[name].pixels.shape[-1]] if name in world.shown else judged.images
+        module, images = network(world, name), shown_to(judged, world, name)
         rows = batch_rows(batch_size, images.shape[-1], module)
         batches = (batch.to(world.device) for batch in images.split(rows))
         judged.traces[name] = ask(module, batches, name)
     return judged.traces[name]
+
+
+def shown_to(judged: Judged, world: World, name: str) -> Tensor:
+    """The judged images as network `name` is shown them: of a size of its own, or of the target's."""
+    return judged.framed[world.shown[name].pixels.shape[-1]] if name in world.shown else judged.images
 
 
 def reference_features(world: World, name: str, batch_size: int) -> Tensor:

@@ -54,16 +54,17 @@ class Interval(NamedTuple):
     reason: str = ""
 
 
-def mean_interval(sums: np.ndarray, counts: np.ndarray, span: Span) -> Interval:
+def mean_interval(sums: np.ndarray, counts: np.ndarray, span: Span, tail: float = TAIL) -> Interval:
     """The interval of a mean over the images of all classes, `sums` [C] over `counts` [C] images each.
 
-    `span`: the least and the largest value that an image may have: SHARE, POSITIVE, REAL or another range.
+    `span`: the least and the largest value that an image may have: SHARE, POSITIVE, REAL or another range. `tail`: how
+    often the truth may lie beyond either end, of numbers in a range.
     """
     sums, counts = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
     if len(sums) < 2:
         return Interval(reason=ONE_CLASS)
     if all(map(math.isfinite, span)):
-        return _bounded(sums, counts, *span)
+        return _bounded(sums, counts, span, tail)
     value = sums.sum() / counts.sum()
     without = (sums.sum() - sums) / (counts.sum() - counts)
     return jackknife_interval(value, without, span)
@@ -93,13 +94,13 @@ def student(degrees: int) -> float:
     return float(stdtrit(degrees, 1 - TAIL))
 
 
-def _bounded(sums: np.ndarray, counts: np.ndarray, least: float, largest: float) -> Interval:
+def _bounded(sums: np.ndarray, counts: np.ndarray, span: Span, tail: float) -> Interval:
     """Gaffke's bounds. The further class has as many images as the largest that was seen."""
-    shares, further = _dirichlet(len(sums))
+    (least, largest), (shares, further) = span, _dirichlet(len(sums))
     further = further * counts.max()
     total, images = shares @ sums, shares @ counts + further
-    low = np.quantile((total + further * least) / images, TAIL)
-    high = np.quantile((total + further * largest) / images, 1 - TAIL)
+    low = np.quantile((total + further * least) / images, tail)
+    high = np.quantile((total + further * largest) / images, 1 - tail)
     return Interval(max(float(low), least), min(float(high), largest), DIRICHLET)
 
 

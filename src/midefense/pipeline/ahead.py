@@ -22,18 +22,21 @@ def look_ahead(pipeline: Pipeline) -> Agenda:
     for item in _Looking(pipeline).items():
         items.setdefault(item.artefact.id, item)  # an attacker and a defense may share a generator: it is made once
     pipeline.session.agenda = Agenda(tuple(items.values()), pipeline.store, pipeline.device)
+    if pipeline.placebo is not None:
+        pipeline.placebo.session.agenda = pipeline.session.agenda
     return pipeline.session.agenda
 
 
 class _Looking:
     """Goes the way of `Pipeline`, with drafts where the store has nothing."""
 
-    def __init__(self, pipeline: Pipeline):
+    def __init__(self, pipeline: Pipeline, remark: str = ""):
         self._pipeline, self._plan, self._store = pipeline, pipeline.plan, pipeline.store
+        self._remark = remark
 
     def items(self) -> Iterator[Item]:
         """One item for each artefact, upstream first."""
-        plan = self._plan
+        plan, placebo = self._plan, None
         if plan.recovered is not None:
             recovered = self._item("attacking", plan.recovered)
             parent = self._store.open(plan.recovered.provenance["parents"]["target"], "target")
@@ -50,8 +53,17 @@ class _Looking:
             yield from judges.values()
             *before, recovered = self._attack(target, classes)
             yield from (*before, recovered)
+            if self._pipeline.placebo is not None:
+                *before, placebo = _Looking(self._pipeline.placebo, " (placebo)").attacked()
+                yield from (*before, placebo)
         if plan.verb == "evaluate":
-            yield self._result(target, recovered, judges)
+            yield self._result(target, recovered, judges, placebo)
+
+    def attacked(self) -> Iterator[Item]:
+        """The target and the attack alone; what was recovered comes last."""
+        target, classes = self._classifier("training the target", self._plan.target)
+        yield target
+        yield from self._attack(target, classes)
 
     def _attack(self, target: Item, classes: int) -> Iterator[Item]:
         pipeline = self._pipeline
@@ -114,9 +126,9 @@ class _Looking:
         plans = self._plan.evaluators.items()
         return {name: self._classifier(f"training the evaluator {name}", plan)[0] for name, plan in plans}
 
-    def _result(self, target: Item, recovered: Item, judges: Mapping[str, Item]) -> Item:
+    def _result(self, target: Item, recovered: Item, judges: Mapping[str, Item], placebo: Item | None) -> Item:
         known = {name: item.artefact for name, item in judges.items()}
-        draft = self._pipeline.result_draft(recovered.artefact, target.artefact, known)
+        draft = self._pipeline.result_draft(recovered.artefact, target.artefact, known, placebo and placebo.artefact)
         return self._item("judging", draft, on=target.artefact.recipe)
 
     def _classifier(self, what: str, plan: TargetPlan) -> tuple[Item, int]:
@@ -127,4 +139,4 @@ class _Looking:
 
     def _item(self, what: str, draft: Artefact | Draft, units: int = 1, on: Mapping[str, object] | None = None) -> Item:
         found = draft if isinstance(draft, Artefact) else self._store.find(draft)
-        return Item(what, found or draft, units, on, found is not None)
+        return Item(f"{what}{self._remark}", found or draft, units, on, found is not None)

@@ -13,6 +13,7 @@ from torch import nn
 
 from midefense import seeds
 from midefense.datasets.attributes import by_attributes
+from midefense.datasets.placebos import PLACEBOS, placebo_images
 from midefense.datasets.splits import Splits, digest
 from midefense.defenses.base import Defense
 from midefense.pipeline.session import Session
@@ -108,8 +109,10 @@ def require_start(session: Session, plan: TargetPlan) -> None:
 
 def images_of(plan: TargetPlan, splits: Splits) -> tuple[Images, Images]:
     """What a classifier is trained and tested on: the private classes, or the public ones too; or attributes, which the
-    public images alone may teach as well."""
-    if plan.train_on == "all":
+    public images alone may teach as well; or what tells nothing of the private classes (`datasets.placebos`)."""
+    if plan.train_on in PLACEBOS:
+        parts = placebo_images(plan.train_on, splits)
+    elif plan.train_on == "all":
         parts = splits.everything()
     else:
         parts = splits.public if plan.train_on == "public" else splits.private_train, splits.private_test
@@ -155,7 +158,7 @@ def job_of(session: Session, plan: TargetPlan) -> TrainingJob:
     }
     draft = Draft(
         kind="target",
-        name=name_of(plan.names, "dataset", "architecture", "defense"),
+        name=f"{name_of(plan.names, 'dataset', 'architecture', 'defense')}{plan.remark}",
         recipe=recipe,
         names=plan.names,
         **start_of(plan, session.store),

@@ -2,7 +2,8 @@
 
 Anchors say what a number means: private test images the target never saw (real), unattacked samples of the same
 prior under the same labels (prior), the same drawn as the attack draws its starts, where that is nearer to the mean
-(truncated), and blind guessing (chance). Where evidence points at images, a reconstruction is held against the one it
+(truncated), what the same attack recovers from a target that never saw the identities (placebo, where a metric asks for
+it), and blind guessing (chance). Where evidence points at images, a reconstruction is held against the one it
 answers: real images are then those very ones, and another image of the same identity is an anchor too (other).
 
 Images are made, shown to every metric and forgotten a batch at a time; metrics keep what the networks say of them.
@@ -10,6 +11,7 @@ Images are made, shown to every metric and forgotten a batch at a time; metrics 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +24,7 @@ from midefense import seeds
 from midefense.datasets.splits import Splits
 from midefense.metrics.accuracy import ranks
 from midefense.metrics.against_queries import against_queries
-from midefense.metrics.base import Judged, Measured, Metric, Released, World, with_ids
+from midefense.metrics.base import Judged, Measured, Metric, Placebo, Released, World, with_ids
 from midefense.metrics.feature_distance import class_distances
 from midefense.metrics.features import (
     INCEPTION,
@@ -116,14 +118,17 @@ def judge(
     truncated: Callable[[int, torch.Generator], Tensor] | None = None,
     released: Released | None = None,
     tells_classes: bool = True,
+    placebo: tuple[Artefact, Prior] | None = None,
 ) -> Judgement:
     """Measure a recovered artefact, the stages that metrics ask for, and the anchors.
 
     `known`: the features that evaluators give the private images, by evaluator; what is missing is added. `shown`: the
     images of `splits` in other sizes, by the evaluator that is shown them: each is shown what is framed for it.
     `truncated(count, rng)`: latents [count, ...] as the attack draws its starts, where it draws them nearer to the mean
-    than the prior does (None: it does not). `released`: what left the edge of a target that is cut. `tells_classes`:
-    whether the target's outputs are the private classes; one of attributes is not asked how sure it is of a class.
+    than the prior does (None: it does not). `placebo`: what the same attack recovered from a target that never saw the
+    identities, and the prior that decodes it: one more anchor. `released`: what left the edge of a target that is cut.
+    `tells_classes`: whether the target's outputs are the private classes; one of attributes is not asked how sure it is
+    of a class.
     """
     known, shown = {} if known is None else known, shown or {}
     sizes = {images.private_train.pixels.shape[-1]: images for images in (splits, *shown.values())}
@@ -141,6 +146,8 @@ def judge(
         shown={name: images.private_train for name, images in shown.items() if images is not splits},
         shown_tests={name: images.private_test for name, images in shown.items() if images is not splits},
         released=released,
+        public=splits.public if len(splits.public) else None,
+        shown_public={name: images.public for name, images in shown.items() if images is not splits},
         samples=_generated(prior, device),
         cache={("references", name): features for name, features in known.items()},
     )
@@ -148,7 +155,10 @@ def judge(
     draws = {name: draw for name, draw in draws.items() if draw is not None}
     private = {side: (one.private_test, one.private_train) for side, one in sizes.items()}
     asked = target if tells_classes else None
-    with open_stages(recovered, prior, device, world.sides) as stages:
+    with contextlib.ExitStack() as files:
+        stages = files.enter_context(open_stages(recovered, prior, device, world.sides))
+        if placebo is not None:
+            world.placebo = _placebo(files.enter_context(open_stages(*placebo, device, world.sides)))
         candidates = stages[HEADLINE]
         pictures = _Pictures(world, len(candidates.labels.unique()))
         unreached = stages.classes[candidates.unreached]
@@ -166,6 +176,13 @@ def judge(
         matched=candidates.ids is not None,
         unreached=unreached.tolist(),
     )
+
+
+def _placebo(stages: Stages) -> Placebo:
+    """The selected candidates of an attack on a placebo."""
+    candidates = stages[HEADLINE]
+    unreached, each = _lacking(candidates, stages)
+    return Placebo(candidates.batches, unreached, each)
 
 
 @torch.no_grad()
@@ -213,9 +230,14 @@ def _measure(
 
 def _facing(world: World, candidates: Candidates, stages: Stages) -> World:
     """The world of the candidates of a stage: it knows which targets they lack."""
+    unreached, each = _lacking(candidates, stages)
+    return replace(world, unreached=unreached, each=each)
+
+
+def _lacking(candidates: Candidates, stages: Stages) -> tuple[Tensor, int]:
+    """The classes of the targets of which a stage has no candidate, and how many candidates others have."""
     reached = len(stages.targets) - len(candidates.unreached)
-    each = max(1, round(len(candidates) / max(1, reached)))
-    return replace(world, unreached=stages.classes[candidates.unreached], each=each)
+    return stages.classes[candidates.unreached], max(1, round(len(candidates) / max(1, reached)))
 
 
 def _measure_stages(
@@ -295,6 +317,10 @@ def _anchors(
         # a split that is not stratified may leave none of the attacked classes to test on
         numbers = _measure(private, candidates.batches(), world).numbers if len(candidates) else {}
         anchors[name] = {k: number.value for k, number in numbers.items() if not math.isnan(number.value)}
+    if world.placebo is not None:
+        lost = replace(world, unreached=world.placebo.unreached, each=world.placebo.each)
+        numbers = _measure(private, world.placebo.batches(), lost).numbers
+        anchors["placebo"] = {k: number.value for k, number in numbers.items() if not math.isnan(number.value)}
     # what is released may be good for no more than guessing, which then must be said
     blind = metrics if world.released is not None else private
     anchors["chance"] = {name: value for metric in blind.values() for name, value in metric.chance(world).items()}

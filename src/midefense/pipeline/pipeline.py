@@ -43,7 +43,17 @@ from midefense.pipeline.split_training import SplitTraining
 from midefense.pipeline.telling import numbers_of
 from midefense.plan.awareness import deployed_classes, knew, known_classes
 from midefense.plan.bind import Node, bind_recipe
-from midefense.plan.read import Plan, TargetPlan, baseline_of, cut_of, deployed_of, name_of, read_setting, setup_of
+from midefense.plan.read import (
+    Plan,
+    TargetPlan,
+    baseline_of,
+    cut_of,
+    deployed_of,
+    name_of,
+    placebo_of,
+    read_setting,
+    setup_of,
+)
 from midefense.plan.whitelist import resolve
 from midefense.priors.base import Prior
 from midefense.store.artefacts import Artefact, Draft, content_id
@@ -62,8 +72,8 @@ RECOVERED_NAME = ("dataset", "architecture", "defense", "prior", "attack")
 class Pipeline:
     """Carries out one plan. What was found or made is kept for the length of the call."""
 
-    def __init__(self, plan: Plan):
-        self.plan, self.session = plan, Session(plan)
+    def __init__(self, plan: Plan, session: Session | None = None):
+        self.plan, self.session = plan, Session(plan) if session is None else session
         self.store, self.device = self.session.store, self.session.device
         self._images_checked = False
 
@@ -80,6 +90,17 @@ class Pipeline:
             return found
         names = {**found.plan.names, "defense": self.plan.target.names.get("defense", "own")}
         return replace(found, plan=replace(found.plan, defense=self.release_node, names=names))
+
+    @functools.cached_property
+    def placebo(self) -> Pipeline | None:
+        """The same attack on a target that never saw the identities, where a metric asks for it: all is made under the
+        same seeds, from the same configuration, but for what that target is trained on."""
+        train_on = placebo_of(self.plan)
+        if train_on is None:
+            return None
+        target = replace(self.plan.target, train_on=train_on, images=None)
+        plan = replace(self.plan, target=target, metrics={}, evaluators={})
+        return Pipeline(plan, self.session.beside(plan, self.session.command("evaluate", self.plan.names)))
 
     @functools.cached_property
     def cloud(self) -> Artefact:
@@ -208,9 +229,29 @@ class Pipeline:
         else:
             self.plan.prior.target.require_files(self.plan.prior.arguments, self.plan.attack.build().needs)
             self.plan.prior.target.require_some(self.public)
+        if self._compares_public:
+            self._require_public_people()
+        if self.placebo is not None:
+            job_of(self.placebo.session, self.placebo.plan.target)
+            self.placebo.check_images()
         for name, plan in self.plan.evaluators.items():
             images_of(plan, self.shown[name])
             require_start(self.session, plan)
+
+    def _require_public_people(self) -> None:
+        """Refuse a dataset without people to compare with, and one that has others at the size of an evaluator."""
+        asking = next(name for name, node in self.plan.metrics.items() if node.target.compares_public)
+        if not len(self.splits.public):
+            raise Refused(
+                f"metrics.{asking}: expected a dataset with public people, to compare with those attacked, got one "
+                "without; try a dataset that keeps some of its people public, or other metrics"
+            )
+        for name, splits in self.shown.items():
+            if not torch.equal(splits.public.ids, self.splits.public.ids):
+                raise Refused(
+                    f"evaluators.{name}.size: expected the public pictures of the target's dataset in their order, got "
+                    f"others; try evaluators.{name}.size=null"
+                )
 
     @functools.cached_property
     def prior(self) -> StoredPrior:
@@ -325,7 +366,8 @@ class Pipeline:
             self.check_images()
             _ = self.target, self.evaluators  # before the attack, which may take hours: a guesser is refused first
         recovered, target, evaluators = self.recovered, self.target, self.evaluators
-        draft = self.result_draft(recovered, target.artefact, evaluators)
+        placebo = None if self.placebo is None else self.placebo.recovered
+        draft = self.result_draft(recovered, target.artefact, evaluators, placebo)
         known = under_sweep_agent() and self.store.find(draft)
         if known:  # an agent waits for a run of its own, also where the store has the row already
             with self._judging(draft, evaluators) as run:
@@ -334,9 +376,13 @@ class Pipeline:
         return self.store.get_or_make(draft, make, self.plan.missing)
 
     def result_draft(
-        self, recovered: Artefact | Draft, target: Artefact | Draft, evaluators: Mapping[str, Artefact | Draft]
+        self,
+        recovered: Artefact | Draft,
+        target: Artefact | Draft,
+        evaluators: Mapping[str, Artefact | Draft],
+        placebo: Artefact | Draft | None = None,
     ) -> Draft:
-        """The row of numbers of one recovered artefact."""
+        """The row of numbers of one recovered artefact, less what was recovered from a `placebo`."""
         evidence = recovered.recipe["evidence"]
         seen = resolve(evidence["_target_"], self.plan.allow).of_the_attacker
         matched = {"ids": recovered.recipe["ids"], "originals": self._originals} if "ids" in recovered.recipe else {}
@@ -347,6 +393,7 @@ class Pipeline:
             "labels": recovered.recipe["labels"],
             **matched,
             "references": self.splits.references_hash,
+            **({"public": digest(self.splits.public)} if self._compares_public else {}),
             "evaluators": {name: artefact.id for name, artefact in evaluators.items()},
             "metrics": {name: node.recipe() for name, node in self.plan.metrics.items()},
         }
@@ -355,9 +402,14 @@ class Pipeline:
         return Draft(
             kind="result",
             name=recovered.name,
-            recipe={"kind": "result", "recovered": recovered.id, "protocol": protocol},
+            recipe={
+                "kind": "result",
+                "recovered": recovered.id,
+                **({"placebo": placebo.id} if placebo else {}),
+                "protocol": protocol,
+            },
             names=names,
-            **lineage({"recovered": recovered, "target": target, **judges}),
+            **lineage({"recovered": recovered, "target": target, **judges, "placebo": placebo}),
             command=self.session.command("evaluate", names),
         )
 
@@ -365,6 +417,11 @@ class Pipeline:
     def _judges_release(self) -> bool:
         """Whether a metric asks what was released, which may take long to do again."""
         return any(node.target.judges_release for node in self.plan.metrics.values())
+
+    @property
+    def _compares_public(self) -> bool:
+        """Whether a metric compares with the public people of the dataset."""
+        return any(node.target.compares_public for node in self.plan.metrics.values())
 
     @property
     def _originals(self) -> str:
@@ -407,7 +464,7 @@ class Pipeline:
         common = {"target": target.id, "prior": prior, "seed": self.plan.seeds["attack"]}
         return Draft(
             kind=kind,
-            name=name_of(names, *RECOVERED_NAME),
+            name=f"{name_of(names, *RECOVERED_NAME)}{self.plan.target.remark}",
             recipe={"kind": kind, **recipe, **common},
             names=names,
             **lineage({"target": target, **parents}),
@@ -447,6 +504,7 @@ class Pipeline:
                 shown=self.shown,
                 truncated=self._truncated(recovered, prior),
                 released=self._released(recovered) if self._judges_release else None,
+                placebo=self._placebo_recovered(),
             )
             KNOWN.clear()  # the runs of a sweep share an evaluator; another's features would only take memory
             KNOWN.update({by_content[name]: features for name, features in known.items()})
@@ -465,6 +523,12 @@ class Pipeline:
             self._tell(run, judgement.report(), evaluators)
             run.pictures("recovered", judgement.picture_rows(self.splits.class_names), judgement.picture_columns)
             return self.session.finish(run, work, judgement.tensors, {"row": row, **judgement.report()})
+
+    def _placebo_recovered(self) -> tuple[Artefact, Prior] | None:
+        """What was recovered from the placebo, and the prior that decodes it."""
+        if self.placebo is None:
+            return None
+        return self.placebo.recovered, self._prior_of(self.placebo.recovered)
 
     def _released(self, recovered: Artefact) -> Released | None:
         """What the edge of the target released of the private images attacked; None where it released nothing."""

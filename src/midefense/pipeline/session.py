@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -37,8 +38,20 @@ class Session:
             torch.cuda.set_device(self.device)  # `seeds.isolated` covers the current device
         self.cache = self.store.caches  # of decoded pixels
         self.agenda: Agenda | None = None  # what is ahead, once somebody looked
-        self.latest: Run | None = None  # the run that was opened last
+        self._whole: str | None = None  # the command that makes all, where there is none for a part
+        self._opened: list[Run] = []
         self._splits: dict[str, Splits] = {}
+
+    @property
+    def latest(self) -> Run | None:
+        """The run that was opened last."""
+        return self._opened[-1] if self._opened else None
+
+    def beside(self, plan: Plan, command: str) -> Session:
+        """A session of another plan within the same call, whose parts no `command` makes but the one of the call."""
+        other = copy.copy(self)  # images and runs stay shared
+        other.plan, other._whole = plan, command
+        return other
 
     def splits(self, dataset: Node) -> Splits:
         """The images of a dataset, loaded once, whatever a target is taught of them."""
@@ -56,7 +69,7 @@ class Session:
         """
         target = self.plan.target
         known = told(draft, parents or {}, target.names.get("dataset", "own"), target.dataset.build().size)
-        self.latest = Run(
+        run = Run(
             self.plan.tracking,
             job_type=job_type,
             name=draft.name,
@@ -70,7 +83,8 @@ class Session:
             rank=rank,
             stage=self._title(draft, job_type, rank),
         )
-        return self.latest
+        self._opened[:] = [run]
+        return run
 
     def _title(self, draft: Draft, job_type: str, rank: int) -> str:
         """What a person is told is going on; ranks that train with the first one say nothing."""
@@ -113,6 +127,8 @@ class Session:
 
     def command(self, verb: str, names: Mapping[str, str]) -> str:
         """A command that makes what `names` describes: the one that was given, or its share that `verb` understands."""
+        if self._whole is not None:
+            return self._whole
         given = parsed(self.plan.overrides)
         if verb == self.plan.verb:
             return command_of(verb, [override.text for override in given if override.key not in ELSEWHERE])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from midefense.datasets.placebos import PLACEBOS
 from midefense.plan.annotations import fits, in_words
 from midefense.plan.verb_options import OVER_ALL
 from midefense.plan.whitelist import look_here_too
@@ -21,7 +22,7 @@ EVALUATOR_EXTRAS = ("size",)  # what an evaluator may do without
 NO_EVALUATORS: dict = {}  # of a verb that has none
 TOLD = ("tracking", "compute", "store")  # parts that no recipe holds; what is told of them is masked
 BROUGHT_KEYS = ("dataset", "defense")  # of a stored evaluator: places within them may be given
-CHOICES = {"missing": MISSING, "train_on": ("private", "all", "public")}
+CHOICES = {"missing": MISSING, "train_on": ("private", "all", "public", *PLACEBOS)}
 OF_EVALUATORS = ("private", "all")  # who judges must know the private classes
 
 

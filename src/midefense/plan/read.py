@@ -11,6 +11,7 @@ from midefense.architectures.base import Classifier
 from midefense.attacks.base import Attack
 from midefense.compute import Compute
 from midefense.datasets.base import Dataset
+from midefense.datasets.placebos import PLACEBOS
 from midefense.defenses.base import Defense, NoDefense
 from midefense.evidence.base import EvidenceSource
 from midefense.metrics.base import Metric
@@ -101,6 +102,11 @@ class TargetPlan:
         """The attributes that it tells, each by an output of its own; none where it tells classes apart."""
         taught = self.dataset.arguments.get("label", "identity") == "attributes"
         return tuple(self.dataset.target.attribute_names) if taught else ()
+
+    @property
+    def remark(self) -> str:
+        """What stands behind the names of what is made of it: a placebo says that it is one."""
+        return f"-{self.train_on}" if self.train_on in PLACEBOS else ""
 
     @property
     def as_trained(self) -> TargetPlan:
@@ -218,7 +224,49 @@ def read_plan(verb: str, config: dict, choices: Mapping[str, str], overrides: Se
     _check_halves(plan)
     if plan.attack is not None:
         _check_match(plan)
+    refuse_all(_placebo_problems(plan))
     return plan
+
+
+def placebo_of(plan: Plan) -> str | None:
+    """What the placebo that metrics ask for learns from; None where none asks."""
+    return next(iter(_placebos(plan).values()), None)
+
+
+def _placebos(plan: Plan) -> dict[str, str]:
+    """The placebos that metrics ask for, by metric."""
+    return {name: node.build().placebo for name, node in plan.metrics.items() if node.target.wants_placebo}
+
+
+def _placebo_problems(plan: Plan) -> Iterator[str]:
+    """Why the attack of a plan cannot be repeated on a placebo, where a metric asks for that; and why a target cannot
+    be one."""
+    asked, target = _placebos(plan), plan.target
+    if target.train_on in PLACEBOS and target.attributes:
+        yield f"train_on={target.train_on}: expected a target of identities, got one of attributes; try label=identity"
+    if not asked:
+        return
+    name = next(iter(asked))
+    if len(set(asked.values())) > 1:
+        yield f"metrics: expected one placebo for all, got {', '.join(asked.values())} ({', '.join(asked)})"
+    if plan.recovered is not None:
+        yield (
+            f"metrics.{name}: expected an attack to repeat on a placebo, got recovered=, which is one that was done; "
+            "try target= and attack=, or other metrics"
+        )
+    elif plan.evidence.target.releases or plan.evidence.target.points_at == "training_set":
+        yield (
+            f"metrics.{name}: expected an attack on classes, got evidence ({plan.evidence.target.__name__}) that "
+            "another target would have given otherwise; try evidence=class_labels, or other metrics"
+        )
+    if target.attributes or target.train_on != "private":
+        got = "attributes" if target.attributes else f"train_on={target.train_on}"
+        yield f"metrics.{name}: expected a target of the private identities, got {got}; try train_on=private"
+    if issubclass(target.recipe.target, Imported):
+        yield (
+            f"metrics.{name}: expected a target whose training can be repeated without the identities, got weights "
+            "that others trained; try one trained here, or other metrics"
+        )
 
 
 def stored_target(artefact: Artefact, allow: Sequence[str] = ()) -> TargetPlan:

@@ -10,7 +10,7 @@ from pathlib import Path
 from midefense.report.files import refuse_odd_places, save
 from midefense.report.rows import DERIVED, NAMES, SEEDS, Row, Value
 
-ANCHORS = ("real", "prior", "chance", "truncated", "other")
+ANCHORS = ("real", "prior", "chance", "truncated", "other", "placebo")
 ABOUT = (*NAMES, "protocol", "classes", "candidates", "date", "device")
 SETUP = (
     *ABOUT,

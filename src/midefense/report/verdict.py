@@ -18,9 +18,10 @@ ANCHORS = {
     "chance": "chance",
     "prior": "unattacked samples",
     "truncated": "unattacked samples truncated as the attack's starts",
+    "placebo": "a placebo that never saw the identities",
     "real": "real images",
 }
-FLOORS = ("chance", "prior", "truncated")
+FLOORS = ("chance", "prior", "truncated", "placebo")
 SPELT = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 

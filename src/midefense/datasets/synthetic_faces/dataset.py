@@ -36,6 +36,7 @@ class SyntheticFaces(Dataset):
     `label`: what a target is taught, `identity` or `attributes`.
     """
 
+    may_be_shown = True
     channels = 3
     attribute_names = ATTRIBUTES
     later: ClassVar[dict[str, object]] = {"label": "identity"}
