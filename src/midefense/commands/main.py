@@ -32,6 +32,8 @@ COMMANDS = {
     "sweep": Command("sweep", "a W&B sweep's file without W&B: many setups on this machine"),
     "report": Command("report", "result rows as a page, a table and CSV"),
     "store": Command("store", "look after the store: list, show, verify, relocate, rm"),
+    "gc": Command("gc", "what no row needs any more, with sizes; deletes what is named"),
+    "doctor": Command("doctor", "is all in order? versions, devices, disk, datasets, weights, W&B, the store"),
     "datasets": Command("datasets", "look at datasets on disk: list, check"),
     "import": Command("imports", "weights that others trained, into the store"),
     "export": Command("export", "the weights of a target as one file"),
