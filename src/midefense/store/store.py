@@ -49,7 +49,7 @@ from midefense.types import Refused, refuse_unknown
 POLL_SECONDS = 0.2
 WRITING = ".writing-"  # what a folder is called before it is whole
 REMOVED = ".removed-"  # and while it is being deleted
-MISSING = ("make", "fail", "plan")  # what is done about what is missing
+MISSING = ("make", "fail", "plan", "measure")  # what is done about what is missing
 # What brings the first artefact of a kind into a store.
 NONE_YET = {
     "target": "Make one with train_target.py, or bring weights in with midefense import",
