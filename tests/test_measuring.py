@@ -7,6 +7,7 @@ import torch
 import yaml
 from conftest import plan_for
 
+from midefense.commands import plan
 from midefense.commands.main import main
 from midefense.pipeline import measuring
 from midefense.pipeline.ahead import look_ahead
@@ -108,4 +109,10 @@ def test_other_verbs_and_words_are_refused(capsys):
     assert main(["plan", "atack", "dataset=toy"]) == 1 and main(["plan", "attack", "missing=make"]) == 1
     first, second = capsys.readouterr().err.splitlines()
     assert "atack" in first and "leave it out" in second
-    assert main(["plan"]) == 0 and capsys.readouterr().out.startswith("usage: midefense plan {train,attack,evaluate}")
+
+
+def test_the_command_is_the_verb_that_measures(monkeypatch):
+    given = []
+    monkeypatch.setattr(plan, "run_verb", lambda command, words: given.append((command.module, words)) or 0)
+    assert main(["plan", "train", "dataset=toy", "-m", "seed=0,1"]) == 0
+    assert given == [("train_target", ["dataset=toy", "-m", "seed=0,1", "missing=measure"])]
