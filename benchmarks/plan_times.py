@@ -72,8 +72,8 @@ def report(words: list[str]) -> str:
             "# What a plan says, and what it then takes",
             "",
             "`python benchmarks/plan_times.py --write`",
-            f"measured {time.strftime('%Y-%m-%d')}, cpu ({platform.machine()}), one thread, torch {torch.__version__}, load average "
-            f"{os.getloadavg()[0]:.1f}.",
+            f"measured {time.strftime('%Y-%m-%d')}, cpu ({platform.machine()}), one thread, torch {torch.__version__}, "
+            f"load average {os.getloadavg()[0]:.1f}.",
             "",
             f"`{' '.join(words)}`",
             "",

@@ -97,8 +97,8 @@ def report(chains: int) -> str:
             f"# A store of {4 * chains:,} artefacts",
             "",
             "`python benchmarks/store.py --write`",
-            f"measured {time.strftime('%Y-%m-%d')}, cpu ({platform.machine()}), torch {torch.__version__}, load average "
-            f"{os.getloadavg()[0]:.1f}: the clock also counts what others compute on this core meanwhile.",
+            f"measured {time.strftime('%Y-%m-%d')}, cpu ({platform.machine()}), torch {torch.__version__}, load "
+            f"average {os.getloadavg()[0]:.1f}: the clock also counts what others compute on this core meanwhile.",
             "",
             "| what | CPU | by the clock |",
             "|---|---|---|",
