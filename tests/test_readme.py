@@ -236,6 +236,7 @@ KNOWN = {
     "python attack.py target=REF attack=pool_small": run_on_a_stored_target,
     "midefense report": run_midefense,
     "midefense store list": run_midefense,
+    "midefense doctor": run_midefense,
     "midefense audit CHECKPOINT --network mynet:Net --images DIR --public DIR2": audit,
     f"python evaluate.py dataset=image_folder {FOLDERS}": run_on_images,
     f"python train_target.py {OWN_NETWORK}": verb,

@@ -1,5 +1,6 @@
 """The store: ids, files that are whole or absent, claims, and the command line that looks after it."""
 
+import builtins
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -566,3 +568,20 @@ def test_what_was_verified_is_not_read_again_until_it_changes(shelf, monkeypatch
     tensors.write_bytes(tensors.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(Refused, match="expected sha256"):
         shelf.find(draft(seed=1))
+
+
+@pytest.mark.parametrize("words", [["list"], ["show", "toy-7"]], ids=lambda words: words[0])
+def test_one_file_is_read_of_each_artefact_that_is_listed_and_none_of_others_than_the_one_looked_for(
+    words, shelf, monkeypatch, capsys
+):
+    count = 12
+    for number in range(count):
+        made(shelf, draft(name=f"toy-{number}", seed=number))
+    opened = []
+    real = builtins.open
+    monkeypatch.setattr(builtins, "open", lambda file, *rest, **how: opened.append(file) or real(file, *rest, **how))
+    assert command(["--store", str(shelf.root), *words]) == 0
+    monkeypatch.undo()
+    assert "toy-7" in capsys.readouterr().out
+    own = [str(file) for file in opened if shelf.root in Path(str(file)).parents]
+    assert len(own) == count if words == ["list"] else {Path(file).parent.name[:6] for file in own} == {"toy-7@"}

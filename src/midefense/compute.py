@@ -134,10 +134,15 @@ def require_memory(needed: float, what: str) -> None:
     Args:
         what: the option that decides it, and what is needed, for the message.
     """
-    there = min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_granted()])
+    there = memory_bytes()
     if needed > there:
         expected, got = f"{there / 2**30:,.0f} GiB, the memory of this machine", f"{needed / 2**30:,.0f} GiB"
         raise Refused(f"{what}: expected at most {expected}, got {got}; try smaller sizes or numbers")
+
+
+def memory_bytes() -> int:
+    """Bytes of memory of this machine, or as many of them as it grants this process."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_granted()])
 
 
 def _granted() -> list[int]:

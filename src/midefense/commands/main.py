@@ -28,11 +28,14 @@ COMMANDS = {
     "train": Command("train_target", "train a classifier with a defense", verb=True),
     "attack": Command("attack", "attack a target through its oracle", verb=True),
     "evaluate": Command("evaluate", "judge what an attack recovered; makes what is missing upstream", verb=True),
+    "plan": Command("plan", "what a verb would make and what each stage costs, measured over a few steps"),
     "tune": Command("tune", "search for an attack's options on a shadow model of the attacker's own"),
     "sweep": Command("sweep", "a W&B sweep's file without W&B: many setups on this machine"),
     "report": Command("report", "result rows as a page, a table and CSV"),
     "rate": Command("rate", "pairs of a result's pictures, blinded, for people to judge on a page of this machine"),
     "store": Command("store", "look after the store: list, show, verify, relocate, rm"),
+    "gc": Command("gc", "what no row needs any more, with sizes; deletes what is named"),
+    "doctor": Command("doctor", "is all in order? versions, devices, disk, datasets, weights, W&B, the store"),
     "datasets": Command("datasets", "look at datasets on disk: list, check"),
     "import": Command("imports", "weights that others trained, into the store"),
     "export": Command("export", "the weights of a target as one file"),
@@ -54,14 +57,14 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     with ending_when_asked(shlex.join(["midefense", *words])):
         if command.verb:
-            return _run_verb(command, words[1:])
+            return run_verb(command, words[1:])
         module = importlib.import_module(f"midefense.commands.{command.module}")
         from midefense.commands.parsing import refusing
 
         return refusing(lambda: module.run(words[1:]))
 
 
-def _run_verb(command: Command, words: Sequence[str]) -> int:
+def run_verb(command: Command, words: Sequence[str]) -> int:
     """Run a verb's module as the main one: what starts further processes (ranks) then starts this verb."""
     sys.argv = [sys.argv[0], *words]
     runpy.run_module(f"midefense.commands.{command.module}", run_name="__main__", alter_sys=True)

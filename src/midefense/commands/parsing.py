@@ -6,10 +6,16 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from midefense.store.artefacts import KINDS
 from midefense.terminal import shown
 from midefense.tracking.endings import FULL, tell
 from midefense.types import Refused
+
+if TYPE_CHECKING:
+    from midefense.store.store import Store
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +46,18 @@ def count(text: str) -> int:
 def is_override(word: str) -> bool:
     """Whether a free word is one for Hydra: KEY=VALUE, +KEY=VALUE or ~KEY."""
     return not word.startswith("-") and ("=" in word or word.startswith("~"))
+
+
+def only(store: Store, reference: str) -> Path:
+    """The folder of the one artefact that a reference names; `Refused` for none, and for several."""
+    kind, _, name = reference.strip("/").rpartition("/")
+    found = store.named(name, kind if kind in KINDS else None)
+    if len(found) != 1:
+        names = ", ".join(f"{path.parent.name}/{path.name}" for path in found) or "none"
+        raise Refused(
+            f"expected one artefact called {reference}, got {len(found)}: {names}; see `midefense store list`"
+        )
+    return found[0]
 
 
 def refusing(act: Callable[[], int]) -> int:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import yaml
 
-from midefense.commands.parsing import add_store, refusing
+from midefense.commands.parsing import add_store, only, refusing
 from midefense.store.artefacts import KINDS, Artefact, absolute
 from midefense.store.remembered import remember, remembered
+from midefense.store.space import size_of
 from midefense.store.store import Checked, Store
 from midefense.terminal import say
 from midefense.types import Refused
@@ -25,10 +26,9 @@ def run(words: Sequence[str]) -> int:
 
 
 def _list(store: Store, options: argparse.Namespace) -> int:
-    for artefact in store.list(options.kind):
-        size = sum(path.stat().st_size for path in artefact.path.iterdir())
-        say(f"{artefact.provenance['created']}  {size / 1e6:8.2f} MB  {artefact.reference}")
-    broken = store.broken(options.kind)
+    found, broken = store.survey(options.kind)
+    for artefact in found:
+        say(f"{artefact.provenance['created']}  {size_of(artefact.path) / 1e6:8.2f} MB  {artefact.reference}")
     for problem in broken.values():  # each begins with its folder
         say(f"BROKEN   {problem}")
     return 1 if broken else 0
@@ -85,7 +85,7 @@ def _judged(checked: Checked, told: Mapping[str, str] | None, deep: bool) -> Che
 
 def _paths(store: Store, reference: str, deep: bool) -> list[Path]:
     """The folder of one artefact; `deep`: and of all that it goes back to."""
-    path = _only(store, reference)
+    path = only(store, reference)
     if not deep:
         return [path]
     above = (link.parent for link in store.ancestry(store.read(path)))
@@ -115,7 +115,7 @@ def _moved(word: str) -> tuple[str, str]:
 
 
 def _remove(store: Store, options: argparse.Namespace) -> int:
-    path = _only(store, options.reference)
+    path = only(store, options.reference)
     reference = f"{path.parent.name}/{path.name}"  # the folder's name: its provenance may be broken
     dependants = store.dependants(reference)
     if dependants and not options.dependants:
@@ -129,20 +129,9 @@ def _remove(store: Store, options: argparse.Namespace) -> int:
 
 
 def _find(store: Store, reference: str) -> Artefact:
-    artefact = store.read(_only(store, reference))
+    artefact = store.read(only(store, reference))
     artefact.verify()
     return artefact
-
-
-def _only(store: Store, reference: str) -> Path:
-    kind, _, name = reference.strip("/").rpartition("/")
-    found = store.named(name, kind if kind in KINDS else None)
-    if len(found) != 1:
-        names = ", ".join(f"{path.parent.name}/{path.name}" for path in found) or "none"
-        raise Refused(
-            f"expected one artefact called {reference}, got {len(found)}: {names}; see `midefense store list`"
-        )
-    return found[0]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from midefense.store.sweeps import FAILED, FINISHED, REFUSED, Outcome
 from midefense.terminal import duration, say, shown
 
 if TYPE_CHECKING:
+    from midefense.pipeline.agenda import Item
+    from midefense.pipeline.costs import Cost
     from midefense.studies.sweep import Planned, Runner, Working
 
 
@@ -37,8 +40,8 @@ def _sweep(options: argparse.Namespace, words: Sequence[str]) -> int:
     points = sweep.most if sweep.method == "bayes" else len(planned)
     runner.board = board = (Table if sys.stderr.isatty() else Lines)(points)
     say(f"sweep {sweep.name} ({sweep.id}): {points} points, {options.workers} at once; logs in {runner.folder}")
-    if options.plan:
-        return _tell_plan(runner, planned)
+    if options.plan or options.measure:
+        return _tell_plan(runner, planned, options.measure)
     try:
         outcomes = runner.run(planned)
     finally:
@@ -50,15 +53,26 @@ def _sweep(options: argparse.Namespace, words: Sequence[str]) -> int:
     return 1 if any(outcome.state == FAILED for outcome in outcomes) else 0
 
 
-def _tell_plan(runner: Runner, planned: Sequence[Planned]) -> int:
-    """Say of every point whether it is there, what is missing, or why it is refused; compute nothing."""
+def _tell_plan(runner: Runner, planned: Sequence[Planned], measure: bool) -> int:
+    """Say of every point whether it is there, what is missing, or why it is refused; make nothing. `measure`: also what
+    all points together cost, what several need counted once."""
+    from midefense.pipeline.costs import in_all
+
+    wanted: dict[str, Item] = {}
+    costs: dict[str, Cost] = {}
+    alike: dict[tuple[str, int], Cost | None] = {}
     for one in planned:
         if one.plan is None:
             say(f"refused  {one.point.label}: {one.reason}")
             continue
-        missing = runner.agenda(one).missing
+        agenda = runner.agenda(one)
+        missing = agenda.missing
+        wanted |= {item.artefact.id: replace(item, measure=None) for item in missing}  # which would hold its images
+        costs |= agenda.measured(alike) if measure else {}
         what = "; ".join(dict.fromkeys(item.what for item in missing))
         say(f"missing  {one.point.label}: {what}" if missing else f"found    {one.point.label}")
+    if measure:
+        say(in_all(wanted.values(), costs))
     return 0
 
 
@@ -150,5 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--points", type=count, help="how many points (default: the file's run_cap; a grid's: all)")
     parser.add_argument("--seed", type=int, default=0, help="of values that are drawn or searched (default: 0)")
     parser.add_argument("--plan", action="store_true", help="only say of every point what is there and what is missing")
+    parser.add_argument(
+        "--measure", action="store_true", help="as --plan, and measure over a few steps what all of it costs"
+    )
     add_store(parser)
     return parser

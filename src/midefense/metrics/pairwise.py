@@ -41,6 +41,7 @@ WINDOW = 11  # pixels of SSIM's Gaussian, whose deviation is 1.5
 ROUNDING = 1 / (12 * 255**2)  # mean squared error of rounding to 8 bits, below which nothing is told apart
 SMALLEST = 32  # pixels a side that AlexNet can take
 ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
+ALEXNET_ADDRESS = f"https://download.pytorch.org/models/{ALEXNET_FILE}"
 
 
 class PairedMetric(Metric):
@@ -244,7 +245,7 @@ def require_perceptual() -> None:
     if not alexnet_file().is_file():
         raise Refused(
             f"metrics.lpips: expected AlexNet's weights at {alexnet_file()}, got no such file; try "
-            f"https://download.pytorch.org/models/{ALEXNET_FILE}, or go without metrics=lpips"
+            f"{ALEXNET_ADDRESS}, or go without metrics=lpips"
         )
     if importlib.util.find_spec("torchmetrics") is None:
         raise Refused(

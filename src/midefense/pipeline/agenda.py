@@ -6,17 +6,17 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from midefense.pipeline.costs import UNKNOWN, Cost
 from midefense.store.artefacts import Artefact, Draft, content_id, write_whole
 from midefense.store.store import Store
-from midefense.terminal import Stage, duration
+from midefense.terminal import Stage, duration, tell
 
-UNKNOWN = "unknown until measured"
 # What a recipe holds that does not change how long one step takes.
 UNTIMED = ("seed", "epochs", "steps", "target", "prepared", "labels", "ids", "question", "recovered", "evaluators")
 
@@ -27,6 +27,7 @@ class Item:
 
     `what` says what is done to have it. `units`: the steps that takes, one if nobody can tell. `on`: the recipe of the
     target it works on, whose network decides how long a step takes. `found`: whether the store has it already.
+    `measure`: measures what it will cost; None, and what gives None, cannot be measured before.
     """
 
     what: str
@@ -34,6 +35,7 @@ class Item:
     units: int = 1
     on: Mapping[str, object] | None = None
     found: bool = False
+    measure: Callable[[], Cost | None] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,23 @@ class Agenda:
             pace = self._pace(item)
             took = UNKNOWN if pace is None else f"about {duration(pace * item.units)}"
             yield f"{number}/{len(self.missing)}  {item.what}: {item.artefact.reference} ({took})"
+
+    def measured(self, known: dict[tuple[str, int], Cost | None] | None = None) -> dict[str, Cost]:
+        """What will be made costs, by the id of the artefact, as a few steps of each show; nothing is made.
+
+        Args:
+            known: what like it was measured to cost before, for other agendas; added to.
+        """
+        known = {} if known is None else known
+        costs = {}
+        for item in self.missing:
+            like = self._path(item).stem, item.units
+            if like not in known:
+                tell(f"measuring: {item.what} {item.artefact.name}")
+                known[like] = item.measure() if item.measure else None
+            if known[like] is not None:
+                costs[item.artefact.id] = known[like]
+        return costs
 
     def keep_pace(self, artefact: Artefact, stage: Stage) -> None:
         """Remember how long a step of what was just made took, for the next time."""

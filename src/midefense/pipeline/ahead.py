@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from midefense.pipeline.agenda import Agenda, Item
 from midefense.pipeline.classifiers import job_of
+from midefense.pipeline.costs import Cost
+from midefense.pipeline.measuring import Probe, training
 from midefense.pipeline.pipeline import Pipeline
 from midefense.plan.read import TargetPlan
 from midefense.store.artefacts import Artefact, Draft
@@ -70,6 +73,7 @@ class _Looking:
         node = pipeline.attack_node(classes)
         attack = node.build()
         on = target.artefact.recipe
+        probe = functools.partial(Probe, pipeline, node, target.artefact)
         if self._plan.stored_prior is not None:
             stored = prior = self._plan.stored_prior
             yield self._item("training the prior", prior, on=on)
@@ -77,7 +81,8 @@ class _Looking:
             prior, stored = pipeline.prior_draft(target.artefact), None
             if pipeline.blank_prior[1].learns:
                 steps = pipeline.blank_prior[1].fit_steps(pipeline.public)
-                item = self._item("training the prior", prior, steps, on if pipeline.blank_prior[1].asks else None)
+                asked = on if pipeline.blank_prior[1].asks else None
+                item = self._item("training the prior", prior, steps, asked, lambda: probe().learned())
                 stored = item.artefact
                 yield item
         released = pipeline.released_draft(target.artefact)
@@ -86,9 +91,11 @@ class _Looking:
             released = item.artefact
             yield from (*before, item)
         made_of = node, target.artefact, prior.recipe, stored
-        prepared = None
+        prepared, attempt = None, probe(stored)
         if attack.prepares:
-            item = self._item("preparing the attack", pipeline.prepared_draft(*made_of), on=on)
+            draft = pipeline.prepared_draft(*made_of)
+            item = self._item("preparing the attack", draft, on=on, measure=attempt.preparation)
+            attempt.prepared = item.artefact
             if attack.asks_edge:
                 asked = pipeline.released_draft(target.artefact, pipeline.asked_of_edge())
                 yield self._item("releasing features of public images", asked, on=on)
@@ -96,7 +103,8 @@ class _Looking:
             yield item
         groups = -(-len(pipeline.collected) // attack.group)
         steps = 1 if attack.steps is None else attack.steps * groups
-        yield self._item("attacking", pipeline.recovered_draft(*made_of, prepared, released), steps, on)
+        draft = pipeline.recovered_draft(*made_of, prepared, released)
+        yield self._item("attacking", draft, steps, on, attempt.attacked)
 
     def _cloud(self, target: Item) -> Iterator[Item]:
         """The cloud's half, and what the edge releases for it."""
@@ -134,9 +142,17 @@ class _Looking:
     def _classifier(self, what: str, plan: TargetPlan) -> tuple[Item, int]:
         """A classifier, and the classes it knows."""
         job = job_of(self._pipeline.session, plan)
-        item = self._item(what, job.draft, plan.recipe.arguments.get("epochs", 1))
+        measure = functools.partial(training, self._pipeline.session, job)
+        item = self._item(what, job.draft, plan.recipe.arguments.get("epochs", 1), measure=measure)
         return item, item.artefact.metrics["classes"] if item.found else len(job.images.names)
 
-    def _item(self, what: str, draft: Artefact | Draft, units: int = 1, on: Mapping[str, object] | None = None) -> Item:
+    def _item(
+        self,
+        what: str,
+        draft: Artefact | Draft,
+        units: int = 1,
+        on: Mapping[str, object] | None = None,
+        measure: Callable[[], Cost | None] | None = None,
+    ) -> Item:
         found = draft if isinstance(draft, Artefact) else self._store.find(draft)
-        return Item(f"{what}{self._remark}", found or draft, units, on, found is not None)
+        return Item(f"{what}{self._remark}", found or draft, units, on, found is not None, measure)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from midefense.compute import local_rank
 from midefense.pipeline.ahead import look_ahead
+from midefense.pipeline.costs import priced
 from midefense.pipeline.pipeline import Pipeline
 from midefense.plan.adaptive import with_adaptive
 from midefense.plan.compose import in_one_sentence, plain_config, refuse_hidden, with_prior_options
@@ -49,8 +50,9 @@ def verb(name: str, work: Callable[[Pipeline], Artefact], say: Callable[[Artefac
             pipeline = Pipeline(plan)
             tell_of = pipeline.session.tell
             agenda = look_ahead(pipeline)
-            if plan.missing == "plan":
-                print(shown("\n".join(agenda.lines())), flush=True)
+            if plan.missing in ("plan", "measure"):
+                told = agenda.lines() if plan.missing == "plan" else priced(agenda, agenda.measured())
+                print(shown("\n".join(told)), flush=True)
                 return
             if plan.missing == "make" and agenda.missing and local_rank() == 0:
                 print(shown("\n".join(agenda.lines())), file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ from midefense.types import Refused
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 MOST_BYTES = 1 << 16  # of a claim
+CLAIMED = ("work", "sweeps", "cache")  # the folders of a store in which claims are
 # When this process first saw a claim as it is, by its own clock: that of another host may be wrong.
 _SEEN: dict[Path, tuple[int, float]] = {}
 
@@ -97,6 +98,24 @@ def owner_of(path: Path) -> str:
     since = owner.get("time") if owner is not None else None
     held = f", for {duration(max(0.0, time.time() - since))} now" if isinstance(since, int | float) else ""
     return f"{who}, see {path}{held}"
+
+
+def claims_in(root: Path) -> list[Path]:
+    """The files of all claims in the store at `root`, live and stale: on unfinished work, on points of sweeps, and on
+    pictures that are being decoded. Links are followed no further than these folders themselves may be some."""
+    folders = [(Path(folder), files) for top in CLAIMED for folder, _, files in os.walk(root / top)]
+    return sorted(
+        folder / name
+        for folder, files in folders
+        for name in files
+        if not name.startswith(".") and (name.endswith(".claim") or folder.name == "claims")
+    )
+
+
+def is_live(path: Path) -> bool:
+    """Whether somebody works under a claim, as far as can be told at once: its owner is not known to be dead, and was
+    heard of within `STALE_SECONDS`."""
+    return os.path.lexists(path) and not _stale(path)
 
 
 def _stale(path: Path) -> bool:

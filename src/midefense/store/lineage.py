@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from midefense.store.artefacts import Artefact, Draft
+from midefense.store.artefacts import KINDS, Artefact, Draft
 from midefense.types import Refused
 
 Find = Callable[[str], Artefact | None]  # what the store holds under a reference, its provenance checked; None: nothing
@@ -72,6 +72,12 @@ def links(artefact: Artefact, find: Find) -> Iterator[Link]:
         except Refused as refusal:
             raise Refused(f"{artefact.reference}: its {role} cannot be looked at: {refusal}") from refusal
         yield Link(artefact, role, reference, recorded.get(role), parent)
+
+
+def key_of(reference: str) -> tuple[str, str]:
+    """Kind and id of a reference (`kind/name@id`, of targets maybe the id alone), as `Store.parent` reads it."""
+    kind, _, name = reference.rpartition("/")
+    return kind if kind in KINDS else "target", name.rpartition("@")[2]
 
 
 def all_links(artefact: Artefact, find: Find) -> Iterator[Link]:

@@ -1,4 +1,4 @@
-"""Room on the disk that is taken before it is written."""
+"""Room on the disk: what is taken before it is written, and what a folder takes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,18 @@ def reserve(path: Path, size: int) -> None:
         if error.errno is not None:
             error.filename = str(path)
         raise
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder. No link is followed."""
+    if not path.is_dir() or path.is_symlink():
+        return path.lstat().st_size
+    total = 0
+    with os.scandir(path) as found:
+        for entry in found:
+            inner = entry.is_dir(follow_symlinks=False)
+            total += size_of(Path(entry.path)) if inner else entry.stat(follow_symlinks=False).st_size
+    return total
 
 
 def _allocate(file: int, size: int) -> bool:

@@ -48,7 +48,8 @@ from midefense.types import Refused, refuse_unknown
 
 POLL_SECONDS = 0.2
 WRITING = ".writing-"  # what a folder is called before it is whole
-MISSING = ("make", "fail", "plan")  # what is done about what is missing
+REMOVED = ".removed-"  # and while it is being deleted
+MISSING = ("make", "fail", "plan", "measure")  # what is done about what is missing
 # What brings the first artefact of a kind into a store.
 NONE_YET = {
     "target": "Make one with train_target.py, or bring weights in with midefense import",
@@ -201,13 +202,11 @@ class Store:
 
     def list(self, kind: str | None = None) -> list[Artefact]:
         """All complete artefacts, oldest first, not verified. Those without a readable provenance are `broken`."""
-        found, _ = self._survey(kind)
-        return sorted(found, key=lambda artefact: (artefact.provenance["created"], artefact.reference))
+        return self.survey(kind)[0]
 
     def broken(self, kind: str | None = None) -> dict[Path, str]:
         """The folders whose provenance cannot be read, and why."""
-        _, problems = self._survey(kind)
-        return problems
+        return self.survey(kind)[1]
 
     def dependants(self, reference: str) -> list[Artefact]:
         """Everything that was made from the artefact `kind/name@id`, directly or not, oldest first."""
@@ -222,9 +221,7 @@ class Store:
         if path.parents[1] != self.root:
             raise Refused(f"{path}: expected a folder of {self.root}, got one of a store behind it, which is only read")
         self.require_writable()
-        doomed = path.with_name(f".removed-{path.name}-{uuid.uuid4().hex}")
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+        discard(path)
         forget_moved(self.root, _id_of(path))
 
     def moved(self, artefact: Artefact, places: Mapping[str, str | None]) -> Artefact:
@@ -300,15 +297,15 @@ class Store:
             found += [path for path in _inside(root, kinds) if (path.parent.name, _id_of(path)) not in known]
         return found
 
-    def _survey(self, kind: str | None) -> tuple[list[Artefact], dict[Path, str]]:
-        """The artefacts that can be read, and the folders that cannot, with the reason."""
+    def survey(self, kind: str | None = None) -> tuple[list[Artefact], dict[Path, str]]:
+        """`list` and `broken` in one look: of each artefact one file is read, its provenance."""
         found, problems = [], {}
         for path in self.folders(kind):
             try:
                 found.append(self.read(path))
             except Refused as refusal:
                 problems[path] = str(refusal)
-        return found, problems
+        return sorted(found, key=lambda artefact: (artefact.provenance["created"], artefact.reference)), problems
 
     def verified(self, path: Path) -> Artefact:
         """The artefact in a folder, every file of it as it was written, and computed from what its parents hold now, up
@@ -487,6 +484,14 @@ class Work:
             shutil.rmtree(left, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         return self.store.verified(final)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder that may be taken for something whole: it is renamed first, so no half of it can be. A link is
+    not followed, but an `OSError`."""
+    doomed = folder.with_name(f"{REMOVED}{folder.name}-{uuid.uuid4().hex}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _inside(root: Path, kinds: Sequence[str]) -> list[Path]:

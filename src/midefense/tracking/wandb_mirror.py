@@ -220,7 +220,7 @@ def _online_possible(wandb: ModuleType, asked_for: bool) -> bool:
     except failures() as error:
         warn_once(error)
         return False
-    if not _key_configured(server):
+    if not key_configured(server):
         if asked_for:
             warn_once(PermissionError("no API key is configured (wandb login, or WANDB_API_KEY)"))
         return False
@@ -234,7 +234,8 @@ def _online_possible(wandb: ModuleType, asked_for: bool) -> bool:
         return False
 
 
-def _key_configured(server: str) -> bool:
+def key_configured(server: str) -> bool:
+    """Whether a key for `server` is in a variable, or in the file of logins; it is not looked at."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:

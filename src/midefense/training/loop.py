@@ -6,7 +6,7 @@ changes nothing but the rounding (except what couples a batch: batch norm and co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -211,24 +211,11 @@ def rank_share(batch: Batch, rank: int, ranks: int) -> Batch:
 
 def _epoch(trainer: Trainer, images: Images, epoch: int, seed: int) -> dict[str, float]:
     """Train one epoch. Gives its mean logs, read from the device once."""
-    fabric, recipe = trainer.fabric, trainer.recipe
+    fabric = trainer.fabric
     own_logs = trainer.begin_epoch(epoch)
-    sampler = trainer.defense.sampler or recipe.sampler
-    order = seeds.generator(seed, "train", "order", epoch)
-    batches = recipe.batches(images.labels, sampler, 2 * fabric.world_size, order)
-    batches = batches[: max(1, round(trainer.defense.epoch_share * len(batches)))]
-    trainer.images_per_epoch = sum(map(len, batches))
+    batches = _batches(trainer, images, epoch, seed)
     totals: dict[str, Tensor] = {}
-    for index, rows in enumerate(batches):
-        batch = Batch(
-            images=images.floats(rows, fabric.device),
-            labels=images.labels[rows].to(fabric.device),
-            ids=images.ids[rows].to(fabric.device),
-            weight=torch.ones(len(rows), device=fabric.device),
-            rng=seeds.generator(seed, "train", "batch", epoch, index),
-        )
-        with rounded(recipe.precision, fabric.device):
-            told = trainer.train(batch, seed, epoch, index)
+    for told in _updates(trainer, images, batches, epoch, seed):
         for name, value in told.items():
             totals[name] = totals[name] + value if name in totals else value
     trainer.end_epoch()
@@ -237,6 +224,43 @@ def _epoch(trainer: Trainer, images: Images, epoch: int, seed: int) -> dict[str,
     if not torch.isfinite(means).all():
         raise Diverged(f"training diverged in epoch {epoch}: {logs}; try a lower learning rate or recipe.clip_norm=1")
     return {**logs, **own_logs}
+
+
+def first_updates(trainer: Trainer, images: Images, seed: int) -> tuple[int, Iterator[dict[str, Tensor]]]:
+    """How many updates the first epoch on `images` has, and the updates themselves, one by one, to be measured. The
+    epoch is begun."""
+    trainer.begin_epoch(0)
+    batches = _batches(trainer, images, 0, seed)
+    return len(batches), _updates(trainer, images, batches, 0, seed)
+
+
+def _batches(trainer: Trainer, images: Images, epoch: int, seed: int) -> list[Tensor]:
+    """The rows of the batches of an epoch that was begun."""
+    recipe = trainer.recipe
+    sampler = trainer.defense.sampler or recipe.sampler
+    order = seeds.generator(seed, "train", "order", epoch)
+    batches = recipe.batches(images.labels, sampler, 2 * trainer.fabric.world_size, order)
+    batches = batches[: max(1, round(trainer.defense.epoch_share * len(batches)))]
+    trainer.images_per_epoch = sum(map(len, batches))
+    return batches
+
+
+def _updates(
+    trainer: Trainer, images: Images, batches: Sequence[Tensor], epoch: int, seed: int
+) -> Iterator[dict[str, Tensor]]:
+    """One update for each batch of rows; yields its logs."""
+    fabric = trainer.fabric
+    for index, rows in enumerate(batches):
+        batch = Batch(
+            images=images.floats(rows, fabric.device),
+            labels=images.labels[rows].to(fabric.device),
+            ids=images.ids[rows].to(fabric.device),
+            weight=torch.ones(len(rows), device=fabric.device),
+            rng=seeds.generator(seed, "train", "batch", epoch, index),
+        )
+        with rounded(trainer.recipe.precision, fabric.device):
+            told = trainer.train(batch, seed, epoch, index)
+        yield told
 
 
 def _require_test(test: Images | None) -> Images:

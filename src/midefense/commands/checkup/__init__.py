@@ -1,0 +1,1 @@
+"""What `midefense doctor` looks at: the machine, the data and the store. Nothing is unpickled, fetched or written."""
