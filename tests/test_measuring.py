@@ -11,9 +11,10 @@ from midefense.commands import plan
 from midefense.commands.main import main
 from midefense.pipeline import measuring
 from midefense.pipeline.ahead import look_ahead
-from midefense.pipeline.costs import Cost, in_all
+from midefense.pipeline.costs import Cost
 from midefense.pipeline.measuring import Pace
 from midefense.pipeline.pipeline import Pipeline
+from midefense.pipeline.prices import in_all
 from midefense.store.store import Store
 
 TOY = ("dataset=toy", "architecture=mlp", "architecture.widths=[16]", "recipe.epochs=3", "compute=cpu")

@@ -56,7 +56,7 @@ def _sweep(options: argparse.Namespace, words: Sequence[str]) -> int:
 def _tell_plan(runner: Runner, planned: Sequence[Planned], measure: bool) -> int:
     """Say of every point whether it is there, what is missing, or why it is refused; make nothing. `measure`: also what
     all points together cost, what several need counted once."""
-    from midefense.pipeline.costs import in_all
+    from midefense.pipeline.prices import in_all
 
     wanted: dict[str, Item] = {}
     costs: dict[str, Cost] = {}

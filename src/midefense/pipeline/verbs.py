@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 
 from midefense.compute import local_rank
 from midefense.pipeline.ahead import look_ahead
-from midefense.pipeline.costs import priced
 from midefense.pipeline.pipeline import Pipeline
+from midefense.pipeline.prices import priced
 from midefense.plan.adaptive import with_adaptive
 from midefense.plan.compose import in_one_sentence, plain_config, refuse_hidden, with_prior_options
 from midefense.plan.hydra_node import guarded, refuse_other_worlds
