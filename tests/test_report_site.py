@@ -321,10 +321,19 @@ def test_a_difference_has_configuration_versions_and_numbers_of_one_protocol(tab
     show_page(tab, index, WIDE)
     text = compare(tab, ["none", "vib"])
     assert "−40.0 points" in text and "right leaks less" in text and "Configuration" in text
+    assert "within what seeds differ by" not in text and "one seed" not in text
     assert "-pair=" in tab.run("location.hash") and "Versions and machines" in text
     assert "version of torch" not in text, "what is equal is hidden at first"
     tab.run("document.getElementById('equal').click()")
     assert "version of torch" in tab.run("document.getElementById('compare').innerText")
+
+
+def test_a_difference_that_seeds_may_make_is_no_verdict(tab, index):
+    show_page(tab, index, WIDE)
+    said = "verdict({{mean: 0, half: {}, count: {}}}, {{mean: 5, half: 3, count: 3}}, true)[0]"
+    assert tab.run(said.format(3, 3)) == "right leaks more", "5 lies beyond the root of 3² + 3²"
+    assert tab.run(said.format(4.5, 3)) == "within what seeds differ by"
+    assert tab.run(said.format("NaN", 1)) == "one seed: may be chance"
 
 
 def test_rows_of_different_protocols_are_not_ranked(tab, index):
@@ -364,6 +373,11 @@ def test_no_page_is_wider_than_the_screen(tab, index, width):
             tab.open(page, width)
             assert tab.run("document.documentElement.scrollWidth") <= width, page.name
     show_page(tab, index, width)
+    names = tab.run("[...document.querySelectorAll('#tables th.name')].filter(h => h.offsetParent).length")
+    assert (names > 0) == (width == WIDE), "on a phone the first column speaks for all names"
+    assert tab.run("getComputedStyle(document.querySelector('#tables .narrow')).display !== 'none'") == (
+        width == NARROW
+    )
     compare(tab, ["none", "vib"])
     assert tab.run("(d => d.scrollWidth <= d.clientWidth)(document.getElementById('compare'))")
     assert tab.run("document.getElementById('compare').getBoundingClientRect().right") <= width

@@ -127,5 +127,7 @@ def flat(value: object, key: str = "") -> Iterator[tuple[str, str]]:
 
 def _text(value: object) -> str:
     """A value as YAML would have it, cut where it is long."""
+    if type(value) is int:
+        return str(value)  # as JSON has it, and most values are
     text = value if isinstance(value, str) else _JSON.encode(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

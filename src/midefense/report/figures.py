@@ -19,7 +19,7 @@ MOST_DRAWN = 200  # setups with a mark or a line of their own: of more, nothing 
 
 def figures(found: Sequence[Setup], untried: Sequence[Outcome]) -> Markup | None:
     """All figures of a protocol's setups; None where there is nothing to draw. Frontiers and the heat map are of all
-    setups, marks and lines of the first `MOST_DRAWN`."""
+    setups, marks, lines and trade-offs of the first `MOST_DRAWN`."""
     numbered = range(len(found))
     rows = [row for setup in found for row in setup.rows]
     held = axes(columns(rows))
@@ -30,7 +30,7 @@ def figures(found: Sequence[Setup], untried: Sequence[Outcome]) -> Markup | None
         part("Frontier of each attack", frontiers(found, *held) if held else None),
         part("Privacy against utility", scatter(drawn, numbered[: len(drawn)], *held) if held else None, _cut(found)),
         part("Accuracy against queries", against_queries(drawn, numbered[: len(drawn)]), _cut(found)),
-        part("Trade-off", trade_off_list(found, numbered)),
+        part("Trade-off", trade_off_list(drawn, numbered[: len(drawn)]), _cut(found)),
     ]
     shown = [one for one in parts if one is not None]
     notes = [tag("p", note, class_="lead") for note in notes_on(rows)]
@@ -40,4 +40,4 @@ def figures(found: Sequence[Setup], untried: Sequence[Outcome]) -> Markup | None
 def _cut(found: Sequence[Setup]) -> Markup | None:
     if len(found) <= MOST_DRAWN:
         return None
-    return tag("p", f"Drawn: the first {MOST_DRAWN} of {len(found):,} setups, undefended ones first.", class_="lead")
+    return tag("p", f"Shown: the first {MOST_DRAWN} of {len(found):,} setups, undefended ones first.", class_="lead")

@@ -487,19 +487,28 @@ function settings(left, right) {
 /** Both numbers of every metric and their difference. */
 function numberSides(left, right) {
   return [...METRICS.values()].map(metric => {
-    const a = told(left, metric), b = told(right, metric), by = b.mean - a.mean;
+    const a = told(left, metric), b = told(right, metric);
     if (!a.count && !b.count) return null;
     const cell = one => make("span", { title: one.reason || null }, `${one.text} ${one.spread}`.trim(), one.bounds ? make("small", {}, one.bounds) : null);
-    return side(metric.title, [cell(a), cell(b), difference(by, metric)], false);
+    return side(metric.title, [cell(a), cell(b), difference(a, b, metric)], false);
   }).filter(Boolean);
 }
 
-function difference(by, metric) {
+function difference(a, b, metric) {
+  const by = b.mean - a.mean;
   if (!Number.isFinite(by)) return "–";
   const text = by === 0 ? "none" : (by > 0 ? "+" : "−") + show(Math.abs(by), metric.unit).replace("%", " points");
   if (metric.leaks === null || by === 0) return text;
-  const more = by > 0 === metric.leaks;
-  return make("span", {}, text, " ", make("small", { class: more ? "more" : "less" }, more ? "right leaks more" : "right leaks less"));
+  const [words, style] = verdict(a, b, by > 0 === metric.leaks);
+  return make("span", {}, text, " ", make("small", { class: style }, words));
+}
+
+/** Who leaks more, as far as the seeds tell: nothing of one seed, nor of a difference that both intervals cover. */
+function verdict(a, b, more) {
+  if (a.count < 2 || b.count < 2) return ["one seed: may be chance", null];
+  const half = Math.hypot(a.half || 0, b.half || 0);
+  if (Math.abs(b.mean - a.mean) <= half) return ["within what seeds differ by", null];
+  return more ? ["right leaks more", "more"] : ["right leaks less", "less"];
 }
 
 const REFUSED = "These two follow different protocols. Their numbers are not held against each other: evidence, references, "
