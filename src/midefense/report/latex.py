@@ -57,10 +57,7 @@ def _table(protocol: str, rows: Sequence[Row]) -> str:
     shown, found = columns(rows), setups(rows)
     names = told_apart(found)
     heads = [*names, "seeds", *(column.title for column in shown)]
-    body = [
-        _line([*(setup[name] for name in names), len(setup.rows), *_numbers(setup, shown)], setup.note)
-        for setup in found
-    ]
+    body = [_line([*_names(setup, names), len(setup.rows), *_numbers(setup, shown)]) for setup in found]
     foot = [_anchor(name, values, shown, len(names) + 1) for name, values in anchor_lines(rows)]
     said = "mean ± standard deviation over seeds. Numbers of other protocols are not comparable."
     return "\n".join(
@@ -82,6 +79,15 @@ def _table(protocol: str, rows: Sequence[Row]) -> str:
     )
 
 
+def _names(setup: Setup, names: Sequence[str]) -> list[str]:
+    """What a setup is called; beside the attack stands what a reader of its numbers must know."""
+    early = "stopped early" if setup.stopped else ""
+    said = (setup.note, setup.ladder, setup.awareness, setup.unreached, setup.few_classes, early, setup.legacy)
+    remarks = ", ".join(word for word in said if word)
+    attack = setup["attack"] + (f" ({remarks})" if remarks else "")
+    return [attack if name == "attack" else setup[name] for name in names]
+
+
 def _numbers(setup: Setup, shown: Sequence[Column]) -> list[str]:
     found = [(summarise(setup.rows, column.metric), column.unit) for column in shown]
     return [_number(one.mean, one.std, unit) for one, unit in found]
@@ -96,6 +102,5 @@ def _anchor(name: str, values: dict[str, list[float]], shown: Sequence[Column], 
     return rf"\multicolumn{{{span}}}{{l}}{{{escaped(name)}}} & " + _line(levels)
 
 
-def _line(cells: Sequence[object], note: str = "") -> str:
-    said = f" % {note}" if note and note.isprintable() else ""
-    return " & ".join(escaped(str(cell)) for cell in cells) + r" \\" + said
+def _line(cells: Sequence[object]) -> str:
+    return " & ".join(escaped(str(cell)) for cell in cells) + r" \\"

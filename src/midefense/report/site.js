@@ -3,7 +3,7 @@
 // where all results have the same, else a list with one value a result. Everything is placed as text, never as markup.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const PAGE = 100; // lines that are laid out at first, and at every further wish
+const PAGE = 50; // lines that are laid out at first, and at every further wish
 const MOST_VALUES = 300; // of a key that is offered as a filter; others are found by key=value in the search
 const NAMES = ["defense", "attack", "architecture", "dataset", "prior", "public", "access"];
 const at = place => DATA.texts[place];
@@ -231,7 +231,7 @@ function whoCell(line) {
   const name = lineName(line), others = SHOWN_NAMES.slice(1).map(key => said(key, line[0])).filter(Boolean);
   const box = make("input", { type: "checkbox", class: "pick", value: name, "aria-label": `Compare ${title(line)} ${seedText(line)}` });
   box.checked = state.pair.includes(name);
-  const remarks = ["differs by", "stopped", "unreached", "few classes"].map(key => saidBy(key, line)).filter(Boolean).join(" · ");
+  const remarks = ["differs by", "remarks"].map(key => saidBy(key, line)).filter(Boolean).join(" · ");
   return make("td", {}, make("label", {}, box, make("b", {}, said("defense", line[0]))),
     make("small", { class: "narrow" }, others.join(" · ")), remarks ? make("small", {}, remarks) : null);
 }
@@ -314,8 +314,7 @@ function update() {
     : `${count(shown, "setup")}, ${whole(rows.length)}${all} results`;
   byId("reset").hidden = !state.words && ![...state.facets.values()].some(wanted => wanted.size);
   [...state.facets.keys()].forEach((key, facet) => tellFacet(key, counted(key, facet, found)));
-  offerSorts();
-  offerColumns();
+  offer();
   tellPair();
   history.replaceState(null, "", address());
 }
@@ -387,6 +386,16 @@ function chooseSort(key, falling) {
 
 const shownKeys = () => [...SHOWN_NAMES, "seeds", ...LEADING.map(metric => metric.key), ...state.columns];
 const titleOf = key => METRICS.get(key)?.title ?? key;
+
+/** What the two lists of columns offer; they are long, and change with the columns and the sorting alone. */
+function offer() {
+  const now = JSON.stringify([state.columns, state.sort, state.falling]);
+  if (now === offered) return;
+  offered = now;
+  offerSorts();
+  offerColumns();
+}
+let offered = "";
 
 function offerSorts() {
   const options = [...new Set(shownKeys())].flatMap(key => [
@@ -545,10 +554,11 @@ function setUp() {
   });
   byId("column").addEventListener("change", event => {
     const key = event.target.value;
+    event.target.value = "";
     if (key) state.columns = state.columns.includes(key) ? state.columns.filter(one => one !== key) : [...state.columns, key];
     update();
   });
-  byId("reset").addEventListener("click", () => { for (const wanted of state.facets.values()) wanted.clear(); state.words = byId("words").value = ""; update(); });
+  byId("reset").addEventListener("click", () => { for (const wanted of state.facets.values()) wanted.clear(); state.words = byId("words").value = ""; update(); byId("words").focus(); });
   byId("further").addEventListener("click", () => { state.most += PAGE; update(); });
   byId("tables").addEventListener("click", event => {
     const key = event.target.closest("thead button")?.closest("th").dataset.key;

@@ -59,13 +59,21 @@ def refuse_odd_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise Refused(f"--site {folder}: expected a folder, got a file; try {folder.with_suffix('')}-site")
     index = folder / INDEX
-    if index.exists() and SIGNED not in index.read_bytes()[:4096]:
+    if index.exists() and not _is_ours(index):
         raise Refused(f"--site {folder}: expected an empty folder or an earlier site, got another index.html there")
 
 
+def _is_ours(page: Path) -> bool:
+    if not page.is_file():
+        return False
+    with page.open("rb") as file:
+        return SIGNED in file.read(4096)
+
+
 def _remove_former(folder: Path, own: set[str]) -> None:
+    """Remove pages that an earlier site wrote and this one did not; nobody else's, whatever they are called."""
     for path in (path for pattern in OURS for path in folder.glob(pattern)):
-        if path.name not in own:
+        if path.name not in own and _is_ours(path):
             path.unlink()
 
 

@@ -50,7 +50,7 @@ def site_data(
     everything = [*shown, *other_columns(rows, shown)]
     document = {
         "count": len(rows),
-        "keys": _keys([_said(setup) for setup in found], Configurations(), texts),
+        "keys": _keys(found, Configurations(), texts),
         "metrics": [[c.metric, c.title, c.unit, c.higher_leaks, c.meaning] for c in everything],
         "leading": len(shown),
         "numbers": [_numbers(rows, column.metric, texts) for column in everything],
@@ -72,28 +72,31 @@ def site_data(
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
-def _said(setup: Setup) -> list[tuple[Row, str]]:
-    """The rows of a setup, each with what tells the setup from others of its names."""
-    return [(row, setup.note) for row in setup.rows]
-
-
-def _keys(setups: Sequence[Sequence[tuple[Row, str]]], configurations: Configurations, texts: Places) -> list[list]:
+def _keys(found: Sequence[Setup], configurations: Configurations, texts: Places) -> list[list]:
     """`[key, column]` for everything that any result says of itself, its configuration and its making."""
-    told = [_of(row, note, configurations) for rows in setups for row, note in rows]
+    told = [_of(row, configurations) | _of_setup(setup) for setup in found for row in setup.rows]
     names = dict.fromkeys(key for one in told for key in one)
     return [[name, _merged([texts(one.get(name, "")) for one in told])] for name in names]
 
 
-def _of(row: Row, note: str, configurations: Configurations) -> dict[str, str]:
+def _of(row: Row, configurations: Configurations) -> dict[str, str]:
     """Everything a row says, by key, in words: later parts win where two have a key."""
     made_with = configurations.made_with(row)
     configuration, missing = configurations.of(row)
     said = {f"seed of {name}": str(row.seeds[name]) for name in SEEDS if name in row.seeds}
     said |= {f"evaluator accuracy {name}": show(value, "percent") for name, value in row.evaluator_accuracy.items()}
-    own = {"differs by": note, "stopped": row.stopped, "unreached": row.unreached, "command": row["command"]}
-    own |= {"configuration missing": "; ".join(missing), "few classes": row.few_classes}
+    own = {"stopped": row.stopped, "unreached": row.unreached, "command": row["command"]}
+    own |= {"configuration missing": "; ".join(missing)}
     own = {key: text for key, text in own.items() if text}
     return {**configuration, **facts([row]), **said, **made_with, **own, "protocol": row["protocol"]}
+
+
+def _of_setup(setup: Setup) -> dict[str, str]:
+    """What tells a setup from others of its names, and what a reader of its numbers must know."""
+    early = "stopped early" if setup.stopped else ""
+    said = (setup.ladder, setup.awareness, early, setup.unreached, setup.few_classes, setup.legacy)
+    own = {"differs by": setup.note, "remarks": " · ".join(word for word in said if word)}
+    return {key: text for key, text in own.items() if text}
 
 
 def _numbers(rows: Sequence[Row], metric: str, texts: Places) -> dict[str, object]:
