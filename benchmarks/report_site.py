@@ -174,12 +174,18 @@ def page_seconds(tab) -> float:
     return next(one["value"] for one in tab.send("Performance.getMetrics")["metrics"] if one["name"] == "TaskDuration")
 
 
-def page(count: int, parts: list[tuple[str, float, float]], seen: list[tuple[str, float, float]], size: int) -> str:
-    """The page that `--write` leaves."""
+def page(
+    count: int,
+    parts: list[tuple[str, float, float]],
+    seen: list[tuple[str, float, float]],
+    size: int,
+    given: str = "",
+) -> str:
+    """The page that `--write` leaves; `given`: further words of the command."""
     lines = [
         "# The site of many results",
         "",
-        "`python benchmarks/report_site.py --write`",
+        f"`python benchmarks/report_site.py {given}--write`",
         f"measured {time.strftime('%Y-%m-%d')}, cpu ({platform.machine()}), one thread, load {os.getloadavg()[0]:.1f} "
         "beside it: seconds of the process, then of the clock",
         "",
@@ -207,7 +213,8 @@ def main() -> None:
         assert not broken, broken[:3]
         index, *building = timed(lambda: build_site(rows, site))
         parts = [("read and check the store", *reading), ("build the site", *building)]
-        text = page(len(rows), parts, browsed(index, Path(scratch) / "profile"), index.stat().st_size)
+        given = "--store DIR " if options.store else ""
+        text = page(len(rows), parts, browsed(index, Path(scratch) / "profile"), index.stat().st_size, given)
     print(text)
     if options.write:
         Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
