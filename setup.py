@@ -5,5 +5,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages("src"), "midefense.conf"],
     package_dir={"": "src", "midefense.conf": "conf"},
-    package_data={"midefense.conf": ["*.yaml", "**/*.yaml"], "midefense.report": ["page.html", "page.css", "page.js"]},
+    package_data={"midefense.conf": ["*.yaml", "**/*.yaml"], "midefense.report": ["*.html", "*.css", "*.js"]},
 )

@@ -1,4 +1,4 @@
-"""`midefense report [--store DIR] [--out report.html] [--csv results.csv]`: the page and the table of all results."""
+"""`midefense report [--store DIR] [--out FILE] [--site DIR] [--csv F] [--latex F] [--parquet F]`: all results."""
 
 from __future__ import annotations
 
@@ -8,39 +8,82 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from midefense.commands.parsing import add_store, refusing
-from midefense.report import build, read_rows, read_untried, refuse_odd_places, table, wide_beside, write_csv
+from midefense.report import (
+    Row,
+    build,
+    build_site,
+    read_rows,
+    read_untried,
+    refuse_odd_folder,
+    refuse_odd_places,
+    require_pyarrow,
+    table,
+    wide_beside,
+    write_csv,
+    write_latex,
+    write_parquet,
+)
+from midefense.report.site import INDEX
 from midefense.store.store import Store
 from midefense.terminal import say, shown
 from midefense.types import Refused
 
+PAGE = Path("report.html")
+
 
 def run(words: Sequence[str]) -> int:
-    """Read the store's results, write the page (and CSV), print the table. 1 if a result could not be read, or with a
-    sentence if there is no store, or a file cannot be written."""
+    """Read the store's results, write the page or the site (and tables), print the table. 1 if a result could not be
+    read, or with a sentence if there is no store, or a file cannot be written."""
     parser = argparse.ArgumentParser(prog="midefense report", description=__doc__.splitlines()[0])
     add_store(parser)
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    parser.add_argument("--out", type=Path, help="the page (default: report.html, and none beside --site)")
+    parser.add_argument("--site", type=Path, help="a folder of pages to browse: for thousands of results")
     parser.add_argument("--csv", type=Path, help="also write one line per result and metric, and <stem>.wide.csv")
+    parser.add_argument("--latex", type=Path, help="also write the leading numbers as tables for LaTeX (booktabs)")
+    parser.add_argument("--parquet", type=Path, help="also write what --csv does as one Parquet file (needs pyarrow)")
     options = parser.parse_args(words)
-    return refusing(lambda: _report(options.store, options.out, options.csv))
+    if options.out is None and options.site is None:
+        options.out = PAGE
+    return refusing(lambda: _report(options))
 
 
-def _report(store: str, out: Path, tables: Path | None) -> int:
-    _require_store(store)
-    places = [out, *((tables, wide_beside(tables)) if tables else ())]
+def _report(options: argparse.Namespace) -> int:
+    _require_store(options.store)
+    if options.parquet:
+        require_pyarrow()
+    if options.site:
+        refuse_odd_folder(options.site)
+    places = _places(options)
     refuse_odd_places(places)
-    rows, broken = read_rows(store)
-    untried, unread = read_untried(store)
+    rows, broken = read_rows(options.store)
+    untried, unread = read_untried(options.store)
     broken += unread
     if not rows and not broken:
-        _refuse_to_replace(places, store)
+        _refuse_to_replace([*places, *([options.site / INDEX] if options.site else [])], options.store)
     for one in broken:
         print(shown(f"skipped {one.name}: {one.reason}"), file=sys.stderr)
-    say(table(rows))
-    say(f"\nreport: {build(rows, out, broken, untried=untried)}")
-    if tables:
-        say("csv: {}, {}".format(*write_csv(rows, tables)))
+    if options.out:
+        say(table(rows))
+        say(f"\nreport: {build(rows, options.out, broken, untried=untried)}")
+    if options.site:
+        say(f"site: {build_site(rows, options.site, broken, untried)}")
+    _write_tables(rows, options)
     return 1 if broken else 0
+
+
+def _places(options: argparse.Namespace) -> list[Path]:
+    """Every single file that is asked for."""
+    tables = [options.csv, wide_beside(options.csv)] if options.csv else []
+    return [place for place in (options.out, *tables, options.latex, options.parquet) if place is not None]
+
+
+def _write_tables(rows: Sequence[Row], options: argparse.Namespace) -> None:
+    if options.csv:
+        say("csv: {}, {}".format(*write_csv(rows, options.csv)))
+    if options.latex:
+        say(f"latex: {write_latex(rows, options.latex)}")
+    if options.parquet:
+        say(f"parquet: {write_parquet(rows, options.parquet)}")
 
 
 def _require_store(store: str) -> None:

@@ -1,4 +1,4 @@
-"""Result rows as a page, a terminal table and CSV: `midefense report`."""
+"""Result rows as a page, a site, a terminal table, CSV, LaTeX and Parquet: `midefense report`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from midefense.report.columns import columns
 from midefense.report.files import refuse_odd_places, save
 from midefense.report.heat_map import read_untried
+from midefense.report.latex import write_latex
 from midefense.report.numbers import show, show_spread
 from midefense.report.page import render
+from midefense.report.parquet import require_pyarrow, write_parquet
 from midefense.report.rows import (
     Broken,
     Row,
@@ -23,6 +25,7 @@ from midefense.report.rows import (
     summarise,
     told_apart,
 )
+from midefense.report.site import build_site, refuse_odd_folder
 from midefense.report.spreadsheet import wide_beside, write_csv
 from midefense.report.tradeoff import trade_offs
 from midefense.report.worst import worst_cases
@@ -32,12 +35,17 @@ __all__ = [
     "Broken",
     "Row",
     "build",
+    "build_site",
     "read_rows",
     "read_untried",
+    "refuse_odd_folder",
     "refuse_odd_places",
+    "require_pyarrow",
     "table",
     "wide_beside",
     "write_csv",
+    "write_latex",
+    "write_parquet",
 ]
 
 HEADS = ("dataset", "architecture", "defense", "prior", "attack")

@@ -25,8 +25,13 @@ def refuse_odd_places(places: Iterable[Path]) -> None:
 def save(place: Path, text: str) -> Path:
     """Write `text` as UTF-8 so that a reader, a full disk or a kill never meets half a file; what stood there before
     stands until then. A link keeps leading where it leads. Returns `place`."""
+    return save_bytes(place, text.encode())
+
+
+def save_bytes(place: Path, content: bytes) -> Path:
+    """As `save`, for a file that is no text."""
     refuse_odd_places([place])
     target = place.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target, text.encode())
+    write_whole(target, content)
     return place

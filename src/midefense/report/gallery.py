@@ -48,7 +48,7 @@ def _draw(
     classes = []
     for label in shown:
         places = np.flatnonzero(pictures["labels"] == label)[:candidates]
-        pairs = [_pair(pictures, place, _named(row, label), row.matched) for place in places]
+        pairs = [pair(pictures, place, class_words(row, label), row.matched) for place in places]
         heading = tag("h5", row.class_name(label) or f"class {label}", title=f"class {label}")
         columns = f"--columns:{len(places)}"
         classes.append(tag("div", heading, tag("div", *pairs, class_="pairs"), class_="class", style=columns))
@@ -63,13 +63,15 @@ def _draw(
     return tag("section", tag("header", name, tag("p", note)), strip, data_setup=number)
 
 
-def _named(row: Row, label: int) -> str:
+def class_words(row: Row, label: int) -> str:
     """A class in words: `class 3`, and what it is called."""
     name = row.class_name(label)
     return f"class {label} ({name})" if name else f"class {label}"
 
 
-def _pair(pictures: dict[str, np.ndarray], place: int, named: str, matched: bool) -> Markup:
+def pair(pictures: dict[str, np.ndarray], place: int, named: str, matched: bool) -> Markup:
+    """One reconstruction over its private image. `pictures` as `Row.pictures` gives them, `place`: which of them,
+    `named`: its class in words, `matched`: whether it answers that private image, or that one is the nearest."""
     confidence, distance = float(pictures["confidence"][place]), float(pictures["distance"][place])
     sure = show(confidence, "percent") if math.isfinite(confidence) else "n/a"
     words = f"confidence {sure}, distance {show(distance, 'number')}"

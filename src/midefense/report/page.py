@@ -62,7 +62,7 @@ def render(
         style=_source("page.css"),
         script=_source("page.js"),
         counts=" · ".join(_count(*count) for count in counts),
-        notices=join(first, _skipped(broken), apart),
+        notices=join(first, skipped_list(broken), apart),
         sections=join(*sections) if sections else tag("p", EMPTY, class_="notice"),
         data=script_data(groups, place),
     )
@@ -76,7 +76,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _skipped(broken: Sequence[Broken]) -> Markup | None:
+def skipped_list(broken: Sequence[Broken]) -> Markup | None:
+    """Which results could not be read, and why; None if all could."""
     if not broken:
         return None
     items = [tag("li", tag("code", one.name), f" {one.reason}") for one in broken]
@@ -100,25 +101,25 @@ def _protocol(
     datasets = ", ".join(dict.fromkeys(row["dataset"] for row in rows))
     heading = tag("h2", datasets, " ", tag("small", "protocol ", tag("code", name)), id=f"protocol-{number}")
     notes = [tag("p", note, class_="lead") for note in notes_on(rows)]
-    parts = [_part(HEADLINE, _worst_cases(found, numbered)), _alike(found)]
+    parts = [part(HEADLINE, worst_case_list(found, numbered)), _alike(found)]
     parts += [_table(found, numbered, shown, rows, name), *notes]
-    parts.append(_part("Defense × attack", heat_map(found, numbered, untried)))
+    parts.append(part("Defense × attack", heat_map(found, numbered, untried)))
     if (held := axes(shown)) is not None:
-        parts.append(_part("Privacy against utility", scatter(found, numbered, *held)))
-    parts.append(_part("Accuracy against queries", against_queries(found, numbered)))
-    parts.append(_part("Trade-off", _trade_offs(found, numbered)))
+        parts.append(part("Privacy against utility", scatter(found, numbered, *held)))
+    parts.append(part("Accuracy against queries", against_queries(found, numbered)))
+    parts.append(part("Trade-off", trade_off_list(found, numbered)))
     below = "the private image that it answers" if rows[0].matched else "the private image nearest to it"
     lead = tag(
         "p", f"Above: recovered by the attack. Below: {below}. Shown in stored order, not picked.", class_="lead"
     )
-    parts.append(_part("Reconstructions", gallery(found, numbered), lead))
-    parts.append(_part("Feature space", projections(found, numbered)))
+    parts.append(part("Reconstructions", gallery(found, numbered), lead))
+    parts.append(part("Feature space", projections(found, numbered)))
     details = [_details(setup, one) for setup, one in zip(found, numbered, strict=True)]
-    parts.append(_part("Configuration and provenance", join(*details)))
+    parts.append(part("Configuration and provenance", join(*details)))
     return tag("section", heading, *parts, class_="protocol", aria_labelledby=f"protocol-{number}", data_protocol=name)
 
 
-def _part(title: str, content: Markup | None, lead: Markup | None = None) -> Markup | None:
+def part(title: str, content: Markup | None, lead: Markup | None = None) -> Markup | None:
     """A titled part of a protocol, which goes when nothing in it is left to show; None without content."""
     return tag("section", tag("h3", title), lead, content, class_="part") if content else None
 
@@ -219,7 +220,7 @@ def _cell(setup: Setup, column: Column) -> Markup:
     )
 
 
-def _trade_offs(found: Sequence[Setup], numbered: Sequence[int]) -> Markup | None:
+def trade_off_list(found: Sequence[Setup], numbered: Sequence[int]) -> Markup | None:
     """What each defense takes from the attack and from the target, and the quotient; None if none has a baseline."""
     number = {id(setup): one for setup, one in zip(found, numbered, strict=True)}
     varied, lines = told_apart(found), []
@@ -238,7 +239,7 @@ def _trade_offs(found: Sequence[Setup], numbered: Sequence[int]) -> Markup | Non
     return join(tag("p", lead, class_="lead"), tag("ul", *lines, class_="trade-offs"))
 
 
-def _worst_cases(found: Sequence[Setup], numbered: Sequence[int]) -> Markup | None:
+def worst_case_list(found: Sequence[Setup], numbered: Sequence[int]) -> Markup | None:
     """What the best of all attacks finds of each defense; None where no attack was measured by what it finds."""
     number = {id(setup): one for setup, one in zip(found, numbered, strict=True)}
     lines = [

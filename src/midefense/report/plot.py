@@ -79,9 +79,9 @@ def scatter(found: Sequence[Setup], numbered: Sequence[int], utility: Column, at
     if not drawn:
         return None
     pictures = [_picture(frame, found, drawn, utility, attack) for frame in (WIDE, NARROW)]
-    defenses, attacks = _names(drawn)
-    cut = _axis(drawn, 0, 1).low > 0
-    return tag("figure", *pictures, _legend(defenses, attacks), _caption(cut, len(points) - len(drawn)), class_="plot")
+    defenses, attacks = drawn_names(drawn)
+    cut = utility_axis(drawn, 0, 1).low > 0
+    return tag("figure", *pictures, legend(defenses, attacks), _caption(cut, len(points) - len(drawn)), class_="plot")
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,15 @@ class Point:
         return "\n".join(" ".join(words) for words in told)
 
 
-def _names(drawn: Sequence[Point]) -> tuple[list[str], list[str]]:
+def drawn_names(drawn: Sequence[Point]) -> tuple[list[str], list[str]]:
     """Defenses and attacks in the order in which they get colours and shapes."""
     return tuple(list(dict.fromkeys(point.setup[name] for point in drawn)) for name in ("defense", "attack"))
 
 
 def _picture(frame: Frame, found: Sequence[Setup], drawn: Sequence[Point], utility: Column, attack: Column) -> Markup:
-    across = _axis(drawn, frame.left, frame.width - frame.right)
+    across = utility_axis(drawn, frame.left, frame.width - frame.right)
     up = Axis(0, 1, frame.height - frame.bottom, frame.top)
-    defenses, attacks = _names(drawn)
+    defenses, attacks = drawn_names(drawn)
     marks = [
         _point(point, across, up, series(defenses.index(point.setup["defense"])), _shape(point.setup, attacks))
         for point in drawn
@@ -120,7 +120,7 @@ def _picture(frame: Frame, found: Sequence[Setup], drawn: Sequence[Point], utili
     levels = _levels(frame, found, attack, up)
     return tag(
         "svg",
-        _lines(frame, across, up, utility.title, attack.title),
+        scale_lines(frame, across, up, utility.title, attack.title),
         # names within the frame are written over the marks, those beside it leave the marks whole
         *((*marks, levels) if frame.inside else (levels, *marks)),
         viewBox=f"0 0 {frame.width} {frame.height}",
@@ -130,8 +130,9 @@ def _picture(frame: Frame, found: Sequence[Setup], drawn: Sequence[Point], utili
     )
 
 
-def _axis(drawn: Sequence[Point], start: float, end: float) -> Axis:
-    """Utilities lie close together: the axis shows their range with a margin, in whole ticks, not 0 to 1."""
+def utility_axis(drawn: Sequence[Point], start: float, end: float) -> Axis:
+    """The axis of what `drawn` points are good for, from pixel `start` to `end`. Utilities lie close together: the axis
+    shows their range with a margin, in whole ticks, not 0 to 1."""
     values = [point.x for point in drawn]
     reach = [0 if math.isnan(value.std) else value.std for value in values]
     low = min(value.mean - r for value, r in zip(values, reach, strict=True))
@@ -150,7 +151,8 @@ def _shape(setup: Setup, attacks: Sequence[str]) -> str:
     return SHAPES[attacks.index(setup["attack"]) % len(SHAPES)]
 
 
-def _lines(frame: Frame, across: Axis, up: Axis, across_title: str, up_title: str) -> Markup:
+def scale_lines(frame: Frame, across: Axis, up: Axis, across_title: str, up_title: str) -> Markup:
+    """The lines, ticks and titles of a plot."""
     parts = []
     for value in up.ticks():
         y = up(value)
@@ -224,7 +226,9 @@ def mark(shape: str, x: float, y: float) -> Markup:
     return tag("polygon", points=" ".join(f"{round(x + dx, 1)},{round(y + dy, 1)}" for dx, dy in CORNERS[shape]))
 
 
-def _legend(defenses: Sequence[str], attacks: Sequence[str]) -> Markup:
+def legend(defenses: Sequence[str], attacks: Sequence[str]) -> Markup:
+    """What colours (defenses) and marks (attacks) mean."""
+
     def entry(name: str, shape: str, colour: str) -> Markup:
         key = tag("svg", tag("g", mark(shape, 9, 9), class_=f"point {colour}"), viewBox="0 0 18 18", aria_hidden="true")
         return tag("li", key, name)

@@ -443,7 +443,10 @@ def _value(name: str, entry: object) -> Value:
         low=_number(entry.get("low")),
         high=_number(entry.get("high")),
         n=int(entry.get("n") or 0),
-        per_class={str(label): _number(value) for label, value in (entry.get("per_class") or {}).items()},
+        per_class={
+            str(label): math.nan if value is None else float(value)
+            for label, value in (entry.get("per_class") or {}).items()
+        },
         reason="; ".join(filter(None, (str(entry.get("reason") or ""), TOO_NARROW if few else ""))),
         higher_leaks=entry.get("higher_leaks"),
         kind=str(entry.get("kind") or ""),

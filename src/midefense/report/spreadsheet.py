@@ -26,6 +26,7 @@ SETUP = (
     "result",
 )
 MEASURED = ("metric", "kind", "value", "low", "high", "n", "higher_leaks", "reason")
+FLAT = (*SETUP, *MEASURED, *(f"anchor_{kind}" for kind in ANCHORS))  # heads of the table of a line per metric
 # Text that begins so is a formula to a spreadsheet, and is run when the file is opened; the wide forms are those of
 # East Asian keyboards.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -49,17 +50,20 @@ def write_csv(rows: Sequence[Row], out: Path) -> tuple[Path, Path]:
     wide = wide_beside(out)
     refuse_odd_places([out, wide])
     names = sorted({name for row in rows for name in _measured(row)})
-    flat_lines = [[*_about(row), *line] for row in rows for line in _flat(row)]
     judges = sorted({name for row in rows for name in row.evaluator_accuracy})
     wide_lines = [[*_about(row), *_wide(row, names, judges)] for row in rows]
-    heads = [*SETUP, *MEASURED, *(f"anchor_{kind}" for kind in ANCHORS)]
     texts = {
-        out: _lines([heads, *flat_lines]),
+        out: _lines([FLAT, *flat_lines(rows)]),
         wide: _lines([[*SETUP, *names, *(f"evaluator_accuracy/{name}" for name in judges)], *wide_lines]),
     }
     for path, text in texts.items():
         save(path, text)
     return out, wide
+
+
+def flat_lines(rows: Sequence[Row]) -> list[list[object]]:
+    """One line per result and metric, with the cells of `FLAT`."""
+    return [[*_about(row), *line] for row in rows for line in _flat(row)]
 
 
 def quoted(cell: object) -> object:

@@ -11,6 +11,7 @@ import contextlib
 import glob
 import hashlib
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -83,7 +84,7 @@ class Store:
         self.root = self.roots[0]
         self._moved: dict[str, dict[str, str | None]] = {}
         self._written = False
-        self._verified: dict[Path, dict[Path, tuple[int, ...]]] = {}
+        self._verified: dict[Path, dict[str, tuple[int, ...]]] = {}
         self._passed_over: set[Path] = set()
         if self.root.exists() and not self.root.is_dir():
             raise Refused(f"store: expected a folder, got the file {self.root}; choose another with store=DIR")
@@ -319,8 +320,7 @@ class Store:
             Refused: a file was changed, or what a parent is cannot be told.
         """
         artefact = self.read(path)
-        told = {file: file.stat() for file in path.rglob("*") if file.is_file()}
-        seen = {file: (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file, stat in told.items()}
+        seen = _stamps(path)
         if self._verified.get(path) != seen:
             artefact.verify()
             self._verified[path] = seen
@@ -336,6 +336,17 @@ class Store:
 
     def _names(self, kind: str) -> list[str]:
         return [path.name for path in self.folders(kind) if path.name.isprintable()]
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int, int, int]]:
+    """By path, what changes with every file within a folder: number, size, times."""
+    found = {}
+    for place, _, names in os.walk(folder):
+        for file in (os.path.join(place, name) for name in names):
+            if os.path.isfile(file):
+                told = os.stat(file)
+                found[file] = told.st_ino, told.st_size, told.st_mtime_ns, told.st_ctime_ns
+    return found
 
 
 @dataclass(frozen=True)
