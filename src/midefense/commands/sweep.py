@@ -63,12 +63,15 @@ def _tell_plan(runner: Runner, planned: Sequence[Planned]) -> int:
 
 
 def summary(outcomes: Sequence[Outcome], store: str) -> list[str]:
-    """What became of a sweep, line by line: each failure with its reason, its log and the command that does it again,
-    each point without meaning with its reason, and how many there are of each."""
+    """What became of a sweep, line by line: each failure with its reason, its traceback (where nobody foresaw it), its
+    log and the command that does it again, each point without meaning with its reason, and how many there are of each."""
+    from midefense.studies.sweep import traceback_in
+
     by_state = {state: [one for one in outcomes if one.state == state] for state in (FINISHED, REFUSED, FAILED)}
     lines = [f"refused  {one.label}: {one.reason}" for one in by_state[REFUSED]]
     for one in by_state[FAILED]:
-        lines += [f"failed   {one.label}: {one.reason}", f"         log: {one.log}", f"         again: {one.command}"]
+        lines += [f"failed   {one.label}: {one.reason}", *(f"         {line}" for line in traceback_in(Path(one.log)))]
+        lines += [f"         log: {one.log}", f"         again: {one.command}"]
     found = sum(not one.seconds for one in by_state[FINISHED])
     counts = [f"{len(by_state[FINISHED])} finished ({found} were there)"]
     counts += [f"{len(by_state[state])} {state}" for state in (REFUSED, FAILED) if by_state[state]]
