@@ -820,12 +820,15 @@ FAULTY = (5, 17, 29)  # thousandths of a learning rate
 PLANTED = f"""
 import torch
 class Adam(torch.optim.Adam):
+    steps = 0
     def step(self, closure=None):
-        if round(1000 * self.defaults["lr"]) in {FAULTY}:
+        self.steps += 1  # planning tries one
+        if self.steps > 1 and round(1000 * self.defaults["lr"]) in {FAULTY}:
             raise RuntimeError(f"planted at {{self.defaults['lr']}}")
         return super().step(closure)
 """
 TINY = ["architecture.widths=[4]", "dataset.size=8", "dataset.images_per_class=4", "dataset.test_images_per_class=2"]
+TINY += ["recipe.batch_size=8"]
 
 
 def made(store):

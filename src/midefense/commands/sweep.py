@@ -64,7 +64,8 @@ def _tell_plan(runner: Runner, planned: Sequence[Planned]) -> int:
 
 def summary(outcomes: Sequence[Outcome], store: str) -> list[str]:
     """What became of a sweep, line by line: each failure with its reason, its traceback (where nobody foresaw it), its
-    log and the command that does it again, each point without meaning with its reason, and how many there are of each."""
+    log and the command that does it again, each point without meaning with its reason, and how many there are of each.
+    """
     from midefense.studies.sweep import traceback_in
 
     by_state = {state: [one for one in outcomes if one.state == state] for state in (FINISHED, REFUSED, FAILED)}
