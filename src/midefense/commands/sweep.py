@@ -39,6 +39,8 @@ def _sweep(options: argparse.Namespace, words: Sequence[str]) -> int:
     say(f"sweep {sweep.name} ({sweep.id}): {points} points, {options.workers} at once; logs in {runner.folder}")
     if options.plan:
         return _tell_plan(runner, planned)
+    if options.jobs:
+        return _submit(options, words, runner.folder)
     try:
         outcomes = runner.run(planned)
     finally:
@@ -48,6 +50,25 @@ def _sweep(options: argparse.Namespace, words: Sequence[str]) -> int:
     for line in summary(outcomes, options.store):
         say(line)
     return 1 if any(outcome.state == FAILED for outcome in outcomes) else 0
+
+
+def _submit(options: argparse.Namespace, words: Sequence[str], folder: Path) -> int:
+    """Hand the sweep to Slurm, whose jobs each run this command without `--jobs`."""
+    from midefense.foreign import path_of
+    from midefense.plan.overrides import written
+    from midefense.store.folders import folders_of
+    from midefense.studies.slurm import submit
+
+    given = dict(word.split("=", 1) for word in options.job)
+    whole = {key: int(value) if value.isdigit() else value for key, value in given.items()}
+    kept = {"--workers": options.workers, "--seed": options.seed, "--points": options.points}
+    folders = [str(path_of(one).resolve()) for one in folders_of(options.store)]  # a job may start elsewhere
+    kept["--store"] = folders[0] if len(folders) == 1 else written(folders)
+    named = [word for name, value in kept.items() if value is not None for word in (name, str(value))]
+    command = ["sweep", str(options.file.resolve()), *words, *named]
+    ids = submit(command, options.jobs, (folder / "jobs").resolve(), whole)
+    say(f"handed in {len(ids)} jobs: {', '.join(ids)}; logs in {folder / 'jobs'}; --plan says how far they are")
+    return 0
 
 
 def _tell_plan(runner: Runner, planned: Sequence[Planned]) -> int:
@@ -154,5 +175,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--points", type=count, help="how many points (default: the file's run_cap; a grid's: all)")
     parser.add_argument("--seed", type=int, default=0, help="of values that are drawn or searched (default: 0)")
     parser.add_argument("--plan", action="store_true", help="only say of every point what is there and what is missing")
+    jobs = "hand the sweep to Slurm as so many jobs, each with its --workers (pip install 'midefense[slurm]')"
+    parser.add_argument("--jobs", type=count, metavar="N", help=jobs)
+    one = "what each job is given, by submitit's names: timeout_min=60, cpus_per_task=4, slurm_partition=gpu"
+    parser.add_argument("--job", action="append", default=[], type=_option, metavar="KEY=VALUE", help=one)
     add_store(parser)
     return parser
+
+
+def _option(text: str) -> str:
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, such as timeout_min=60, got {text!r}")
+    return text
