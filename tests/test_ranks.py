@@ -156,7 +156,7 @@ def test_where_a_rank_dies_the_others_end_and_the_same_command_goes_on(start_pro
     own = told(folder if rank else folder / "rank1")
     assert own["state"] in ("failed", "preempted") and not list(Store(store).list("target"))
     if own["state"] == "failed":
-        assert "RankLost" in own["error"] and errors.count("stopped: another of the 2 processes") == 1
+        assert errors.count("stopped: another of the 2 processes") == 1
         assert process.returncode in (RANK, 1, -9), "torchrun ends with 1; -9 where the one killed was asked for"
     test_parallel.finish(start_process("train_target", *LONG, *words, **options))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

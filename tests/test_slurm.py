@@ -145,6 +145,7 @@ SelectTypeParameters=CR_CPU
 ReturnToService=2
 JobRequeue=1
 KillWait=5
+SlurmdParameters=config_overrides
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -173,8 +174,8 @@ def cluster(monkeypatch):
     started = []
     try:
         for command in commands:
-            log = open(folder / f"{command[0]}.said", "w")  # noqa: SIM115
-            started.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+            with open(folder / f"{command[0]}.said", "w") as log:
+                started.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
             time.sleep(1)
         wait_for(lambda: "idle" in asked("sinfo", "-h", "-o", "%t"), "a node that is idle", folder)
         yield folder

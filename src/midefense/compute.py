@@ -124,7 +124,7 @@ def together() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, torch.distributed.DistError) and not any(s in str(error) for s in CONNECTION_LOST):
             raise
-        first = str(error).strip().splitlines()[0]
+        first = str(error).strip().splitlines()[0].partition(". ")[0]
         raise RankLost(
             f"another of the {world_size()} processes that train together has ended ({first}); its own words say why, "
             "and the same command goes on from the last epoch"
