@@ -1,7 +1,8 @@
 """What BiDO adds to a step of training: ours against plain cross-entropy, and against an implementation as the
 published ports have it (kernels and inverses on the CPU, anew for every layer), on VGG16 at 64 px, batches of 64.
 
-    python benchmarks/bido.py --write
+    python benchmarks/bido.py --device cpu --write
+    python benchmarks/bido.py --device cuda --write
 
 All three take one forward, backward and update of the same network and batch. Repeats are interleaved, so that a busy
 machine slows all; medians are compared. On a CPU processor time is counted, since beside a step the terms are small:
@@ -34,7 +35,7 @@ from midefense.types import Batch, Trace
 
 CLASSES, IMAGES, BATCH = 1000, 4, 64
 SIGMA, EPS = 5.0, 1e-5
-REPORT = Path(__file__).with_suffix(".md")
+REPORTS = {"cpu": Path(__file__).with_suffix(".md"), "cuda": Path(__file__).with_name("bido_on_a_gpu.md")}
 
 
 class PerLayer(Defense):
@@ -130,11 +131,11 @@ def report(steps: dict[str, list[float]], alone: dict[str, list[float]], device:
     """The page."""
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
     plain = statistics.median(steps["cross-entropy"])
-    unit = "s of processor time" if device.type == "cpu" else "s"
+    unit = "ms of processor time" if device.type == "cpu" else "ms"
     lines = [
-        "# A training step under BiDO",
+        "# A training step under BiDO" + (", on a GPU" if device.type == "cuda" else ""),
         "",
-        "`python benchmarks/bido.py --write`",
+        f"`python benchmarks/bido.py --device {device.type} --repeats {len(steps['cross-entropy'])} --write`",
         f"measured {time.strftime('%Y-%m-%d')}, {where}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"{len(steps['cross-entropy'])} interleaved repeats; median (least to most).",
         "",
@@ -158,7 +159,8 @@ def report(steps: dict[str, list[float]], alone: dict[str, list[float]], device:
 
 
 def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    middle, least, most = (1e3 * each for each in (statistics.median(values), min(values), max(values)))
+    return f"{middle:.1f} ({least:.1f} to {most:.1f})"
 
 
 def main() -> None:
@@ -166,13 +168,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--write", action="store_true", help=f"write {REPORT.name}")
+    parser.add_argument("--write", action="store_true", help="write the page of this kind of device")
     options = parser.parse_args()
     device = torch.device(options.device)
     page = report(*measure(device, options.repeats), device)
     print(page)
     if options.write:
-        REPORT.write_text(page)
+        REPORTS[device.type].write_text(page)
 
 
 if __name__ == "__main__":

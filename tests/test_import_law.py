@@ -58,6 +58,8 @@ FLOORS = (
     "terminal",
     "precision",
     "compiling",
+    "channels_last",
+    "doubling",
     "capturing",
     "training_state",
     "foreign",

@@ -255,6 +255,7 @@ WRONG = {
         "chunk": (0, -1, "some"),
         "precision": ("16-true", 16),
         "compile": ("maybe", 1),
+        "channels_last": ("maybe", 1),
         "init": (None, 3),
         "views": (3,),
     },

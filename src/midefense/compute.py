@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import platform
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -86,6 +87,8 @@ class Compute:
         from lightning_fabric.strategies import SingleDeviceStrategy
 
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its advice on precision: that is the recipe's
+        # where Slurm is installed; who wants ranks asks for them, and docs/compute.md says how
+        warnings.filterwarnings("ignore", "The `srun` command is available", UserWarning)
         if ranks:
             devices = int(os.environ.get("LOCAL_WORLD_SIZE", self.devices))
             fabric = Fabric(

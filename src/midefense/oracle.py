@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from midefense import seeds
-from midefense.compiling import Compiled, Compiler
 from midefense.precision import at_least_float32
 from midefense.rectifiers import with_sloped_gates
 from midefense.types import Access, Answer, Images, Moments, Refused, refuse_unknown
 
 MODES = ("eval", "train")
+Way = Callable[[nn.Module], Callable]  # makes of a network what answers as it does
 BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -66,7 +66,7 @@ class Oracle:
         draws = any(getattr(module, "draws_when_deployed", False) for module in model.modules())
         self._key, self._key_of_draws = (key if draws else None), key
         # The model lives in the closure alone: a black-box attack holds nothing it could open by mistake.
-        self._ask, self._copy_weights, self._compile, self._switch = _ways_in(model, self.access, cut, mode)
+        self._ask, self._copy_weights, self._run_by, self._switch = _ways_in(model, self.access, cut, mode)
 
     def __call__(
         self,
@@ -117,13 +117,13 @@ class Oracle:
         self.access.require(["weights"], "Oracle.drawing")
         other = copy.copy(self)
         other._key = self._key_of_draws if on else None
-        other._ask, other._copy_weights, other._compile, other._switch = self._switch(on)
+        other._ask, other._copy_weights, other._run_by, other._switch = self._switch(on)
         return other
 
-    def compiled(self, compiler: Compiler) -> Oracle:
-        """The same door with the same bill; behind it the network is compiled."""
+    def run_by(self, way: Way) -> Oracle:
+        """The same door with the same bill; behind it the network runs as `way` makes it run."""
         other = copy.copy(self)
-        other._ask = self._compile(compiler)
+        other._ask = self._run_by(way)
         return other
 
     @property
@@ -237,9 +237,9 @@ class Ensemble:
             answer.beside = tuple(other(images, reads=("logits",)).logits for other in self._others)
         return answer
 
-    def compiled(self, compiler: Compiler) -> Ensemble:
-        """The same, all of them compiled."""
-        return Ensemble(self._target.compiled(compiler), [other.compiled(compiler) for other in self._others])
+    def run_by(self, way: Way) -> Ensemble:
+        """The same, all of them run that way."""
+        return Ensemble(self._target.run_by(way), [other.run_by(way) for other in self._others])
 
     def weights(self) -> dict[str, Tensor]:
         """Copies of the target's parameters and buffers."""
@@ -280,14 +280,14 @@ class Panel:
             answer.beside = tuple(other.logits for other in others)
         return answer
 
-    def compiled(self, compiler: Compiler) -> Panel:
-        """The same, all of them compiled."""
-        return Panel([member.compiled(compiler) for member in self._members])
+    def run_by(self, way: Way) -> Panel:
+        """The same, all of them run that way."""
+        return Panel([member.run_by(way) for member in self._members])
 
 
 def _ways_in(model: nn.Module, access: Access, cut: str | None, mode: str):
-    """The closures of an oracle: ask a question, copy the weights, make a compiled way to ask, and make all of these
-    for a copy that draws for its answers or does not."""
+    """The closures of an oracle: ask a question, copy the weights, make a way to ask a network that runs otherwise, and
+    make all of these for a copy that draws for its answers or does not."""
     if mode not in MODES:
         raise refuse_unknown("oracle.mode", mode, MODES)
     model = copy.deepcopy(model).train(mode == "train").requires_grad_(False)
@@ -332,8 +332,8 @@ def _ways_in(model: nn.Module, access: Access, cut: str | None, mode: str):
         tensors = dict(model.named_parameters()) if parameters else model.state_dict()
         return {name: value.detach().clone() for name, value in tensors.items()}
 
-    def compiled(compiler: Compiler) -> Callable[..., Answer]:
-        return functools.partial(ask, forward=Compiled(compiler, model))
+    def run_by(way: Way) -> Callable[..., Answer]:
+        return functools.partial(ask, forward=way(model))
 
     def switched(on: bool):
         other = copy.deepcopy(model)
@@ -342,7 +342,7 @@ def _ways_in(model: nn.Module, access: Access, cut: str | None, mode: str):
                 module.draws_when_deployed = on
         return _ways_in(other, access, cut, mode)
 
-    return ask, copy_weights, compiled, switched
+    return ask, copy_weights, run_by, switched
 
 
 def batchnorm_layers(model: nn.Module) -> dict[str, nn.Module]:

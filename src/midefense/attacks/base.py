@@ -6,12 +6,13 @@ init -> search over latents, guided by an objective on what the target says of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from midefense import seeds
 from midefense.attacks.chunks import AUTO
@@ -19,7 +20,8 @@ from midefense.attacks.part import Part
 from midefense.attacks.problem import OBJECTIVE, Problem
 from midefense.attacks.progress import passed_on
 from midefense.attacks.slots import require_together
-from midefense.compiling import Compiler
+from midefense.channels_last import channels_last
+from midefense.compiling import Compiled, Compiler
 from midefense.oracle import BudgetExceeded, Oracle
 from midefense.precision import require_precision, rounded, stepwise
 from midefense.priors.base import Prior
@@ -153,6 +155,8 @@ class SearchAttack(Attack):
             and starts, the selection and stages of a search are judged in float32.
         compile: the generator and who is asked go through torch.compile while the search looks: for one number of
             rows, that of a full chunk. Where that fails, a sentence says so, and they run as they are.
+        channels_last: the search runs copies of them that are laid out for tensor cores (`midefense.channels_last`):
+            other rounding, and faster there for small networks.
         purify: what is made of what was observed, before anything starts (`attacks.purify`); None: nothing.
         rung: see `Attack`.
     """
@@ -162,6 +166,7 @@ class SearchAttack(Attack):
         "legacy": False,
         "precision": "32-true",
         "compile": False,
+        "channels_last": False,
         "purify": None,
         "rung": None,
     }
@@ -182,6 +187,7 @@ class SearchAttack(Attack):
         legacy: bool = False,
         precision: str = "32-true",
         compile: bool = False,
+        channels_last: bool = False,
         purify: Part | None = None,
         rung: str | None = None,
     ):
@@ -202,6 +208,8 @@ class SearchAttack(Attack):
         self.init, self.objective, self.search, self.select, self.views, self.surrogate, self.purify = slots.values()
         self.chunk, self.precision = chunk, require_precision("attack.precision", precision)
         self.compiler = Compiler("attack.compile") if compile else None
+        # copies that are laid out, of networks that are still there: the same for all groups
+        self.laid_out: WeakKeyDictionary[nn.Module, nn.Module] | None = WeakKeyDictionary() if channels_last else None
         self.pools = hasattr(init, "prepare")
         self.prepares = self.pools or (surrogate is not None and surrogate.learns) or objective.prepares
         self.asks_question = init.asks_question
@@ -337,12 +345,25 @@ class SearchAttack(Attack):
         yield best_of_each(found, scores, self.select.keep)
 
     def _looking(self, problem: Problem, candidates: int) -> Problem:
-        """The problem as the search sees it: the same, in its precision, compiled where the attack says so."""
-        if self.compiler is None:
-            return replace(problem, precision=self.precision)
-        self.compiler.begin_group(min(self.group, self.targets or self.group))
-        oracle = problem.oracle.compiled(self.compiler)
-        return replace(problem, precision=self.precision, compiler=self.compiler, oracle=oracle)
+        """The problem as the search sees it: the same, in its precision, laid out and compiled where the attack says
+        so."""
+        oracle = problem.oracle
+        if self.laid_out is not None or self.compiler is not None:
+            oracle = oracle.run_by(self._run)
+        prior = problem.prior if self.laid_out is None else self._lay_out(problem.prior)
+        if self.compiler is not None:
+            self.compiler.begin_group(min(self.group, self.targets or self.group))
+        return replace(problem, precision=self.precision, compiler=self.compiler, oracle=oracle, prior=prior)
+
+    def _run(self, network: nn.Module) -> Callable:
+        """How the search runs who is asked."""
+        network = network if self.laid_out is None else self._lay_out(network)
+        return network if self.compiler is None else Compiled(self.compiler, network)
+
+    def _lay_out(self, network: nn.Module) -> nn.Module:
+        if network not in self.laid_out:
+            self.laid_out[network] = channels_last(network)
+        return self.laid_out[network]
 
     def _couples(self, prior: Prior | type[Prior]) -> bool:
         """Whether candidates depend on the others of their group: through a part, or through the prior's critic."""

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from midefense.attacks.surrogate import Surrogate
-from midefense.compiling import Compiler
-from midefense.oracle import Oracle
+from midefense.oracle import Oracle, Way
 from midefense.priors.base import Prior
 from midefense.ranges import Count
 from midefense.types import Access, Answer, Images, Progress, Refused, refuse_unknown
@@ -50,9 +49,9 @@ class Expectation:
         beside = tuple(other.logits for other in others) if "logits" in reads else ()
         return replace(first, **told, beside=beside)
 
-    def compiled(self, compiler: Compiler) -> Expectation:
-        """The same, compiled."""
-        return Expectation(self._oracle.compiled(compiler), self._draws)
+    def run_by(self, way: Way) -> Expectation:
+        """The same, of an oracle that is run that way."""
+        return Expectation(self._oracle.run_by(way), self._draws)
 
     def weights(self) -> dict[str, Tensor]:
         """Copies of the target's parameters and buffers."""

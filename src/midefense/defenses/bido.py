@@ -105,9 +105,8 @@ class BiDO(Defense):
     def dependence(self, hidden: Sequence[Tensor], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """d(z, x) and d(z, y) per layer, [layers] each, from tensors [B, ...]; labels [B, classes], soft or one-hot."""
         flat = [tensor.flatten(1).to(self.dtype) for tensor in (images, *hidden)]
-        kernels = [gaussian_kernel(tensor, self.sigma) for tensor in flat]
-        kernels.append(self._label_kernel(labels.to(self.dtype)))
-        centred = centre(torch.stack(kernels))
+        of_labels = self._label_kernel(labels.to(self.dtype))
+        centred = centre(torch.cat([gaussian_kernels(flat, self.sigma), of_labels[None]]))
         if self.measure == "coco":
             return tuple(coco(centred[1:-1], other, self.coco_norm) for other in (centred[0], centred[-1]))
         if self.hsic_form == "plain":
@@ -119,20 +118,21 @@ class BiDO(Defense):
         if self.label_kernel == "linear":
             return one_hot @ one_hot.T
         if self.label_kernel == "imq":
-            return (squared_distances(one_hot) + 1).rsqrt()
-        return gaussian_kernel(one_hot, self.sigma)
+            return (squared_distances(one_hot @ one_hot.T) + 1).rsqrt()
+        return gaussian_kernels([one_hot], self.sigma)[0]
 
 
-def gaussian_kernel(rows: Tensor, sigma: float) -> Tensor:
-    """exp(-D / (2 sigma^2 d)) of rows [m, d], with D their squared distances [m, m]."""
-    return torch.exp(-squared_distances(rows) / (2 * sigma**2 * rows.shape[1]))
+def gaussian_kernels(several: Sequence[Tensor], sigma: float) -> Tensor:
+    """exp(-D / (2 sigma^2 d)) of each of n [m, d] of widths d of their own, D the squared distances of its rows;
+    [n, m, m]. What follows the products is done for all at once: on a GPU steps so small cost their launch."""
+    grams = torch.stack([rows @ rows.T / rows.shape[1] for rows in several])
+    return torch.exp(-squared_distances(grams) / (2 * sigma**2))
 
 
-def squared_distances(rows: Tensor) -> Tensor:
-    """Squared distances [m, m] between rows [m, d]."""
-    gram = rows @ rows.T
-    squares = gram.diagonal()
-    return (squares.unsqueeze(1) - 2 * gram + squares).abs()
+def squared_distances(grams: Tensor) -> Tensor:
+    """Squared distances [..., m, m] between rows, of their products [..., m, m]."""
+    squares = grams.diagonal(dim1=-2, dim2=-1)
+    return (squares.unsqueeze(-1) - 2 * grams + squares.unsqueeze(-2)).abs()
 
 
 def centre(kernels: Tensor) -> Tensor:

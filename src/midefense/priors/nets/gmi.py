@@ -9,16 +9,18 @@ import math
 
 from torch import Tensor, nn
 
+from midefense.doubling import Doubling, Halving
+
 
 def up(inputs: int, outputs: int) -> nn.Sequential:
     """Double the resolution: transposed 5x5 convolution without bias, batch norm, ReLU."""
-    convolution = nn.ConvTranspose2d(inputs, outputs, 5, 2, padding=2, output_padding=1, bias=False)
+    convolution = Doubling(inputs, outputs, 5, 2, padding=2, output_padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 def _down(inputs: int, outputs: int) -> nn.Sequential:
     """Halve the resolution: 5x5 convolution, instance norm, leaky ReLU."""
-    convolution = nn.Conv2d(inputs, outputs, 5, 2, padding=2)
+    convolution = Halving(inputs, outputs, 5, 2, padding=2)
     return nn.Sequential(convolution, nn.InstanceNorm2d(outputs, affine=True), nn.LeakyReLU(0.2))
 
 
@@ -34,7 +36,7 @@ class Generator(nn.Module):
         self.project = nn.Sequential(nn.Linear(latent_size, units, bias=False), nn.BatchNorm1d(units), nn.ReLU())
         widths = [deepest // 2**stage for stage in range(stages)]
         self.grow = nn.Sequential(*(up(a, b) for a, b in zip(widths, widths[1:], strict=False)))
-        self.paint = nn.Sequential(nn.ConvTranspose2d(width, channels, 5, 2, padding=2, output_padding=1), nn.Sigmoid())
+        self.paint = nn.Sequential(Doubling(width, channels, 5, 2, padding=2, output_padding=1), nn.Sigmoid())
         self.deepest, self.start = deepest, start
 
     @property
@@ -56,7 +58,7 @@ class Critic(nn.Module):
         super().__init__()
         stages = _doublings(4, min(size, 64))
         widths = [width * 2**stage for stage in range(stages)]
-        self.look = nn.Sequential(nn.Conv2d(channels, width, 5, 2, padding=2), nn.LeakyReLU(0.2))
+        self.look = nn.Sequential(Halving(channels, width, 5, 2, padding=2), nn.LeakyReLU(0.2))
         self.shrink = nn.Sequential(*(_down(a, b) for a, b in zip(widths, widths[1:], strict=False)))
         self.score = nn.Conv2d(widths[-1], 1, 4)
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from midefense.doubling import doubled, halved
 from midefense.precision import at_least_float32, explicit_kinds, working_kind
 from midefense.priors.stylegan2 import kernels
 from midefense.types import Refused, refuse_unknown
@@ -390,6 +391,8 @@ def rectified(values: Tensor, clamp: float | None) -> Tensor:
 
 
 def _by_torch(images: Tensor, weight: Tensor, stride: int, padding: int, groups: int, transposed: bool) -> Tensor:
+    if stride == 2 and groups == 1:
+        return doubled(images, weight, padding, 0) if transposed else halved(images, weight, padding)
     convolution = F.conv_transpose2d if transposed else F.conv2d
     return convolution(images, weight, stride=stride, padding=padding, groups=groups)
 
