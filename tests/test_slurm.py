@@ -98,7 +98,7 @@ def test_without_submitit_it_is_said_what_to_install(monkeypatch):
 # ------------------------------------------------------------------------------------------------ a real one
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "sacct")
-SECONDS = 540
+SECONDS = 900  # of a machine that others use too
 
 
 def require_slurm():
@@ -212,7 +212,7 @@ def field(job, name):
 @pytest.mark.slow
 @pytest.mark.timeout(3 * SECONDS)
 def test_a_job_that_slurm_kills_goes_on_when_it_is_requeued(cluster, tmp_path, bytecode, monkeypatch):
-    path, store = a_sweep(tmp_path / "sweep.yaml", 300, [0.001, 0.002, 0.003, 0.004]), tmp_path / "store"
+    path, store = a_sweep(tmp_path / "sweep.yaml", 120, [0.001, 0.002, 0.003]), tmp_path / "store"
     for name, value in conftest.process_environment(bytecode, OMP_NUM_THREADS="1").items():
         monkeypatch.setenv(name, value)
     command = [sys.executable, "-m", "midefense", "sweep", str(path), "--store", str(store), "--jobs", "1"]
@@ -225,12 +225,12 @@ def test_a_job_that_slurm_kills_goes_on_when_it_is_requeued(cluster, tmp_path, b
     before = {target.reference: target.path.stat().st_mtime_ns for target in Store(store).list("target")}
     subprocess.run(["scontrol", "requeue", job], check=True)
     wait_for(lambda: field(job, "JobState") != "RUNNING", "a job that is killed", cluster)
-    assert field(job, "Requeue") == "1" and len(Store(store).list("target")) < 4
+    assert field(job, "Requeue") == "1" and len(Store(store).list("target")) < 3
     wait_for(lambda: field(job, "JobState") == "PENDING", "a job that waits anew", cluster)
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
     wait_for(lambda: field(job, "JobState") == "COMPLETED", "a job that is done", cluster)
     assert field(job, "Restarts") == "1" and field(job, "ExitCode") == "0:0"
     targets = {target.reference: target.path.stat().st_mtime_ns for target in Store(store).list("target")}
-    assert len(targets) == 4 and {name: targets[name] for name in before} == before, "what was made was not made again"
+    assert len(targets) == 3 and {name: targets[name] for name in before} == before, "what was made was not made again"
     last = subprocess.run(command[:-2], capture_output=True, text=True, cwd=tmp_path)
-    assert "4 finished (4 were there)" in last.stdout
+    assert "3 finished (3 were there)" in last.stdout
