@@ -26,10 +26,10 @@ from midefense.pipeline import recovery
 from midefense.store.space import reserve
 from midefense.store.store import Store
 from midefense.terminal import Stage
-from midefense.tracking.endings import DISK, DIVERGED, MEMORY, REFUSED, UNFORESEEN, foreseen
+from midefense.tracking.endings import DISK, DIVERGED, MEMORY, RANK, REFUSED, UNFORESEEN, foreseen
 from midefense.tracking.run import Run
 from midefense.training import loop
-from midefense.types import Diverged, Refused
+from midefense.types import Diverged, RankLost, Refused
 
 TOY = ("dataset=toy", "architecture=mlp", "architecture.widths=[16]", "recipe.epochs=3", "compute.threads=1")
 LARGE = (*TOY, "architecture.widths=[512]")  # more than `SMALL_FILES`
@@ -387,6 +387,7 @@ def test_a_sweep_goes_on_after_a_point_that_failed(call, store):
         (OSError(errno.EDQUOT, "Disk quota exceeded"), DISK),
         (MemoryError(), MEMORY),
         (Diverged("nan"), DIVERGED),
+        (RankLost("another of the 2"), RANK),
         (Refused("expected a store"), 1),
         (FileNotFoundError(errno.ENOENT, "No such file", "weights.pt"), 1),
     ],

@@ -3,6 +3,7 @@ with a program of a few lines in the place of the verbs; the real ones at the en
 
 import itertools
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,18 +16,29 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from midefense.commands.main import main
 from midefense.commands.sweep import Lines, Table, summary
+from midefense.plan.compose import compose
 from midefense.plan.overrides import as_swept, written
 from midefense.plan.spaces import Choice
 from midefense.plan.verb_options import CONF, groups_of
 from midefense.store.claims import claim
+from midefense.store.store import Store
 from midefense.store.sweeps import FAILED, FINISHED, REFUSED, Outcome, files, read
-from midefense.studies.sweep import Planned, Point, Runner, handed_out, last_words, numbers_in
+from midefense.studies.sweep import Planned, Point, Runner, handed_out, last_traceback, last_words, numbers_in
 from midefense.studies.sweep_file import read_sweep
 from midefense.tracking.preemption import HOW
 from midefense.types import Refused
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
+FILES = sorted((ROOT / "sweeps").rglob("*.yaml"))
+SEARCHES = [path for path in FILES if path.parent.name == "search"]
+GRIDS = [path for path in FILES if path not in SEARCHES]
+
+
+def called(path):
+    """A shipped file as a test's name says it."""
+    return path.relative_to(ROOT / "sweeps").with_suffix("").as_posix()
+
+
 COMMAND = ["${env}", "${interpreter}", "${program}", "dataset=toy", "${args_no_hyphens}"]
 PARSER = OverridesParser.create()
 
@@ -107,6 +119,16 @@ def test_under_an_agent_a_value_is_what_the_file_says_too():
     flat = {"a": None, "b": "x,y", "c": [1, "it's"], "d.e": "f g", "d.h.i": False, "k": 1e-05, "l": "gmi"}
     assert read == {"dataset": "toy", **flat}
     assert as_swept(told, {}) == told, "no agent"
+
+
+def test_a_configuration_holds_what_a_file_says_both_ways(file):
+    """From the file to the configuration that the verb is given, here and under an agent."""
+    varied = {"tracking.tags": HOSTILE, "tracking.project": "a,b [c] 'd'"}
+    sweep = read_sweep(file(parameters={key: {"values": [value, 1]} for key, value in varied.items()}))
+    ours = [f"{key}={value}" for key, value in next(sweep.points())]
+    for words in (ours, as_swept(agents_words(varied), varied)):
+        config, _ = compose("train_target", ["dataset=toy", *words])
+        assert (config["tracking"]["tags"], config["tracking"]["project"]) == tuple(varied.values())
 
 
 def test_a_verb_that_an_agent_started_takes_null_for_null(call, store, tmp_path, monkeypatch):
@@ -256,13 +278,77 @@ def test_whatever_is_no_sweep_of_ours_is_refused_by_name(file, tmp_path):
 # ------------------------------------------------------------------------------------------------ those that we ship
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=called)
 def test_a_sweep_of_ours_is_read_and_names_what_there_is(path):
     sweep = read_sweep(path)
     assert sweep.words and sweep.space
     for key, one in sweep.space.items():
         if isinstance(one, Choice) and key in groups_of(sweep.verb):
             assert {value for value in one.values if not (CONF / key / f"{value}.yaml").is_file()} <= PSEUDO
+    assert f"midefense sweep sweeps/{called(path)}.yaml" in path.read_text(), "its header says how it is run"
+
+
+def varied_values(path):
+    """Key and value of everything that a shipped file names, as YAML reads it."""
+    said = yaml.safe_load(path.read_text())["parameters"]
+    return [(key, value) for key, one in said.items() for value in one.get("values", ())]
+
+
+@pytest.mark.parametrize("path", FILES, ids=called)
+def test_the_values_of_a_sweep_of_ours_survive_both_ways(path):
+    """As a word that we write, and as the word that an agent writes and the verb then reads."""
+    for key, value in varied_values(path):
+        (agents,) = as_swept(agents_words({key: value}), {key: value})
+        assert read_back(written(value)) == value and agents == f"{key}={written(value)}"
+
+
+# Their setups are composed by tests/test_experiments.py on every run.
+PUBLISHED = ("midre_grid_224", "midre_grid_64", "midre_grid_64_erased", "bido_lambdas", "bido_coco_mnist")
+
+
+@pytest.mark.parametrize("path", [path for path in GRIDS if path.stem not in PUBLISHED], ids=called)
+def test_a_point_of_a_grid_of_ours_composes(path, tmp_path):
+    """One of each file, from its midst; all of them on slow runs."""
+    sweep = read_sweep(path)
+    points = list(sweep.points())
+    middle = Point(len(points) // 2, tuple(f"{key}={value}" for key, value in points[len(points) // 2]))
+    planned = Runner(sweep, str(tmp_path / "store"), 1, Lines(0))._plan(middle)
+    assert planned.plan is not None, planned.reason
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=called)
+def test_a_search_varies_options_of_its_defense_alone(path):
+    sweep, said = read_sweep(path), yaml.safe_load((CONF / "defense" / f"{path.stem}.yaml").read_text())
+    assert f"defense={path.stem}" in sweep.words and (sweep.method, sweep.most) == ("bayes", 30)
+    assert {key.removeprefix("defense.") for key in sweep.space} <= set(said) | {"keep", "rest"}
+    assert (sweep.metric, sweep.maximised) == ("utility_minus_attack/main", True)
+
+
+def test_the_grids_of_midre_are_the_commands_of_its_setups():
+    """44 setups, undefended and at two erased areas: what their headers run, places of files apart."""
+    asked = set()
+    for file in sorted((CONF / "experiment" / "midre").glob("*.yaml")):
+        lines = [line[2:] for line in file.read_text().splitlines() if line.startswith("# python evaluate.py ")]
+        assert len(lines) == 3, file
+        for line in lines:
+            words = [word for word in shlex.split(line)[2:] if "root=" not in word]
+            asked.add(frozenset(words if len(words) > 1 else [*words, "defense=none"]))
+    strong = {
+        "defense=random_erasing_strong": "defense.scale=[0.1,0.8]",
+        "defense=random_erasing": "defense.scale=[0.1,0.4]",
+    }
+    there = []
+    for name in ("midre_grid_224", "midre_grid_64", "midre_grid_64_erased"):
+        sweep = read_sweep(ROOT / "sweeps" / f"{name}.yaml")
+        for point in sweep.points():
+            words = {*sweep.words, *(f"{key}={value}" for key, value in point)} - {"tracking=auto"}
+            (defense,) = words & {"defense=none", *strong}
+            if not any(word.startswith("defense.scale=") for word in words) and defense in strong:
+                words = words - {defense} | {"defense=random_erasing", strong[defense]}
+            there.append(frozenset(words))
+    assert len(there) == len(set(there)) == 132 and set(there) == asked
+    reduced = read_sweep(ROOT / "sweeps" / "midre_grid_reduced.yaml").space
+    assert len(reduced["architecture"].values) * len(reduced["attack"].values) >= 37
 
 
 # Defenses that are not in the matrix, and why.
@@ -294,19 +380,33 @@ def test_the_matrix_has_every_defense_or_says_why_not(dataset):
     assert sorted([*there, *LEFT_OUT]) == sorted(path.stem for path in (CONF / "defense").glob("*.yaml"))
 
 
+# Defenses without a search of their own beside those that the matrix leaves out, and why.
+ERASES = "is random_erasing with another `location` or `scale`, which its search varies"
+NOT_SEARCHED = {
+    **dict.fromkeys(["random_erasing_strong", "torus_erasing", "fixed_erasing", "boundary_erasing"], ERASES),
+    "none": "has no option",
+    "label_only": "has no option: it is output_top_k of one",
+}
+
+
+def test_every_defense_has_a_search_or_says_why_not():
+    left_out = {*LEFT_OUT, *NOT_SEARCHED} - {"rolss"}  # its search takes a network that has skip connections
+    there = [path.stem for path in SEARCHES]
+    assert sorted([*there, *left_out]) == sorted(path.stem for path in (CONF / "defense").glob("*.yaml"))
+
+
 PSEUDO = {"adaptive", "adaptive_small"}  # what `plan.adaptive` puts as an attack's name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=called)
 def test_every_point_of_a_sweep_of_ours_composes(path, tmp_path):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-    sweep, said = read_sweep(path), yaml.safe_load(path.read_text())["parameters"]
-    for varied in ({key: value} for key, one in said.items() for value in one.get("values", ())):
-        words = create_sweep_command_args({"args": {key: {"value": value} for key, value in varied.items()}})
-        assert words["args_no_hyphens"] == agents_words(varied)
-        assert as_swept(agents_words(varied), varied) == [f"{key}={written(value)}" for key, value in varied.items()]
+    sweep = read_sweep(path)
+    for key, value in varied_values(path):
+        words = create_sweep_command_args({"args": {key: {"value": value}}})
+        assert words["args_no_hyphens"] == agents_words({key: value})
     runner = Runner(sweep, str(tmp_path / "store"), 1, Lines(0))
     planned = runner.planned()  # raises where a point does not compose
     assert len(planned) == len(list(sweep.ends() if sweep.method == "bayes" else sweep.points()))
@@ -403,6 +503,10 @@ def test_a_sweep_goes_through_its_points_whatever_becomes_of_one(doubled, tmp_pa
     lines = summary(runner.outcomes, "S")
     assert lines[-1].startswith("2 finished (0 were there), 2 refused, 8 failed; see them: midefense report --store S")
     again = f"         again: midefense train dataset=toy act=raise n=1 store={tmp_path / 'store'}"
+    boom = lines[lines.index(f"failed   act=raise n=1: {ended['act=raise n=1'].reason}") :]
+    assert (
+        boom[1].strip() == "Traceback (most recent call last):" and "RuntimeError: boom" in boom[boom.index(again) - 2]
+    )
     assert again in lines and Path(ended["act=raise n=1"].log).read_text().startswith("$ midefense train dataset=toy")
     assert {read(path).label for path in files(tmp_path / "store")} == set(ended), "all are written down"
     assert "begun    act=ok n=1 (worker 1)" in capsys.readouterr().out
@@ -544,7 +648,18 @@ def test_numbers_of_a_result_have_the_names_that_wandb_shows():
         "a/main/low": 0.4,
         "a/main/real": 0.9,
     }
-    assert numbers["b"] != numbers["b"]
+    assert numbers["b"] != numbers["b"] and not [name for name in numbers if name.startswith("utility_minus")]
+
+
+def test_a_search_can_ask_for_what_is_kept_beyond_the_attack():
+    def number(value):
+        return {"value": value, "low": None, "high": None}
+
+    measured = {"utility/test_accuracy_top1": 0.9, "attack_accuracy_top1/main": 0.6, "attack_accuracy_top1/face": 0.95}
+    metrics = {name: number(value) for name, value in measured.items()}
+    made = types.SimpleNamespace(kind="result", metrics={"metrics": metrics, "anchors": {}})
+    told = {name: value for name, value in numbers_in(made).items() if name.startswith("utility_minus_attack")}
+    assert told == pytest.approx({"utility_minus_attack/main": 0.3, "utility_minus_attack/face": -0.05})
 
 
 def test_last_words_are_those_of_the_last_process():
@@ -552,6 +667,15 @@ def test_last_words_are_those_of_the_last_process():
     assert last_words(f"{old}$ midefense train a=1\nstopped: now\n", 5) == "stopped: now; exit code 5"
     assert last_words(old, 1) == "ValueError: old (x.py, line 1, in f); exit code 1"
     assert last_words("$ midefense train a=1\n", -15) == "it said nothing; ended by SIGTERM"
+    assert last_traceback(f"{old}$ midefense train a=1\nstopped: now\n") == []
+    cause = (
+        'Traceback (most recent call last):\n  File "y.py", line 2, in g\nKeyError: 1\n\nThe above exception ...:\n\n'
+    )
+    assert last_traceback(f"$ midefense train\n{cause}{old.partition(chr(10))[2]}failed: nobody\n") == [
+        "Traceback (most recent call last):",
+        '  File "x.py", line 1, in f',
+        "ValueError: old",
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -688,3 +812,61 @@ def test_a_real_sweep_ended_by_ctrl_c_and_killed_finishes_without_doing_anything
     assert "3 finished (" in said and ", 1 failed; see them: midefense report" in said
     assert said.count("training diverged") == 2 and said.count("         again: midefense train ") == 1
     assert attempts(store).count(1) >= 2 and len(attempts(store)) == 3, "what was finished was not done again"
+
+
+# ------------------------------------------------------------------------------------------------ thirty-seven points
+
+FAULTY = (5, 17, 29)  # thousandths of a learning rate
+PLANTED = f"""
+import torch
+class Adam(torch.optim.Adam):
+    steps = 0
+    def step(self, closure=None):
+        self.steps += 1  # planning tries one
+        if self.steps > 1 and round(1000 * self.defaults["lr"]) in {FAULTY}:
+            raise RuntimeError(f"planted at {{self.defaults['lr']}}")
+        return super().step(closure)
+"""
+TINY = ["architecture.widths=[4]", "dataset.size=8", "dataset.images_per_class=4", "dataset.test_images_per_class=2"]
+TINY += ["recipe.batch_size=8"]
+
+
+def made(store):
+    """When each file of each target was written."""
+    targets = Store(store).list("target")
+    return {path: path.stat().st_mtime_ns for target in targets for path in target.path.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_sweep_of_37_points_killed_twice_finishes_and_three_that_fail_stop_none(file, store, tmp_path, monkeypatch):
+    (tmp_path / "planted_optimizer.py").write_text(PLANTED)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    words = [*REAL, *TINY, "allow=[planted_optimizer]", "recipe.optimizer._target_=planted_optimizer.Adam"]
+    rates = [number / 1000 for number in range(1, 38)]
+    path = file(command=[*COMMAND[:3], *words, COMMAND[-1]], parameters={"recipe.optimizer.lr": {"values": rates}})
+    command = [sys.executable, "-m", "midefense", "sweep", str(path), "--store", str(store), "--workers", "2"]
+
+    def start():
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+
+    kept = {}
+    for finished in (6, 14):  # behind the first failure, and before the last
+        process = start()
+        said = (line for line in process.stdout if line.startswith("finished"))
+        list(itertools.islice(said, finished))
+        process.kill()
+        process.communicate()
+        kept |= made(store)
+        assert len({path.parent for path in kept}) >= finished
+    said, errors = start().communicate(timeout=580)
+    assert ", 3 failed; see them: midefense report" in said and "34 finished (" in said, errors
+    assert kept == {path: when for path, when in made(store).items() if path in kept}, "nothing was made again"
+    ends = said[said.rindex("failed   recipe.optimizer.lr=0.005") :]
+    for number in FAULTY:
+        one = ends[ends.index(f"failed   recipe.optimizer.lr={number / 1000}: ") :]
+        assert f"RuntimeError: planted at {number / 1000} (" in one.splitlines()[0]
+        trace, _, rest = one.partition("         log: ")
+        assert "Traceback (most recent call last):" in trace and "planted_optimizer.py" in trace
+        assert f"again: midefense train {' '.join(words[:1])}" in rest
+    once = [tries for tries in attempts(store) if tries == 1]
+    assert len(attempts(store)) == 34 and len(once) >= 30, "each kill costs the two that were at work, at most"

@@ -356,6 +356,7 @@ def ranks_main(folder: str) -> None:
     for name, model, defense in [
         ("erasing", mlp(), DEFENSES["erasing"]()),
         ("stack", mlp(), DEFENSES["stack"]()),
+        ("batch norm", cnn(), DEFENSES["none"]()),
         ("hsic", cnn(), DEFENSES["hsic"]()),
     ]:
         model = loop.assemble(model, defense, seed=5)
@@ -373,8 +374,8 @@ def test_two_ranks_agree_and_equal_one_process(tmp_path):
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     for name in first:
         assert_same(first[name], second[name])
-    for name in ("erasing", "stack"):
-        alone, logs = trained(mlp(), DEFENSES[name](), recipe(optimizer=SGD), toy(123))
+    for name, model, defense in (("erasing", mlp, "erasing"), ("stack", mlp, "stack"), ("batch norm", cnn, "none")):
+        alone, logs = trained(model(), DEFENSES[defense](), recipe(optimizer=SGD), toy(123))
         assert first[name]["loss"].item() == pytest.approx(logs["loss"], rel=1e-4)
         for key, value in alone.items():
             torch.testing.assert_close(first[name][key], value, atol=1e-5, rtol=1e-5)

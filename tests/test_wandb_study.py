@@ -135,7 +135,7 @@ def require_each_number_once(home, run_id, report):
     assert {name: summary[name] for name in values | about} == pytest.approx(values | about)
     name = "attack_accuracy_top1/main"
     assert {f"{name}/{what}" for what in ("low", "high", "real", "prior", "chance")} <= set(about)
-    further = {"utility/test_accuracy_top1", "evaluator_test_accuracy_top1/main"}
+    further = {"utility/test_accuracy_top1", "evaluator_test_accuracy_top1/main", "utility_minus_attack/main"}
     assert {"cost/seconds", "cost/queries_per_target_mean"} <= set(values) and further <= set(summary)
     assert set(summary) - OF_WANDB - set(about) - set(values) - further == {"recovered"}, "the table of pictures"
 

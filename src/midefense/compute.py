@@ -4,24 +4,28 @@ groups of work and meet in the store."""
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import platform
-import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import torch
 
 from midefense.ranges import Range
-from midefense.types import Refused, refuse_unknown
+from midefense.types import RankLost, Refused, refuse_unknown
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import ClusterEnvironment
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 ACCELERATORS = ("auto", "cpu", "cuda")  # not mps: losses and metrics need float64
 STRATEGIES = ("auto", "ddp")
+# What torch says where the process at the other end of a connection has ended; its own class is none but RuntimeError.
+CONNECTION_LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
 
 
 class Compute:
@@ -29,7 +33,7 @@ class Compute:
 
     Args:
         accelerator: `auto`, `cpu`, `cuda`.
-        devices: processes per node in `train_target.py`; under torchrun its world size counts.
+        devices: processes per node in `train_target.py`; under torchrun and srun their world size counts.
         strategy: `auto` or `ddp`.
         num_nodes: machines.
         threads: CPU threads per process; None leaves torch's choice.
@@ -82,19 +86,49 @@ class Compute:
         from lightning_fabric.strategies import SingleDeviceStrategy
 
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its advice on precision: that is the recipe's
-        # where Slurm is installed; who wants ranks asks for them, and docs/compute.md says how
-        warnings.filterwarnings("ignore", "The `srun` command is available", UserWarning)
         if ranks:
             devices = int(os.environ.get("LOCAL_WORLD_SIZE", self.devices))
             fabric = Fabric(
-                accelerator=self.device().type, devices=devices, strategy=self.strategy, num_nodes=self.num_nodes
+                accelerator=self.device().type,
+                devices=devices,
+                strategy=self.strategy,
+                num_nodes=self.num_nodes,
+                plugins=[launched_by()],
             )
         else:
-            fabric = Fabric(accelerator=self.device().type, strategy=SingleDeviceStrategy(device=self.device()))
+            strategy = SingleDeviceStrategy(device=self.device())
+            fabric = Fabric(accelerator=self.device().type, strategy=strategy, plugins=[launched_by()])
         fabric.launch()
         if ranks:
             atexit.register(leave_group)
         return fabric
+
+
+def launched_by() -> ClusterEnvironment:
+    """Who starts the processes that train together: torchrun, a step of Slurm's (srun) of several tasks, or Fabric.
+
+    Left to itself Fabric takes every job of Slurm's for a step, and warns wherever srun is installed.
+    """
+    from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    return SLURMEnvironment() if step_tasks() > 1 else LightningEnvironment()
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Within, processes work together: where one of them ended, the others end as `RankLost`, in one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and not any(s in str(error) for s in CONNECTION_LOST):
+            raise
+        first = str(error).strip().splitlines()[0].partition(". ")[0]
+        raise RankLost(
+            f"another of the {world_size()} processes that train together has ended ({first}); its own words say why, "
+            "and the same command goes on from the last epoch"
+        ) from error
 
 
 def repeat_exactly() -> None:
@@ -152,10 +186,15 @@ def _granted() -> list[int]:
 
 
 def local_rank() -> int:
-    """This process's number on its machine (torchrun sets it)."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    """This process's number on its machine, as torchrun, Fabric or srun set it."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0) if step_tasks() > 1 else 0))
 
 
 def world_size() -> int:
-    """Processes started together (torchrun sets it)."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    """Processes started together, by torchrun, Fabric or srun."""
+    return int(os.environ.get("WORLD_SIZE", step_tasks()))
+
+
+def step_tasks() -> int:
+    """Tasks of the step of Slurm's (srun) that this process belongs to; 1 outside of any."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))

@@ -23,6 +23,10 @@ class Diverged(RuntimeError):
     """Training went to numbers that are none. The message says where, and what to try."""
 
 
+class RankLost(RuntimeError):
+    """Another of the processes that work together has ended. The message says so, and that the work can go on."""
+
+
 class NotYetKnown(Exception):
     """A fact of a `Setting` that only the images tell. Who asks too early is asked again when they were loaded."""
 

@@ -33,7 +33,7 @@ COUNTS = {
     "attack/select": 7,
     "attack/surrogate": 10,
     "attack/views": 12,
-    "compute": 3,
+    "compute": 5,
     "dataset": 14,
     "defense": 39,
     "evaluator": 9,

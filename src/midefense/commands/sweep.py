@@ -42,6 +42,8 @@ def _sweep(options: argparse.Namespace, words: Sequence[str]) -> int:
     say(f"sweep {sweep.name} ({sweep.id}): {points} points, {options.workers} at once; logs in {runner.folder}")
     if options.plan or options.measure:
         return _tell_plan(runner, planned, options.measure)
+    if options.jobs:
+        return _submit(options, words, runner.folder)
     try:
         outcomes = runner.run(planned)
     finally:
@@ -51,6 +53,25 @@ def _sweep(options: argparse.Namespace, words: Sequence[str]) -> int:
     for line in summary(outcomes, options.store):
         say(line)
     return 1 if any(outcome.state == FAILED for outcome in outcomes) else 0
+
+
+def _submit(options: argparse.Namespace, words: Sequence[str], folder: Path) -> int:
+    """Hand the sweep to Slurm, whose jobs each run this command without `--jobs`."""
+    from midefense.foreign import path_of
+    from midefense.plan.overrides import written
+    from midefense.store.folders import folders_of
+    from midefense.studies.slurm import submit
+
+    given = dict(word.split("=", 1) for word in options.job)
+    whole = {key: int(value) if value.isdigit() else value for key, value in given.items()}
+    kept = {"--workers": options.workers, "--seed": options.seed, "--points": options.points}
+    folders = [str(path_of(one).resolve()) for one in folders_of(options.store)]  # a job may start elsewhere
+    kept["--store"] = folders[0] if len(folders) == 1 else written(folders)
+    named = [word for name, value in kept.items() if value is not None for word in (name, str(value))]
+    command = ["sweep", str(options.file.resolve()), *words, *named]
+    ids = submit(command, options.jobs, (folder / "jobs").resolve(), whole)
+    say(f"handed in {len(ids)} jobs: {', '.join(ids)}; logs in {folder / 'jobs'}; --plan says how far they are")
+    return 0
 
 
 def _tell_plan(runner: Runner, planned: Sequence[Planned], measure: bool) -> int:
@@ -77,12 +98,16 @@ def _tell_plan(runner: Runner, planned: Sequence[Planned], measure: bool) -> int
 
 
 def summary(outcomes: Sequence[Outcome], store: str) -> list[str]:
-    """What became of a sweep, line by line: each failure with its reason, its log and the command that does it again,
-    each point without meaning with its reason, and how many there are of each."""
+    """What became of a sweep, line by line: each failure with its reason, its traceback (where nobody foresaw it), its
+    log and the command that does it again, each point without meaning with its reason, and how many there are of each.
+    """
+    from midefense.studies.sweep import traceback_in
+
     by_state = {state: [one for one in outcomes if one.state == state] for state in (FINISHED, REFUSED, FAILED)}
     lines = [f"refused  {one.label}: {one.reason}" for one in by_state[REFUSED]]
     for one in by_state[FAILED]:
-        lines += [f"failed   {one.label}: {one.reason}", f"         log: {one.log}", f"         again: {one.command}"]
+        lines += [f"failed   {one.label}: {one.reason}", *(f"         {line}" for line in traceback_in(Path(one.log)))]
+        lines += [f"         log: {one.log}", f"         again: {one.command}"]
     found = sum(not one.seconds for one in by_state[FINISHED])
     counts = [f"{len(by_state[FINISHED])} finished ({found} were there)"]
     counts += [f"{len(by_state[state])} {state}" for state in (REFUSED, FAILED) if by_state[state]]
@@ -167,5 +192,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--measure", action="store_true", help="as --plan, and measure over a few steps what all of it costs"
     )
+    jobs = "hand the sweep to Slurm as so many jobs, each with its --workers (pip install 'midefense[slurm]')"
+    parser.add_argument("--jobs", type=count, metavar="N", help=jobs)
+    one = "what each job is given, by submitit's names: timeout_min=60, cpus_per_task=4, slurm_partition=gpu"
+    parser.add_argument("--job", action="append", default=[], type=_option, metavar="KEY=VALUE", help=one)
     add_store(parser)
     return parser
+
+
+def _option(text: str) -> str:
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, such as timeout_min=60, got {text!r}")
+    return text

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from midefense import seeds
+from midefense.compute import together
 from midefense.datasets.attributes import by_attributes
 from midefense.datasets.placebos import PLACEBOS, placebo_images
 from midefense.datasets.splits import Splits, digest
@@ -59,7 +60,8 @@ def get_classifier(session: Session, plan: TargetPlan) -> Artefact:
     """Find a classifier or train it. Ranks train together only where training is the verb that was called."""
     job = job_of(session, plan)
     if session.plan.verb == "train_target" and session.plan.compute.ranks() > 1:
-        return _train_together(session, job)
+        with together():
+            return _train_together(session, job)
     make = functools.partial(_train, session, job, ranks=False)
     return session.store.get_or_make(job.draft, make, session.plan.missing)
 

@@ -35,6 +35,8 @@ TARGET_SETTINGS = ("dataset", "architecture", "defense", "recipe", "train_on")
 ATTACK_SETTINGS = ("attack", "preparation", "evidence")
 EVALUATOR_SETTINGS = ("architecture", "recipe", "train_on", "seed")
 BOUNDS = ("low", "high")
+UTILITY, ATTACK = "utility/test_accuracy_top1", "attack_accuracy_top1/"
+TRADED = "utility_minus_attack/"  # a number for searches over a defense's options, which W&B and Optuna want one of
 FEW_CLASSES = f"fewer than {FEW} classes"  # the tag of results whose intervals over classes are wide
 
 
@@ -87,7 +89,8 @@ def told(draft: Draft, parents: Mapping[str, Artefact], dataset: str, resolution
 def numbers_of(report: Mapping, further: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
     """The finite numbers of a result by name, and what they are read by: the bounds of their intervals and their
     anchors, as `<name>/low`, `<name>/real`. A distance without a scale (`metrics.relative`) is told beside what can be
-    read of it, as `kid_relative/main`, its place among its anchors.
+    read of it, as `kid_relative/main`, its place among its anchors; and what is kept of the target's accuracy beyond
+    the attack's as `utility_minus_attack/main`.
 
     Args:
         report: `metrics` and `anchors`, as a result stores them.
@@ -96,6 +99,7 @@ def numbers_of(report: Mapping, further: Mapping[str, float]) -> tuple[dict[str,
     places, levels = _placed(report)
     measured = {**report["metrics"], **places}
     values = _finite({**further, **{name: number["value"] for name, number in measured.items()}})
+    values |= _traded(values)
     bounds = {f"{name}/{bound}": number[bound] for name, number in measured.items() for bound in BOUNDS}
     anchors = {
         f"{name}/{anchor}": value
@@ -104,6 +108,15 @@ def numbers_of(report: Mapping, further: Mapping[str, float]) -> tuple[dict[str,
         if name in values
     }
     return values, _finite({**bounds, **anchors, **levels})
+
+
+def _traded(values: Mapping[str, float]) -> dict[str, float]:
+    """What a defense leaves: the target's test accuracy less the attack's accuracy, in [-1, 1], by evaluator. A target
+    that has learned nothing leaks nothing, so that the second alone is no goal of a search."""
+    attacks = {name.removeprefix(ATTACK): value for name, value in values.items() if name.startswith(ATTACK)}
+    if UTILITY not in values:
+        return {}
+    return {f"{TRADED}{judge}": values[UTILITY] - value for judge, value in attacks.items()}
 
 
 def _placed(report: Mapping) -> tuple[dict[str, dict[str, float | None]], dict[str, float]]:

@@ -47,6 +47,7 @@ POLL_SECONDS = 0.2  # between looks at the processes
 PATIENCE_SECONDS = 60.0  # for a process that was asked to end: it writes down how far it came
 TAIL_BYTES = 1 << 16  # of a log: where its process says how it ended
 PROMPT = "$ "  # before the command, at the head of what each process of a log said
+TRACEBACK = "Traceback (most recent call last):"
 FRAME = re.compile(r'  File "(.+)", line (\d+), in (.+)')  # of a traceback
 # Planning computes nothing, and where work runs is in no id: the GPUs are left to the workers.
 WHERE_PLANNED = ("compute=cpu",)
@@ -393,15 +394,35 @@ def numbers_in(made: Artefact) -> dict[str, float]:
 def last_words(log: str, code: int) -> str:
     """Why a process failed, by the end of its log: the error with the place it came from, or its last line, and how it
     ended."""
-    own = log.rpartition(f"{PROMPT}midefense ")[2]
     how = f"exit code {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
-    lines = [line for line in own.splitlines()[1:] if line.strip()]
+    lines = _of_the_last_process(log)
     frames = [number for number, line in enumerate(lines) if FRAME.match(line)]
     if frames:
         error = next((line for line in lines[frames[-1] + 1 :] if not line.startswith(" ")), "an error")
         file, line, function = FRAME.match(lines[frames[-1]]).groups()
         return f"{error} ({file}, line {line}, in {function}); {how}"
     return f"{lines[-1]}; {how}" if lines else f"it said nothing; {how}"
+
+
+def last_traceback(log: str) -> list[str]:
+    """The lines of the traceback that the last process of a log ended with, none where it left none: from what was
+    raised last, without what that came from."""
+    lines = _of_the_last_process(log)
+    begins = [number for number, line in enumerate(lines) if line == TRACEBACK]
+    frames = [number for number, line in enumerate(lines) if FRAME.match(line)]
+    if not begins:
+        return []
+    ends = next((n for n in range(frames[-1] + 1, len(lines)) if not lines[n].startswith(" ")), len(lines) - 1)
+    return lines[begins[-1] : ends + 1]
+
+
+def traceback_in(log: Path) -> list[str]:
+    """The same, of the file of a log."""
+    return last_traceback(_tail(log))
+
+
+def _of_the_last_process(log: str) -> list[str]:
+    return [line for line in log.rpartition(f"{PROMPT}midefense ")[2].splitlines()[1:] if line.strip()]
 
 
 def _tail(log: Path) -> str:

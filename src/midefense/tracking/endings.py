@@ -12,13 +12,14 @@ from typing import NamedTuple
 import torch
 
 from midefense.terminal import shown
-from midefense.types import Diverged, Refused
+from midefense.types import Diverged, RankLost, Refused
 
 UNFORESEEN = 1
 REFUSED = 2
 DISK = 3
 MEMORY = 4
 DIVERGED = 5
+RANK = 6
 
 FULL = {
     errno.ENOSPC: "the disk is full",
@@ -54,6 +55,8 @@ def foreseen(error: BaseException, work: str = "") -> Ending | None:
         return Ending(REFUSED, f"refused: {error}")
     if isinstance(error, Diverged):
         return Ending(DIVERGED, f"stopped: {error}")
+    if isinstance(error, RankLost):
+        return Ending(RANK, f"stopped: {error}")
     if _no_memory(error):
         smaller = SMALLER.get(work, "dataset.size, or a machine with more memory")
         during = f" during {work}" if work else ""

@@ -1,7 +1,8 @@
 """The one classifier loop. It owns order, randomness, precision, ranks and state; a defense bites through its hooks.
 
 Every rank goes through the same keyed global batch and keeps its share of the rows, so the number of processes
-changes nothing but the rounding (except what couples a batch: batch norm and coupled defense terms see a rank's share).
+changes nothing but the rounding: BatchNorm takes the statistics of the global batch (`batchnorm.py`). Only the coupled
+terms of a defense (BiDO's) see a rank's share.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from midefense import seeds
 from midefense.defenses.base import Defense, share_right, task_loss
 from midefense.precision import mixed, rounded
+from midefense.training.batchnorm import over_all_ranks
 from midefense.training.inference import evaluate, features_of
 from midefense.training.recipe import Recipe
 from midefense.training_state import moments, put_moments, within
@@ -117,7 +119,7 @@ class Trainer:
         self._wrapped_optimizer.step()
 
     def end_epoch(self) -> None:
-        """Give every rank the buffers of the first (batch norm's statistics differ by the rows a rank saw)."""
+        """Give every rank the buffers of the first (a defense's may differ by the rows a rank saw)."""
         if self.fabric.world_size > 1:
             for buffer in self.learner.buffers():
                 torch.distributed.broadcast(buffer, src=0)
@@ -197,8 +199,9 @@ def fit(
 def _alone() -> Fabric:
     """One process on the CPU."""
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment
 
-    return Fabric(accelerator="cpu", devices=1)
+    return Fabric(accelerator="cpu", devices=1, plugins=[LightningEnvironment()])
 
 
 def rank_share(batch: Batch, rank: int, ranks: int) -> Batch:
@@ -258,7 +261,7 @@ def _updates(
             weight=torch.ones(len(rows), device=fabric.device),
             rng=seeds.generator(seed, "train", "batch", epoch, index),
         )
-        with rounded(trainer.recipe.precision, fabric.device):
+        with rounded(trainer.recipe.precision, fabric.device), over_all_ranks(trainer.model, fabric.world_size):
             told = trainer.train(batch, seed, epoch, index)
         yield told
 
