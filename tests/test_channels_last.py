@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from midefense import channels_last as layout
 from midefense import seeds
@@ -15,6 +16,7 @@ from midefense.attacks.objectives import CrossEntropy, Realism, Weighted, Weight
 from midefense.attacks.search.gradient import Gradient
 from midefense.attacks.select import Everything
 from midefense.channels_last import channels_last
+from midefense.doubling import Halving
 from midefense.oracle import Oracle
 from midefense.priors.gmi import GmiGan
 from midefense.types import Evidence
@@ -60,12 +62,88 @@ class Apart(nn.Module):
         return self.grouped(maps) + self.norm(maps)
 
 
+class Standardising(nn.Conv2d):
+    """A convolution by weights that it scales itself."""
+
+    def forward(self, maps):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(maps, weight / weight.std((1, 2, 3), keepdim=True), self.bias)
+
+
+class Skipping(nn.Sequential):
+    """A sequence by name: what stands before the norm is read past it."""
+
+    def forward(self, maps):
+        first, norm = self
+        return norm(first(maps)) + first(maps)
+
+
+def followed(layer, *others):
+    return nn.Sequential(layer, nn.BatchNorm2d(2), *others)
+
+
+def shared_convolution():
+    one = nn.Conv2d(2, 2, 3, padding=1)
+    return nn.Sequential(followed(one), followed(one))
+
+
+def shared_norm():
+    norm = nn.BatchNorm2d(2)
+    return nn.Sequential(nn.Conv2d(2, 2, 3), norm, nn.Conv2d(2, 2, 3), norm, nn.BatchNorm2d(2))
+
+
+def shared_rectifier():
+    """The second time that it stands there, a norm follows, which is not the convolution's before."""
+    rectifier = nn.ReLU()
+    return nn.Sequential(nn.Conv2d(2, 2, 3), rectifier, nn.Conv2d(2, 2, 3), rectifier, nn.BatchNorm2d(2))
+
+
+def shared_block():
+    block = followed(nn.Conv2d(2, 2, 3, padding=1))
+    return nn.Sequential(block, nn.Tanh(), block)
+
+
+def tied_weights():
+    """The fold makes other weights for the layer, and leaves those that another one reads."""
+    first, second = nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3)
+    second.weight = first.weight
+    return nn.Sequential(followed(first), second)
+
+
+def hooked(kind):
+    layer = nn.Conv2d(2, 2, 3)
+    if kind == "before":
+        layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].tanh(),))
+    if kind == "after":
+        layer.register_forward_hook(lambda _, inputs, given: given.tanh())
+    network = followed(layer)
+    if kind == "norm":
+        network[1].register_forward_hook(lambda _, inputs, given: given.tanh())
+    return network
+
+
+SMALL = {
+    "shared convolution": (shared_convolution, 2, 0),
+    "shared norm": (shared_norm, 1, 0),
+    "shared rectifier": (shared_rectifier, 1, 0),
+    "shared block": (shared_block, 0, 0),
+    "tied weights": (tied_weights, 0, 0),
+    "spectral norm": (lambda: followed(parametrizations.spectral_norm(nn.Conv2d(2, 2, 3))), 1, 0),
+    "older spectral norm": (lambda: followed(nn.utils.spectral_norm(nn.Conv2d(2, 2, 3))), 1, 0),
+    "standardising": (lambda: followed(Standardising(2, 2, 3)), 1, 0),
+    "halving": (lambda: followed(Halving(2, 2, 3, stride=2)), 0, 0),
+    "skipping": (lambda: Skipping(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2)), 1, 0),
+    "hooked before": (lambda: hooked("before"), 1, 0),
+    "hooked after": (lambda: hooked("after"), 1, 0),
+    "hooked norm": (lambda: hooked("norm"), 0, 1),
+}
 NETWORKS = {
     "cnn": (lambda: CNN(classes=3, channels=2, size=16, widths=[4, 8]), (2, 16, 16), lambda out: out.logits),
     "gmi's generator": (lambda: GmiGan(channels=1, size=32, width=2).generator, (100,), lambda out: out),
     "gmi's critic": (lambda: GmiGan(channels=1, size=32, width=2).critic, (1, 32, 32), lambda out: out),
     "norms": (Norms, (2, 4, 4), lambda out: out),
     "apart": (Apart, (2, 6, 6), lambda out: out),
+    **{name: (make, (2, 8, 8), lambda out: out) for name, (make, _, _) in SMALL.items()},
 }
 
 
@@ -76,6 +154,10 @@ STAY = {
     "gmi's critic": {"batch norms": 0, "instance norms": 0, "products and sums": 0},
     "norms": {"batch norms": 1, "instance norms": 0, "products and sums": 2},
     "apart": {"batch norms": 0, "instance norms": 0, "products and sums": 2},
+    **{
+        name: {"batch norms": norms, "instance norms": 0, "products and sums": affine}
+        for name, (_, affine, norms) in SMALL.items()
+    },
 }
 
 

@@ -2,6 +2,7 @@
 ask the network, write."""
 
 import json
+import os
 import pickle
 import shlex
 import socket
@@ -14,10 +15,11 @@ import sealing
 import torch
 from packaging.requirements import Requirement
 
-from midefense.commands.checkup import data, machine
+from midefense.commands.checkup import data, machine, stored
 from midefense.commands.checkup.check import FINDING, NOTE, OK, Check
 from midefense.commands.doctor import run
 from midefense.commands.main import main
+from midefense.store import claims
 from midefense.store.artefacts import Draft
 from midefense.store.lineage import lineage
 from midefense.store.store import Store
@@ -140,7 +142,33 @@ def test_the_command_of_a_finding_mends_it(shelf, examined, capsys):
 def test_who_works_is_told_and_is_no_finding(shelf, examined):
     with shelf.work(Draft(kind="target", name="a", recipe={"kind": "target"})).claim("all"):
         code, checks = examined("--only", "store")
-    assert code == 0 and any(check.what.startswith("at work: process") for check in checks)
+    assert code == 0 and any(check.what.startswith("at work, or stopped: process") for check in checks)
+
+
+def test_a_process_that_is_there_is_at_work_however_silent(shelf, examined):
+    claim_of_the_dead(shelf)
+    (claim,) = shelf.root.rglob("*.claim")
+    claim.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": 0.0}))
+    os.utime(claim, (0, 0))
+    code, checks = examined("--only", "store")
+    assert code == 0 and any(check.what.startswith(f"at work, or stopped: process {os.getpid()}") for check in checks)
+
+
+@pytest.mark.parametrize(("where", "name"), [(claims, "claims_in"), (claims, "_at_work"), (stored, "standing")])
+def test_a_claim_that_is_given_back_meanwhile_is_none(where, name, shelf, examined, monkeypatch):
+    claim_of_the_dead(shelf)
+    (claim,) = shelf.root.rglob("*.claim")
+    usual = getattr(where, name)
+
+    def given_back(path):
+        answer = usual(path)
+        claim.unlink(missing_ok=True)
+        return answer
+
+    monkeypatch.setattr(where, name, given_back)
+    code, checks = examined("--only", "store")
+    assert code == 0 and not any("claim" in check.what or "at work" in check.what for check in checks)
+    assert not claim.exists()
 
 
 # ------------------------------------------------------------------------------------------------ datasets, weights
@@ -234,6 +262,20 @@ def test_secrets_are_not_told_and_nobody_is_asked(examined, home, monkeypatch):
     monkeypatch.setenv("WANDB_ENTITY", f"team-{KEY}")
     told = str(examined("--only", "W&B,variables"))
     assert KEY not in told and "hunter22" not in told and "WANDB_API_KEY is set" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://user:p@ssw0rd@host/api", "https://***@host/api"),
+        ("https://user:p@ss:w@rd@host", "https://***@host"),
+        ("https://user@host/a@b", "https://***@host/a@b"),
+        ("http://host/a and http://u:p@other", "http://host/a and http://***@other"),
+        ("me@host", "me@host"),
+    ],
+)
+def test_addresses_are_told_without_who_logs_in(text, shown):
+    assert machine.without_logins(text) == shown
 
 
 @pytest.mark.parametrize("word", ["OMP_NUM_THREADS=many", "MIDEFENSE_STORE= ", "WANDB_MODE=of", "WORLD_SIZE=2"])

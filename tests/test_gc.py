@@ -1,14 +1,19 @@
 """`midefense gc`: what no row needs is listed with its size, and what is named goes, whole or not at all."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import time
 
 import pytest
 import torch
 
 from midefense.commands.gc import run
-from midefense.store import garbage, sweeps
+from midefense.store import claims, garbage, sweeps
 from midefense.store import store as store_module
 from midefense.store.artefacts import Artefact, Draft
 from midefense.store.garbage import collect, delete
@@ -158,6 +163,49 @@ def test_nothing_goes_while_somebody_works(shelf, capsys):
     assert gc(shelf, "--delete", collect(shelf).digest) == 1, "of another host, and fresh"
     store_module.shutil.rmtree(shelf.root / "sweeps")
     assert gc(shelf, "--delete", collect(shelf).digest) == 0 and there(shelf) == set()
+
+
+def begun(shelf, host, pid, age):
+    """Work on an artefact, and its claim, as a process left it that was heard of `age` seconds ago."""
+    work = shelf.work(draft("target", "begun"))
+    work.save("state", {"weight": torch.zeros(3)})
+    claim = work.folder / "all.claim"
+    claim.write_text(json.dumps({"host": host, "pid": pid, "time": time.time() - age}))
+    os.utime(claim, (time.time() - age, time.time() - age))
+    return work, claim
+
+
+def test_a_stopped_process_keeps_its_work(shelf, capsys):
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            process.send_signal(signal.SIGSTOP)
+            work, claim = begun(shelf, socket.gethostname(), process.pid, 1e6)
+            digest = collect(shelf, unfinished=True).digest
+            assert gc(shelf, "--unfinished", "--delete", digest) == 1 and work.has("state")
+            assert f"got a claim of process {process.pid} on" in (told := capsys.readouterr().err)
+            assert "kill -CONT" in told and told.endswith(f"rm -r {claim}\n")
+        finally:
+            process.kill()
+    assert gc(shelf, "--unfinished", "--delete", digest) == 0 and not work.folder.exists(), "it is dead"
+
+
+@pytest.mark.parametrize("age", [600, -600], ids=["behind", "ahead"])
+@pytest.mark.parametrize("beats", [True, False])
+def test_another_host_is_listened_to_whatever_its_clock_says(age, beats, shelf, monkeypatch):
+    work, claim = begun(shelf, "elsewhere", 1, age)
+    made(shelf, "target", "spare")
+    looks = []
+
+    def look(seconds):
+        looks.append(seconds)
+        if beats and len(looks) == 10:  # five seconds later
+            os.utime(claim, (time.time() - age, time.time() - age))
+
+    monkeypatch.setattr(claims.time, "sleep", look)
+    digest = collect(shelf, unfinished=True).digest
+    assert gc(shelf, "--unfinished", "--delete", digest) == int(beats) and work.has("state") is beats
+    assert len(looks) == (10 if beats else claims.LOOKS), "once, not for each of what goes"
+    assert claims.LOOKS * claims.LOOK_SECONDS > 2 * claims.HEARTBEAT_SECONDS
 
 
 def test_a_claim_that_comes_meanwhile_stops_the_rest(shelf):

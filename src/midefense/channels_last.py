@@ -4,31 +4,50 @@ to turn its maps round; and without the passes over memory that norms take where
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from midefense.doubling import Doubling, Halving
+
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)  # not what inherits from them: that may calculate otherwise
-BEFORE = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)  # whose weights take up a norm's product and sum
+BEFORE = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, Doubling, Halving)  # that take up a norm's product and sum: alike
 
 
 def channels_last(network: nn.Module) -> nn.Module:
     """A copy of a frozen network whose answers and gradients differ in rounding alone. Names of layers are the copy's
     own: it is there to be run. BatchNorm in train mode stays what it is."""
     made = copy.deepcopy(network)
-    for parent in list(made.modules()):
+    parents = list(made.modules())
+    # a layer may stand in several places, of one parent too, which `named_children` leaves out
+    places = Counter(layer for parent in parents for layer in parent._modules.values())
+    for parent in parents:
         before = None
-        for name, layer in list(parent.named_children()):
-            if type(layer) in NORMS and layer.track_running_stats and not layer.training:
+        for name, layer in list(parent._modules.items()):
+            if _hooked(layer):
+                pass  # who listens to it hears what it did
+            elif type(layer) in NORMS and layer.track_running_stats and not layer.training:
                 affine = Affine(layer)
-                # within a sequence, what stands before is read by the norm alone
-                taken = isinstance(parent, nn.Sequential) and isinstance(before, BEFORE)
-                setattr(parent, name, nn.Identity() if taken and affine.taken_up_by(before) else affine)
+                alone = _in_turn(parent) and places[before] == 1 and type(before) in BEFORE and not _hooked(before)
+                setattr(parent, name, nn.Identity() if alone and affine.taken_up_by(before) else affine)
             elif type(layer) is nn.InstanceNorm2d and not layer.track_running_stats:
                 setattr(parent, name, PerMap(layer))
             before = layer
     return made.to(memory_format=torch.channels_last)
+
+
+def _in_turn(parent: nn.Module) -> bool:
+    """Whether each child reads what the one before it gave, and nobody else does."""
+    return isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward
+
+
+def _hooked(layer: nn.Module | None) -> bool:
+    """Whether somebody reads or changes what goes into a layer or comes out, as older weight and spectral norms do."""
+    return layer is not None and any(
+        (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
+    )
 
 
 class Affine(nn.Module):

@@ -161,13 +161,11 @@ def learning(prior: Prior, public: Images, seed: int, target: nn.Module | None, 
     oracle = None if prior.asks is None else Oracle(target, prior.asks, mode=prior.target_mode)
     prior.to(device)
     pace = Pace(device, (lambda: oracle.shared_bill) if oracle else (lambda: 0))
-    saves: list[tuple[float, int]] = []
+    sizes: list[int] = []
 
     def saved(progress: Iterable[Progress]) -> Iterator[Progress]:
         for step, logs, state in progress:
-            before = pace.now()
-            size = len(sealed(state(), {}))  # as each step that is yielded is saved
-            saves.append((pace.now() - before, size))
+            sizes.append(len(sealed(state(), {})))  # as each step that is yielded is saved
             yield step, logs, state
 
     pace.watch(saved(prior.fit(public, seed=seed, oracle=oracle, state=None)), lambda _, progress: progress[0])
@@ -177,7 +175,7 @@ def learning(prior: Prior, public: Images, seed: int, target: nn.Module | None, 
         queries=pace.queries(total),
         memory=pace.memory,
         disk=_bytes(prior.state_dict()),
-        meanwhile=max(size for _, size in saves),
+        meanwhile=max(sizes),
         steps=len(pace.marks),
     )
 

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from midefense.foreign import json_of, read_foreign
@@ -19,10 +19,12 @@ from midefense.types import Refused
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+LOOKS, LOOK_SECONDS = 24, 0.5  # for a heartbeat of a claim that seems silent: over more than two of them
 MOST_BYTES = 1 << 16  # of a claim
 CLAIMED = ("work", "sweeps", "cache")  # the folders of a store in which claims are
 # When this process first saw a claim as it is, by its own clock: that of another host may be wrong.
 _SEEN: dict[Path, tuple[int, float]] = {}
+_SILENT: dict[Path, int] = {}  # claims that this process looked at for a heartbeat, in vain, and when they last changed
 
 
 @contextlib.contextmanager
@@ -112,10 +114,47 @@ def claims_in(root: Path) -> list[Path]:
     )
 
 
-def is_live(path: Path) -> bool:
-    """Whether somebody works under a claim, as far as can be told at once: its owner is not known to be dead, and was
-    heard of within `STALE_SECONDS`."""
-    return os.path.lexists(path) and not _stale(path)
+def standing(root: Path) -> dict[Path, bool]:
+    """All claims in the store at `root`, and whether somebody may be at work under each; what is given back while this
+    looks is not among them.
+
+    What is deleted is lost, so this asks more than who takes work over does (`_stale`). On this host whoever is alive
+    counts, however silent: it may be stopped. Elsewhere, or where a claim names nobody, what seems silent may have
+    another clock: a heartbeat is looked for, for up to `LOOKS` times `LOOK_SECONDS`, once in a process.
+    """
+    _look_for_heartbeats([path for path in claims_in(root) if _at_work(path) is None])
+    answers = {path: _at_work(path) for path in claims_in(root)}  # listed again: some came, or changed hands
+    return {path: answer is not False for path, answer in answers.items() if os.path.lexists(path)}
+
+
+def _look_for_heartbeats(paths: Iterable[Path]) -> None:
+    """Note which claims do not change while this looks."""
+    began = {path: changed for path in paths if (changed := _changed(path)) is not None}
+    silent = set(began)
+    for _ in range(LOOKS):
+        if not silent:
+            break
+        time.sleep(LOOK_SECONDS)
+        silent = {path for path in silent if _changed(path) == began[path]}
+    _SILENT.update({path: began[path] for path in silent})
+
+
+def _at_work(path: Path) -> bool | None:
+    """Whether the owner of a claim is at work, None where a heartbeat has to be looked for."""
+    owner, changed = _owner(path), _changed(path)
+    if owner is not None and owner["host"] == socket.gethostname():
+        return _alive(owner["pid"])
+    if changed is not None and 0 <= time.time() - changed / 1e9 <= STALE_SECONDS:
+        return True
+    return False if changed is not None and _SILENT.get(path) == changed else None
+
+
+def _changed(path: Path) -> int | None:
+    """When a claim last changed, in nanoseconds by the clock of its disk; None where it was given back."""
+    _owner(path)  # a network disk says how a file is now to who opens it
+    with contextlib.suppress(FileNotFoundError):
+        return path.lstat().st_mtime_ns
+    return None
 
 
 def _stale(path: Path) -> bool:

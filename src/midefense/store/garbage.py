@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import graphlib
 import hashlib
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from midefense.store import sweeps
 from midefense.store.artefacts import KINDS, Artefact, canonical
-from midefense.store.claims import claims_in, is_live, owner_of
+from midefense.store.claims import owner_of, standing
 from midefense.store.lineage import key_of
 from midefense.store.space import size_of
 from midefense.store.store import REMOVED, WRITING, Store, discard
@@ -143,12 +144,14 @@ def delete(store: Store, items: Sequence[Item]) -> Iterator[Item]:
 
 
 def refuse_while_claimed(root: Path) -> None:
-    """Refuse to delete while somebody works in the store at `root`: what was found there is in use, maybe."""
-    for path in claims_in(root):
-        if is_live(path):
+    """Refuse to delete while somebody works in the store at `root`, or was stopped: what was found there is in use,
+    maybe."""
+    for path, at_work in standing(root).items():
+        if at_work:
             raise Refused(
-                f"expected a store in which nobody works, got a claim of {owner_of(path)}; wait for its end, and give "
-                "the same command again"
+                f"expected a store in which nobody works, got a claim of {owner_of(path)}; wait for its end (a stopped "
+                "process goes on with `kill -CONT`), and give the same command again. Only if that number is another "
+                f"program's by now: rm -r {shlex.quote(str(path))}"
             )
 
 

@@ -157,8 +157,8 @@ def _wrong(name: str, value: str) -> str:
 
 
 def without_logins(text: str) -> str:
-    """A text whose addresses do not say who logs in (https://NAME:PASSWORD@HOST)."""
-    return re.sub(r"//[^/\s@]*@", "//***@", text)
+    """A text whose addresses do not say who logs in (https://NAME:PASSWORD@HOST; a password may hold an @)."""
+    return re.sub(r"//[^/\s]*@", "//***@", text)
 
 
 def login() -> Check:

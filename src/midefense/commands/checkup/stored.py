@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from midefense.commands.checkup.check import FINDING, NOTE, Check
 from midefense.store.artefacts import Artefact
-from midefense.store.claims import claims_in, is_live, owner_of
+from midefense.store.claims import owner_of, standing
 from midefense.store.garbage import half_written, works
 from midefense.store.lineage import OtherParents, key_of, links
 from midefense.store.provenance import CONTENTS
@@ -85,11 +86,15 @@ def _left(store: Store) -> Iterator[Check]:
 
 
 def _claims(store: Store) -> Iterator[Check]:
-    for path in claims_in(store.root):
-        if is_live(path):
-            yield Check("store", f"at work: {owner_of(path)}")
+    """Who is at work, and claims that were left behind; none that is given back while this looks."""
+    for path, at_work in standing(store.root).items():
+        owner = owner_of(path)
+        if not os.path.lexists(path):
+            continue
+        if at_work:
+            yield Check("store", f"at work, or stopped: {owner}")
         else:
-            yield Check("store", f"a stale claim of {owner_of(path)}", FINDING, f"rm -r {shlex.quote(str(path))}")
+            yield Check("store", f"a stale claim of {owner}", FINDING, f"rm -r {shlex.quote(str(path))}")
 
 
 def _remove(reference: str) -> str:
