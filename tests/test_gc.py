@@ -208,6 +208,14 @@ def test_another_host_is_listened_to_whatever_its_clock_says(age, beats, shelf, 
     assert claims.LOOKS * claims.LOOK_SECONDS > 2 * claims.HEARTBEAT_SECONDS
 
 
+def test_a_claim_that_is_given_back_meanwhile_stops_nothing(shelf, monkeypatch):
+    made(shelf, "target", "spare")
+    _, claim = begun(shelf, socket.gethostname(), os.getpid(), 0)
+    usual = claims._at_work
+    monkeypatch.setattr(claims, "_at_work", lambda path: (usual(path), claim.unlink(missing_ok=True))[0])
+    assert gc(shelf, "--delete", collect(shelf).digest) == 0 and there(shelf) == set()
+
+
 def test_a_claim_that_comes_meanwhile_stops_the_rest(shelf):
     for name in "ab":
         made(shelf, "target", name)
