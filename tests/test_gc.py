@@ -211,9 +211,16 @@ def test_another_host_is_listened_to_whatever_its_clock_says(age, beats, shelf, 
 def test_a_claim_that_is_given_back_meanwhile_stops_nothing(shelf, monkeypatch):
     made(shelf, "target", "spare")
     _, claim = begun(shelf, socket.gethostname(), os.getpid(), 0)
-    usual = claims._at_work
-    monkeypatch.setattr(claims, "_at_work", lambda path: (usual(path), claim.unlink(missing_ok=True))[0])
-    assert gc(shelf, "--delete", collect(shelf).digest) == 0 and there(shelf) == set()
+    looks, usual = [], claims._at_work
+
+    def given_back_at_the_second_look(path):
+        looks.append(usual(path))
+        if len(looks) == 2:
+            claim.unlink()
+        return looks[-1]
+
+    monkeypatch.setattr(claims, "_at_work", given_back_at_the_second_look)
+    assert gc(shelf, "--delete", collect(shelf).digest) == 0 and there(shelf) == set() and looks == [True, True]
 
 
 def test_a_claim_that_comes_meanwhile_stops_the_rest(shelf):
