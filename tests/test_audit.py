@@ -195,6 +195,7 @@ WRONG = [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
         ([0, 1, 2], ([0, 1, 2],) * 3, {"chance": 1 / 3}, "Cannot tell from three of the classes, at least four"),
         ([4], ([4],), LEVELS, "Cannot tell from one of the classes"),
         (TEN, (TEN,), {**LEVELS, "real": 0.1}, "Cannot tell, as the evaluator does not know real images either"),
+        (TEN, ([0, 1, 2, 3, *WRONG[4:]],) * 3, {**LEVELS, "placebo": 0.6}, "It leaks"),  # chance, which had luck
         (TEN, ([0, 1, 2, 3, *WRONG[4:]],), {**LEVELS, "prior": 0.5}, "Cannot tell, as it is more than luck explains"),
         (0.3, (None,), LEVELS, "Cannot tell, as what was seen in each picture was not kept"),
         # an evaluator that sees one class everywhere is right for that class, and knows nothing

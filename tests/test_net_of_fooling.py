@@ -9,13 +9,15 @@ import pytest
 import torch
 from conftest import plan_for
 
+from midefense import seeds
 from midefense.datasets.placebos import dealt, placebo_images
 from midefense.metrics.base import World
 from midefense.metrics.intervals import DIRICHLET, mean_interval
 from midefense.metrics.net_of_fooling import DIFFERENCE, NetOfFooling, paired_difference, with_failures
 from midefense.pipeline.ahead import look_ahead
 from midefense.pipeline.pipeline import Pipeline
-from midefense.store.artefacts import content_id
+from midefense.store.artefacts import Draft, content_id
+from midefense.store.store import Store
 from midefense.types import Images, Refused
 
 TOY = ("dataset=toy", "architecture=mlp", "architecture.widths=[8]", "attack=pool_small", "prior=toy")
@@ -41,6 +43,31 @@ def test_a_dealt_label_tells_nothing_of_an_identity(per_identity, identities):
     assert placebo.pixels is images.pixels and torch.equal(placebo.ids, images.ids)
     assert torch.equal(dealt(images, "train").labels, placebo.labels)
     assert not torch.equal(dealt(images, "test").labels, placebo.labels)
+
+
+def test_identities_of_few_images_share_no_labels_that_tell_who_they_are():
+    """A hundred people of twenty images each: whoever is dealt one label is not dealt the other nineteen of anybody."""
+    labels = torch.arange(100).repeat_interleave(20)
+    placebo = dealt(images_of(labels, 100), "train").labels
+    table = torch.zeros(100, 100, dtype=torch.int64).index_put_((labels, placebo), torch.tensor(1), accumulate=True)
+    assert table.max() == 1 and set(table.sum(0).tolist()) == {20}
+    shared = (table @ table.T).fill_diagonal_(0)
+    assert len({tuple(row) for row in table.tolist()}) == 100 and shared.max() < 14
+    told = (table.T @ table).fill_diagonal_(0)
+    assert told.max() < 14, "nor do two labels stand for the same people"
+
+
+@pytest.mark.parametrize("kind", ["permuted", "left_out"])
+def test_which_label_is_whose_is_drawn(kind, store, monkeypatch):
+    """Over draws a label is as often one identity's as another's, so that no habit is right more often than that."""
+    splits = Pipeline(plan_for("train_target", "dataset=toy", store=store)).splits
+    keyed, orders = seeds.generator, []
+    for draw in range(100):
+        monkeypatch.setattr(seeds, "generator", lambda *key, draw=draw: keyed(*key, draw))
+        train, _ = placebo_images(kind, splits)
+        orders.append(int(train.labels[train.ids.argmin()]) if kind == "permuted" else train.names[0])
+    counts = [orders.count(one) for one in set(orders)]
+    assert len(counts) == 4 and max(counts) < 45
 
 
 def test_identities_move_alike_would_be_no_placebo():
@@ -149,7 +176,8 @@ def of_means(real, fooled):
 
 @pytest.mark.parametrize("concentration", HETEROGENEITY.values(), ids=list(HETEROGENEITY))
 def test_where_everything_is_fooling_the_interval_holds_zero(concentration):
-    """Ten identities of which evaluators see 60 % whoever the target knows."""
+    """Hypothetical: ten identities of which evaluators see 60 % whoever the target knows. Of a placebo whose labels are
+    drawn no more than 10 % is to be expected; what an interval owes must not hang on that."""
     pairs = simulated(np.random.default_rng(0), 200, 10, 0.0, 0.6, concentration)
     assert coverage(pairs, 0.0, ours) >= 0.95
     raw = [mean_interval(one, np.ones(10), (0.0, 1.0)).low for one in pairs[0]]
@@ -197,6 +225,7 @@ def test_a_row_has_the_placebo_as_an_anchor_and_the_difference_to_it(row):
     assert numbers["leakage_net_of_fooling/main"]["value"] == pytest.approx(accuracy - floor)
     assert numbers["leakage_net_of_fooling/main"]["low"] is not None
     assert anchors["placebo"]["leakage_net_of_fooling/main"] == 0 == anchors["chance"]["leakage_net_of_fooling/main"]
+    assert anchors["chance"]["placebo_accuracy/main"] == anchors["chance"]["attack_accuracy_top1/main"] == 1 / 12
     assert anchors["real"]["leakage_net_of_fooling/main"] == pytest.approx(
         anchors["real"]["attack_accuracy_top1/main"] - floor
     )
@@ -219,6 +248,37 @@ def test_the_placebo_is_attacked_alike_and_is_a_parent_of_the_row(row):
     assert [item.artefact.id for item in agenda.items][-1] == result.id, "looked ahead as it was made"
     alone = pipeline.placebo.session.command("attack", {"attack": "pool_small"})
     assert alone == pipeline.session.command("evaluate", {}), "the command that makes it is the one of the row"
+
+
+def test_a_training_that_begins_with_what_knows_the_identities_has_no_placebo(row, tmp_path):
+    """A placebo would begin with it too: a target of the same dataset, however it was cut, or a file of anything."""
+    pipeline, _, _ = row
+    store, known = pipeline.store.root, pipeline.target.artefact
+    asked = (*TOY, "dataset.size=16", "metrics=[utility,net_of_fooling]")
+    file = tmp_path / "body.safetensors"
+    file.write_bytes(b"weights")
+    for start, said in [(known.reference, f"{known.reference}, which learned from the same"), (file, "a file of weig")]:
+        with pytest.raises(Refused, match=f"begins without the identities, got recipe.start=.*{said}"):
+            plan_for("evaluate", *asked, f"recipe.start={start}", store=store)
+    plan_for("evaluate", *asked[:-1], "metrics=utility", f"recipe.start={known.reference}", store=store)
+
+
+def test_a_training_that_begins_with_another_dataset_has_a_placebo(store):
+    """Unless that one had begun with what knows the identities, or with what nobody knows."""
+    asked, word = (*TOY, "metrics=[utility,net_of_fooling]"), "midefense.training.start."
+    of_toy, of_others = ({"_target_": f"midefense.datasets.{name}"} for name in ("toy.Toy", "digits.Digits"))
+
+    def stored(name, dataset, start=None, parents=None):
+        recipe = {"kind": "target", "dataset": dataset, "recipe": {"start": start}, "of": name}
+        return Store(store).work(Draft(kind="target", name=name, recipe=recipe, parents=parents or {})).finish({}, {})
+
+    first, clean = stored("first", of_toy), stored("clean", of_others)
+    second = stored("second", of_others, {"_target_": f"{word}FromTarget"}, {"start": first.reference})
+    filed = stored("filed", of_others, {"_target_": f"{word}FromFile"})
+    plan_for("evaluate", *asked, f"recipe.start={clean.reference}", store=store)
+    for start in (second, filed):
+        with pytest.raises(Refused, match="or began with what may have"):
+            plan_for("evaluate", *asked, f"recipe.start={start.reference}", store=store)
 
 
 def test_rows_that_do_not_ask_have_no_placebo(store):

@@ -16,11 +16,13 @@ from midefense.commands.main import main
 from midefense.datasets import base
 from midefense.datasets.celeba import Celeba
 from midefense.datasets.image_folder import ImageFolder
+from midefense.datasets.splits import digest
+from midefense.datasets.toy import Toy
 from midefense.store.artefacts import Draft
 from midefense.store.store import Store
 from midefense.studies.rating import Answers, Pair, Sheet, agreement, open_study, require_rater
 from midefense.studies.rating_page import RatingServer, as_png
-from midefense.types import Refused
+from midefense.types import Images, Refused
 
 CLASSES, EACH = 4, 5
 
@@ -33,41 +35,59 @@ def pictures(offset=0):
 
 @pytest.fixture
 def result(store):
-    """`result(dataset=..., public=...)`: a stored row with pictures, of a target of that dataset."""
+    """`result(dataset=..., public=..., prior=...)`: a stored row with pictures, of a target of that dataset."""
 
-    def make(dataset="midefense.datasets.toy.Toy", public="own", labels=None):
+    def make(dataset="midefense.datasets.toy.Toy", public="own", labels=None, prior=None, learned=None):
         labels = torch.arange(CLASSES).repeat_interleave(EACH) if labels is None else labels
         tensors = {"reconstructions": pictures(), "nearest": pictures(2), "labels": labels}
         tensors |= {"candidates": torch.arange(len(labels)), "distance": torch.zeros(len(labels))}
-        recipe = {"kind": "target", "dataset": {"_target_": dataset, "public": public}}
+        recipe = {"kind": "target", "dataset": {"_target_": dataset, "revision": 1}, "of": public}
         target = Store(store).work(Draft(kind="target", name="target", recipe=recipe)).finish({}, {})
+        prior = {"_target_": "midefense.priors.toy.ToyFamily"} if prior is None else prior
+        recipe = {"kind": "recovered", "prior": {"prior": prior} | ({"public": learned} if learned else {})}
+        recovered = Store(store).work(Draft(kind="recovered", name="recovered", recipe=recipe)).finish({}, {})
         draft = Draft(
             kind="result",
             name="row",
-            recipe={"kind": "result", "of": target.id},
-            names={"public": public},
-            parents={"target": target.reference},
+            recipe={"kind": "result", "of": [target.id, recovered.id]},
+            names={"public": public, "prior": "made"},
+            parents={"target": target.reference, "recovered": recovered.reference},
         )
         return Store(store).work(draft).finish(tensors, {})
 
     return make
 
 
+def private():
+    """Seven private images of every person, of a shade each."""
+    labels = torch.arange(CLASSES).repeat_interleave(7)
+    pixels = (torch.arange(len(labels)) * 5 + 2).to(torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
+    return Images(pixels, labels, torch.arange(len(labels)), [str(name) for name in range(CLASSES)])
+
+
 def test_half_of_a_sheet_are_of_one_person_and_no_place_tells_which(result):
-    sheet = Sheet.of(result(), 20, 0)
+    sheet = Sheet.of(result(), private(), 20, 0)
     labels = torch.arange(CLASSES).repeat_interleave(EACH)
     assert len(sheet.pairs) == 20 and len({pair.left for pair in sheet.pairs}) == 20
-    assert all((labels[pair.left] == labels[pair.right]) == pair.same for pair in sheet.pairs)
-    assert all(pair.left == pair.right for pair in sheet.pairs if pair.same)
+    assert all((labels[pair.left] == private().labels[pair.right]) == pair.same for pair in sheet.pairs)
     kinds = [pair.same for pair in sheet.pairs]
     assert sum(kinds) == 10 and kinds != sorted(kinds) and kinds[::2] != [True] * 10
-    assert Sheet.of(result(), 20, 0).pairs == sheet.pairs != Sheet.of(result(), 20, 1).pairs
-    assert len(Sheet.of(result(), 500, 0).pairs) == 20
+    assert Sheet.of(result(), private(), 20, 0).pairs == sheet.pairs != Sheet.of(result(), private(), 20, 1).pairs
+    assert len(Sheet.of(result(), private(), 500, 0).pairs) == 20
+
+
+def test_the_picture_of_either_person_is_any_of_theirs(result):
+    """Were it the one nearest to the reconstruction for one kind alone, the choice would look like recognition."""
+    shown = {True: set(), False: set()}
+    for seed in range(60):
+        for pair in Sheet.of(result(), private(), 20, seed).pairs:
+            shown[pair.same].add(pair.right)
+    assert shown[True] == shown[False] == set(range(len(private())))
 
 
 def test_what_cannot_be_paired_is_refused(result):
     with pytest.raises(Refused, match="pictures of two people or more"):
-        Sheet.of(result(labels=torch.zeros(CLASSES * EACH).long()), 5, 0)
+        Sheet.of(result(labels=torch.zeros(CLASSES * EACH).long()), private(), 5, 0)
     with pytest.raises(Refused, match="--rater: expected a name"):
         require_rater("\n")
 
@@ -93,6 +113,19 @@ def test_pictures_of_people_are_refused(result, store):
     ]:
         with pytest.raises(Refused, match=sentence):
             open_study(Store(store), made.reference, 4, 0)
+    stylegan = {"_target_": "midefense.priors.stylegan2.prior.StyleGan2", "sha256": "0"}
+    learned = {"_target_": "midefense.priors.gmi.GmiGan"}
+    for made, sentence in [
+        (result(prior=stylegan), "expected a prior that learned here, got prior=made, whose weights or code"),
+        (result(prior={"_target_": "midefense.priors.gmi.GmiGan", "of": [stylegan]}), "expected a prior that learned"),
+        (result(prior={"_target_": "mine.Prior"}), "expected a prior that learned here"),
+        (result(prior=learned, learned="f" * 64), "got prior=made, which learned from other pictures"),
+    ]:
+        with pytest.raises(Refused, match=sentence):
+            open_study(Store(store), made.reference, 4, 0)
+    own = digest(Toy().load().public)
+    sheet, _ = open_study(Store(store), result(prior=learned, learned=own).reference, 4, 0)
+    assert sheet.private.shape[1:] == (1, 32, 32), "the dataset's own"
     assert main(["rate", result(dataset="mine.Toy").reference, "--store", str(store)]) == 1
 
 
@@ -111,9 +144,36 @@ def test_answers_are_only_ever_appended_and_the_first_stays(tmp_path):
     with pytest.raises(Refused, match="expected same or different, got 'maybe'"):
         answers.add("anna", 4, "maybe", 1)
     assert answers.of("anna") == {3: "same"} and answers.of("ben") == {3: "different"}
-    answers.file.write_text("half a li")
+    answers.file.write_text("no answer\n")
     with pytest.raises(Refused, match="expected an answer in line 1"):
         answers.read()
+
+
+def test_a_line_that_was_cut_off_is_left_out_and_ended_before_the_next(tmp_path):
+    """A full disk, or a kill within a write: the next answer makes the file whole, and the pair is asked again."""
+    answers = Answers(tmp_path / "study")
+    answers.add("anna", 0, "same", 1)
+    answers.add("bérénice", 1, "same", 1)
+    whole = answers.file.read_bytes()
+    for cut in (1, 40):
+        answers.file.write_bytes(whole[:-cut])
+        assert answers.of("anna") == {0: "same"} and len(answers.read()) == 1 and answers.cut_off == 1
+        answers.add("anna", 1, "different", 1)
+        answers.add("anna", 2, "same", 1)
+        assert answers.of("anna") == {0: "same", 1: "different", 2: "same"} and answers.of("bérénice") == {}
+        assert answers.file.read_bytes().startswith(whole[:-cut]) and answers.cut_off == 1
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_anybody_rates(result, store, monkeypatch, capsys):
+    row = result()
+
+    def refused(self):
+        raise Refused("store: cannot write")
+
+    monkeypatch.setattr(Store, "require_writable", refused)
+    words = ["rate", row.reference, "--store", str(store)]
+    assert main(words) == 0 and main([*words, "--rater", "anna"]) == 1
+    assert "cannot write" in capsys.readouterr().err
 
 
 def said(**raters):
@@ -163,7 +223,7 @@ class Visitor:
 
 @pytest.fixture
 def visitor(result, tmp_path):
-    with RatingServer(Sheet.of(result(), 6, 0), Answers(tmp_path / "study"), "anna") as server:
+    with RatingServer(Sheet.of(result(), private(), 6, 0), Answers(tmp_path / "study"), "anna") as server:
         thread = threading.Thread(target=server.serve_all, daemon=True)
         thread.start()
         yield Visitor(server)
@@ -193,6 +253,7 @@ def test_the_page_names_no_other_host_and_tells_nobody_which_pairs_are_of_one_pe
     nonce = re.search(r"script-src 'nonce-([^']+)'", headers["Content-Security-Policy"])[1]
     assert f'nonce="{nonce}"' in text
     assert json.loads(re.search(r"const items = (\[.*?\])", text)[1]) == [0, 1, 2, 3, 4, 5]
+    assert "catch (error)" in text and "Not stored" in text, "a server that has ended is told of"
     assert "true" not in text and "class" not in text
     sheet = visitor.server.sheet
     for item, pair in enumerate(sheet.pairs):

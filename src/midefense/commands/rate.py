@@ -20,7 +20,12 @@ def run(words: Sequence[str]) -> int:
 
 
 def _rate(options: argparse.Namespace) -> int:
-    sheet, answers = open_study(Store(options.store), options.result, options.pairs, options.seed)
+    store = Store(options.store)
+    if options.rater is not None:
+        store.require_writable()
+    sheet, answers = open_study(store, options.result, options.pairs, options.seed)
+    if answers.cut_off:
+        say(f"{answers.file}: {answers.cut_off} cut off where writing ended and left out; such a pair is asked again")
     if options.rater is not None:
         with RatingServer(sheet, answers, require_rater(options.rater), options.port) as server:
             if server.left:

@@ -1,13 +1,20 @@
 """What a placebo target learns from: images that tell it nothing of the identities whose numbers its outputs bear.
 
-The same attack on such a target can recover nobody: whom an evaluator sees all the same is a false positive of the
-evaluator, the prior and chance together. A placebo is a choice of `train_on` beside the real ones, so that it is a
-target like any other: trained, defended, stored and attacked by the same words.
+The same attack on such a target can recover nobody but by chance. Which label goes to whom is drawn, apart from all
+that the target sees: whatever the attack recovers for a label, and whatever an evaluator takes that for, it is one of
+the K identities as often as another. In expectation over that draw the top-1 accuracy is at most 1 / K, whatever the
+habits of evaluator and prior (less where an evaluator sees none of the K).
 
-- `permuted`: the private images, their labels dealt round among the images of every identity, so that each label holds
-  the same share of everybody and tells of nobody. As many images, classes and epochs; what is learned is by heart.
-- `left_out`: the private identities are left out, and as many people of the public part stand in for them. The target
-  is as good a classifier as the real one, of others; the attacker's public images hold those people.
+A placebo is a choice of `train_on` beside the real ones, so that it is a target like any other: trained, defended,
+stored and attacked by the same words.
+
+- `permuted`: the private images, the labels dealt round among the images of every identity, in an order of its own. The
+  target sees the identities and is never told who is who: no label holds more of one than, as nearly as can be, of any
+  other; an identity of fewer images than there are labels is spread over as many labels as it has images. As many
+  images, classes and epochs; what is learned is by heart.
+- `left_out`: the private identities are left out, and as many people of the public part stand in for them, in an order
+  that is drawn. The target is as good a classifier as the real one, of others; the attacker's public images hold those
+  people.
 """
 
 from __future__ import annotations
@@ -32,19 +39,28 @@ def placebo_images(kind: str, splits: Splits) -> tuple[Images, Images]:
 
 
 def dealt(images: Images, part: str) -> Images:
-    """The same images under labels that are dealt round in an order drawn for the `part`: every label has as many
-    images as any other, and of every identity, as nearly as can be."""
+    """The same images under labels that are dealt to each identity in an order of its own, drawn for the `part`.
+
+    Of every identity each label has as many images as any other, but for one, and of all images as well. Where
+    identities share an order, those of few images would share their labels too, and these would tell who is who.
+    """
     rng = seeds.generator("placebo", PERMUTED, part)
-    order = torch.randperm(len(images), generator=rng)
-    by_identity = order[torch.argsort(images.labels[order], stable=True)]
-    deal = torch.randperm(len(images.names), generator=rng)
+    count = len(images.names)
     labels = torch.empty_like(images.labels)
-    labels[by_identity] = deal[torch.arange(len(images)) % len(deal)]
+    held = torch.zeros(count, dtype=torch.int64)
+    for identity in torch.randperm(count, generator=rng).tolist():
+        rows = (images.labels == identity).nonzero()[:, 0]
+        drawn = torch.randperm(count, generator=rng)
+        turn = drawn[torch.argsort(held[drawn], stable=True)]  # labels that hold least come first
+        own = turn[torch.arange(len(rows)) % count]
+        labels[rows[torch.randperm(len(rows), generator=rng)]] = own
+        held += torch.bincount(own, minlength=count)
     return replace(images, labels=labels)
 
 
 def _stand_ins(splits: Splits) -> tuple[Images, Images]:
-    """The public people with most pictures, as many as are private, cut at the share of the private test set."""
+    """The public people with most pictures, as many as are private, in an order that is drawn, so that nobody's number
+    says anything; cut at the share of the private test set."""
     wanted, people = splits.classes, len(splits.public.names) if len(splits.public) else 0
     if people < wanted:
         raise Refused(
@@ -52,8 +68,9 @@ def _stand_ins(splits: Splits) -> tuple[Images, Images]:
             f"{people}; try train_on={PERMUTED}"
         )
     counts = torch.bincount(splits.public.labels, minlength=people)
-    most = torch.argsort(counts, descending=True, stable=True)[:wanted].sort().values
-    chosen = choose_classes(splits.public, most.tolist())
+    most = torch.argsort(counts, descending=True, stable=True)[:wanted]
+    order = torch.randperm(wanted, generator=seeds.generator("placebo", LEFT_OUT))
+    chosen = choose_classes(splits.public, most[order].tolist())
     share = len(splits.private_test) / (len(splits.private_train) + len(splits.private_test))
     train, test = cut(chosen, share, EVERYTHING_SEED)
     refuse_small_classes(train, test, "public")

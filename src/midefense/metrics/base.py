@@ -89,7 +89,7 @@ class Released:
 
 @dataclass(frozen=True, eq=False)
 class Placebo:
-    """What the same attack recovered from a target that never saw the identities: `batches()` goes through all of its
+    """What the same attack recovered from a target that was never told who is who: `batches()` goes through all of its
     selected candidates; `unreached` int64 [U], the classes of targets of which it stands by nothing, each of which
     counts as `each` failures."""
 
@@ -106,7 +106,7 @@ class World:
     judge has neither). `shown`: the references as images of another size, by the name of the network that is shown them
     (others are shown `references`); `shown_tests`: the test images likewise. `public`: the images of people who are not
     private (None: of nobody), and `shown_public` likewise. `released`: what left the edge of a target that is cut,
-    where evidence points at images. `placebo`: what the attack recovered from a target that never saw the identities
+    where evidence points at images. `placebo`: what the attack recovered from a target that was never told who is who
     (None: none was attacked). `unreached` int64 [U]: the classes of targets of which there is no
     candidate among those that are judged (None: of each there is one); where others have `each` candidates, such a
     target counts as so many failures. `samples(count)`: unattacked samples of the prior, float
@@ -189,7 +189,7 @@ class Metric:
     `judges_release`: it looks at what left the edge (`World.released`). `compares_public`: it compares with the public
     people of the dataset (`World.public`), which are then part of the protocol. `generates`: it compares with what the
     prior makes of nothing, so that the prior must be a generator. `wants_placebo`: the attack is repeated on a target
-    that never saw the identities (`World.placebo`), which its option `placebo` names.
+    that was never told who is who (`World.placebo`), which its option `placebo` names.
     """
 
     revision = 1

@@ -1,8 +1,10 @@
 """Small changes to a picture under which a person stays recognisable, and what merely fools a network does not.
 
 Features that only a network sees are fine: they seldom survive a shift, a blur or a rounding (Xu, Evans and Qi,
-"Feature squeezing", NDSS 2018, detect adversarial examples so; Athalye et al., ICML 2018, on what does survive). Every
-strength is relative to the side of the picture, so that a change hides the same part of it at any size.
+"Feature squeezing", NDSS 2018, detect adversarial examples so; Athalye et al., ICML 2018, on what does survive). What
+moves, crops or blurs is relative to the side of the picture, so that a change hides the same part of it at any size.
+`noise` and `levels` are not: they change each pixel by itself, whatever the size, so that noise of one strength hides
+less of a larger picture, whose neighbouring pixels tell the same.
 """
 
 from __future__ import annotations

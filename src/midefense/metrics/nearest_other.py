@@ -46,8 +46,10 @@ class NearestOther(Metric):
 
     The distance to a person is that to the nearest of `images_per_person` of their pictures (squared L2), of everybody
     equally many: of more pictures the nearest would be nearer. Who has fewer is left out, and of others these are drawn
-    once, whatever is judged. An image of nobody is then nearest to each of P public people and the person equally
-    often: chance is 1 / (P + 1).
+    once, whatever is judged. Chance is 1 / (P + 1): how often the person is the nearest of P public people and
+    themselves, for a picture to which all are equally near by their make (as if it were drawn among them). A prior's
+    pictures need not be: one that learned from the public people lies nearer to them, and some of the private ones
+    may lie nearer to everything. The floor is therefore what the prior's samples get, an anchor of every row.
 
     What is known of every image is kept beside the numbers (`drawings`).
     """
@@ -55,7 +57,6 @@ class NearestOther(Metric):
     higher_leaks = True
     compares_public = True
     unhashed = ("batch_size",)
-    best = {"nearest_person_accuracy": 1.0, "nearest_person_rank": 1.0}
 
     def __init__(self, *, images_per_person: Count = 5, batch_size: Count = 256) -> None:
         super().__init__()

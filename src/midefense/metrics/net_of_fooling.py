@@ -1,13 +1,19 @@
 """Leakage net of fooling: what an attack recovers beyond what evaluators see where there was nothing to recover.
 
 The same attack, with the same budget, prior and seeds, is run on a placebo: a target trained like the real one that
-never saw the identities (`datasets.placebos`). Whatever an evaluator recognises there is false: the prior's look, the
-evaluator's habits, chance. Subtracted from what it recognises of the real target it leaves what the target's knowledge
-of the person is worth. Ours; that evaluators count such false positives by the dozen is the finding of Ho et al.
-("Uncovering the limitations of model inversion evaluation", 2025), who had people look.
+was never told who is who (`datasets.placebos`). Ours; that evaluators count false positives by the dozen is the finding
+of Ho et al. ("Uncovering the limitations of model inversion evaluation", 2025), who had people look.
 
-The floor is of a target that knows nothing. Features that the real target and the evaluator share, and no person sees,
-are not in it: those are what `robust` and `panel` are for.
+The floor cannot exceed chance in expectation. Whose number a placebo's output bears is drawn, so that what was
+recovered for it is taken for that one of K private identities no more often than for another: 1 / K at most, whatever
+habits the evaluator has; less where it sees public people, 1 / N where it guesses among all N that it knows. One that
+names the same person whatever it is shown is right for that person alone, on the real target as well. So this is what
+the number is worth: an estimate, by the same attack and budget, of what is recognised where the target cannot know,
+with its spread over identities. One that lies clearly above 1 / K tells of a mistake (a prior or a start that knows the
+identities by their numbers), not of fooling. The labels are dealt once per dataset: other seeds do not deal anew.
+
+What fools stays in the difference: features that the real target and the evaluator share, and no person sees, steer an
+attack on the real target alone. Those are what `robust` and `panel` are for.
 """
 
 from __future__ import annotations
@@ -31,7 +37,7 @@ DIFFERENCE: Span = (-1.0, 1.0)
 
 class NetOfFooling(Metric):
     """`leakage_net_of_fooling/<evaluator>`: top-1 accuracy on the real target less that on the placebo, in [-1, 1], and
-    `placebo_accuracy/<evaluator>`, the floor itself, in [0, 1].
+    `placebo_accuracy/<evaluator>`, the floor itself, in [0, 1]: an estimate of a number that is 1 / K at most.
 
     Both attacks ask for the same identities, so that each is its own pair: the interval is that of the mean over
     identities of a difference between -1 and 1 (`intervals`), which holds the truth however identities differ. A
@@ -72,7 +78,9 @@ class NetOfFooling(Metric):
         return self.measure({"label": none, **rows}, world)
 
     def chance(self, world: World) -> dict[str, float]:
-        return {f"leakage_net_of_fooling/{name}": 0.0 for name in evaluator_names(world)}
+        names = evaluator_names(world)
+        floors = {f"placebo_accuracy/{name}": 1 / class_count(world, name) for name in names}
+        return floors | {f"leakage_net_of_fooling/{name}": 0.0 for name in names}
 
     def _hits(self, judged: Judged, world: World) -> dict[str, Tensor]:
         """Which images each evaluator recognises, bool [B]; ties count against the attack, as in `AttackAccuracy`."""

@@ -41,7 +41,6 @@ class Panel(Metric):
 
     higher_leaks = True
     unhashed = ("batch_size",)
-    best = {"panel_accuracy_strictest": 1.0, "panel_accuracy_every": 1.0, "panel_accuracy_any": 1.0}
 
     def __init__(self, *, batch_size: Count = 256) -> None:
         super().__init__()

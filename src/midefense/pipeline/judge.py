@@ -2,8 +2,8 @@
 
 Anchors say what a number means: private test images the target never saw (real), unattacked samples of the same
 prior under the same labels (prior), the same drawn as the attack draws its starts, where that is nearer to the mean
-(truncated), what the same attack recovers from a target that never saw the identities (placebo, where a metric asks for
-it), and blind guessing (chance). Where evidence points at images, a reconstruction is held against the one it
+(truncated), what the same attack recovers from a target that was never told who is who (placebo, where a metric asks
+for it), and blind guessing (chance). Where evidence points at images, a reconstruction is held against the one it
 answers: real images are then those very ones, and another image of the same identity is an anchor too (other).
 
 Images are made, shown to every metric and forgotten a batch at a time; metrics keep what the networks say of them.
@@ -125,8 +125,8 @@ def judge(
     `known`: the features that evaluators give the private images, by evaluator; what is missing is added. `shown`: the
     images of `splits` in other sizes, by the evaluator that is shown them: each is shown what is framed for it.
     `truncated(count, rng)`: latents [count, ...] as the attack draws its starts, where it draws them nearer to the mean
-    than the prior does (None: it does not). `placebo`: what the same attack recovered from a target that never saw the
-    identities, and the prior that decodes it: one more anchor. `released`: what left the edge of a target that is cut.
+    than the prior does (None: it does not). `placebo`: what the same attack recovered from a target that was never told
+    who is who, and the prior that decodes it: one more anchor. `released`: what left the edge of a target that is cut.
     `tells_classes`: whether the target's outputs are the private classes; one of attributes is not asked how sure it is
     of a class.
     """

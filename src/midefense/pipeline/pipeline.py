@@ -93,7 +93,7 @@ class Pipeline:
 
     @functools.cached_property
     def placebo(self) -> Pipeline | None:
-        """The same attack on a target that never saw the identities, where a metric asks for it: all is made under the
+        """The same attack on a target that was never told who is who, where a metric asks for it: all is made under the
         same seeds, from the same configuration, but for what that target is trained on."""
         train_on = placebo_of(self.plan)
         if train_on is None:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from midefense.architectures.base import Classifier
 from midefense.attacks.base import Attack
@@ -46,6 +47,7 @@ from midefense.store.store import Store
 from midefense.tracking.settings import Settings
 from midefense.training.cloud import require_recipe_of_features
 from midefense.training.recipe import Imported, Recipe, require_sampler
+from midefense.training.start import FromFile, FromTarget
 from midefense.types import (
     DatasetFacts,
     EvidenceFacts,
@@ -262,11 +264,44 @@ def _placebo_problems(plan: Plan) -> Iterator[str]:
     if target.attributes or target.train_on != "private":
         got = "attributes" if target.attributes else f"train_on={target.train_on}"
         yield f"metrics.{name}: expected a target of the private identities, got {got}; try train_on=private"
+    yield from _start_problems(name, target, plan.store)
     if issubclass(target.recipe.target, Imported):
         yield (
             f"metrics.{name}: expected a target whose training can be repeated without the identities, got weights "
             "that others trained; try one trained here, or other metrics"
         )
+
+
+def _start_problems(metric: str, target: TargetPlan, store: Store) -> Iterator[str]:
+    """Why the training of a target cannot be repeated without the identities, where it begins with another network that
+    knows them, or may (itself, or what it began with): a placebo would begin with the same."""
+    begins = target.recipe.arguments.get("start")
+    start = None if begins is None else begins.build()
+    if isinstance(start, FromFile):
+        knows, said = True, f"{start.file}, a file of weights that may know them"
+    elif isinstance(start, FromTarget):
+        here = start.path is not None and Path(start.path, "provenance.json").is_file()
+        known = store.read(Path(start.path)) if here else store.parent(start.reference)
+        knows = _may_know(known, target.dataset.recipe()["_target_"], store)
+        said = f"{start.reference}, which learned from the same dataset, or began with what may have"
+    else:
+        knows, said = False, ""
+    if knows:
+        yield (
+            f"metrics.{metric}: expected a target whose training begins without the identities, got recipe.start="
+            f"{said}; try recipe.start=null, or other metrics"
+        )
+
+
+def _may_know(known: Artefact | None, dataset: str, store: Store) -> bool:
+    """Whether a stored target (None: it is gone) may know the people of the dataset class named `dataset`, whatever the
+    options, which cut it otherwise."""
+    if known is None or known.recipe["dataset"]["_target_"] == dataset:
+        return True
+    if known.recipe["recipe"].get("start") is None:
+        return False
+    parent = known.provenance["parents"].get("start")  # a file of weights is no parent
+    return parent is None or _may_know(store.parent(parent), dataset, store)
 
 
 def stored_target(artefact: Artefact, allow: Sequence[str] = ()) -> TargetPlan:

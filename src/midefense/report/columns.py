@@ -70,9 +70,12 @@ KNOWN = {
     "correct_class_confidence": ("percent", "the same, of the recovered images that the evaluator recognises"),
     "leakage_net_of_fooling": (
         "percent",
-        "attack accuracy less what the same attack gets from a target that never saw the identities",
+        "attack accuracy less what the same attack gets from a target that was never told who is who",
     ),
-    "placebo_accuracy": ("percent", "what the same attack gets from a target that never saw the identities"),
+    "placebo_accuracy": (
+        "percent",
+        "what the same attack gets from a target that was never told who is who: 1 / identities at most, but for luck",
+    ),
     "panel_accuracy_strictest": ("percent", "attack accuracy by the evaluator of the row that recognises least"),
     "panel_accuracy_every": ("percent", "share of recovered images that all evaluators recognise"),
     "panel_accuracy_any": ("percent", "share of recovered images that at least one evaluator recognises"),

@@ -391,7 +391,7 @@ def anchor_lines(rows: Sequence[Row]) -> list[tuple[str, dict[str, list[float]]]
         own = [row for row in rows if row["prior"] == prior]
         lines.append((f"Samples of {prior}, no attack (floor)", _anchors(own, "prior")))
         lines.append((f"Samples of {prior}, truncated as the attack's starts (floor)", _anchors(own, "truncated")))
-    lines.append(("The same attack on a placebo that never saw the identities (floor)", _anchors(rows, "placebo")))
+    lines.append(("The same attack on a placebo that was never told who is who", _anchors(rows, "placebo")))
     lines.append(("Chance", _anchors(rows, "chance")))
     return [line for line in lines if line[1]]
 

@@ -18,10 +18,10 @@ ANCHORS = {
     "chance": "chance",
     "prior": "unattacked samples",
     "truncated": "unattacked samples truncated as the attack's starts",
-    "placebo": "a placebo that never saw the identities",
+    "placebo": "a placebo that was never told who is who",
     "real": "real images",
 }
-FLOORS = ("chance", "prior", "truncated", "placebo")
+FLOORS = ("chance", "prior", "truncated")  # no placebo: what it estimates, `luck` counts
 SPELT = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -32,7 +32,9 @@ def verdict(rows: Sequence[Row]) -> str:
     touched (drawn as the prior draws them and, where the attack starts nearer to the mean, as it draws its starts), and
     more than luck explains (`luck.luck`). *No leak shown*: they recover no more than these. *Cannot tell* is everything
     between, and wherever classes are too few, or the evaluator does not know real images either. Intervals over classes
-    have no part in it: it is about the classes that were attacked, whose floor and ceiling were measured too.
+    have no part in it: it is about the classes that were attacked, whose floor and ceiling were measured too. Nor has a
+    placebo, which is told of beside them: it estimates, with the luck of one attack, what evaluators see in pictures
+    that say nothing of whom they were recovered for, and that is what `luck` counts.
 
     Raises `Refused` for rows without an attack accuracy.
     """

@@ -48,8 +48,13 @@ function show() {{
 async function answer(said) {{
   if (at >= items.length) return;
   const told = {{item: items[at], answer: said, seconds: (performance.now() - since) / 1000}};
-  const taken = await fetch("answer", {{method: "POST", body: JSON.stringify(told)}});
-  if (!taken.ok) {{ by("place").textContent = await taken.text(); return; }}
+  try {{
+    const taken = await fetch("answer", {{method: "POST", body: JSON.stringify(told)}});
+    if (!taken.ok) {{ by("place").textContent = await taken.text(); return; }}
+  }} catch (error) {{
+    by("place").textContent = `Not stored (${{error.message}}): is midefense rate still at work? Then answer again.`;
+    return;
+  }}
   at += 1; show();
 }}
 for (const said of ["same", "different"]) by(said).onclick = () => answer(said);
