@@ -50,8 +50,9 @@ class Halving(nn.Conv2d):
 def _in_phases(maps: Tensor, weight: Tensor) -> bool:
     """On a GPU in float32 (for the kinds of tensor cores there are good kernels), where the weight learns nothing (what
     learns was not measured)."""
-    rounded = torch.backends.cudnn.allow_tf32 or torch.is_autocast_enabled(maps.device.type)
-    return maps.is_cuda and maps.dtype is torch.float32 and not rounded and not weight.requires_grad
+    if not maps.is_cuda or maps.dtype is not torch.float32 or weight.requires_grad:
+        return False
+    return not (torch.backends.cudnn.allow_tf32 or torch.is_autocast_enabled("cuda"))
 
 
 class _Doubled(torch.autograd.Function):

@@ -67,6 +67,7 @@ class AdaptiveGenerator(SearchAttack):
         legacy: bool = False,
         precision: str = "32-true",
         compile: bool = False,
+        channels_last: bool = False,
         purify: Part | None = None,
         rung: str | None = "A1",
     ):
@@ -84,6 +85,7 @@ class AdaptiveGenerator(SearchAttack):
             legacy=legacy,
             precision=precision,
             compile=compile,
+            channels_last=channels_last,
             purify=purify,
             rung=rung,
         )

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
@@ -82,7 +81,7 @@ def blur(images: Tensor, draws: Draws) -> Tensor:
 def coarse(images: Tensor, draws: Draws) -> Tensor:
     """At `COARSE` of its resolution, and enlarged again."""
     side = images.shape[-1]
-    return F.interpolate(resized(images, max(1, round(COARSE * side))), size=(side, side), mode="bilinear")
+    return resized(resized(images, max(1, round(COARSE * side))), side)
 
 
 def levels(images: Tensor, draws: Draws) -> Tensor:
