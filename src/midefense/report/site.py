@@ -105,7 +105,8 @@ def _index(
     place: Path,
 ) -> str:
     results = sum(len(setup.rows) for own in groups.values() for setup in own)
-    said = f"{results:,} results · {sum(map(len, groups.values())):,} setups · {len(groups):,} protocols"
+    setups, protocols = sum(map(len, groups.values())), len(groups)
+    said = f"{results:,} results · {setups:,} setups · {protocols:,} protocol{'' if protocols == 1 else 's'}"
     content = string.Template(_source("browse.html")).substitute(
         notices=_notices(broken, results), links=_shelf_links(found)
     )
