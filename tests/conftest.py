@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import browser
 import pytest
 import torch
 from contract.listing import composed, within
@@ -223,3 +224,13 @@ def start_process(store, bytecode):
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    """A headless browser with one tab (`browser.Browser`)."""
+    program = browser.find()
+    if program is None:
+        pytest.skip(f"no browser: expected one of {', '.join(browser.NAMES)}, or its path in {browser.VARIABLE}")
+    with browser.Browser(program, tmp_path_factory.mktemp("profile")) as started:
+        yield started

@@ -3,7 +3,6 @@
 import itertools
 import os
 
-import browser
 import numpy as np
 import pytest
 import torch
@@ -95,15 +94,6 @@ def rows(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(rows, tmp_path_factory):
     return build(rows, tmp_path_factory.mktemp("page") / "report.html")
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory):
-    program = browser.find()
-    if program is None:
-        pytest.skip(f"no browser: expected one of {', '.join(browser.NAMES)}, or its path in {browser.VARIABLE}")
-    with browser.Browser(program, tmp_path_factory.mktemp("profile")) as started:
-        yield started
 
 
 SHOWN_LINES = "[...document.querySelectorAll('.results tbody tr:not([hidden])')]"

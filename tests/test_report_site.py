@@ -6,7 +6,6 @@ import json
 import re
 from pathlib import Path
 
-import browser
 import numpy as np
 import pytest
 from report_rows import document, put
@@ -57,15 +56,6 @@ def index(store, tmp_path_factory):
     rows, broken = read_rows(store)
     assert not broken
     return build_site(rows, tmp_path_factory.mktemp("site"))
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory):
-    program = browser.find()
-    if program is None:
-        pytest.skip(f"no browser: expected one of {', '.join(browser.NAMES)}, or its path in {browser.VARIABLE}")
-    with browser.Browser(program, tmp_path_factory.mktemp("profile")) as started:
-        yield started
 
 
 def show_page(tab, index, width, wishes=""):

@@ -29,6 +29,17 @@ def ranks(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits >= logits.gather(1, labels[:, None])).sum(1)
 
 
+def recognised(judged: Judged, world: World, batch_size: int) -> dict[str, Tensor]:
+    """By evaluator, of which images [B] the class stands first, bool [B]; a tie counts against the attack."""
+    labels = judged.labels.to(world.device)
+    for name in evaluator_names(world):
+        class_count(world, name)
+    return {
+        name: ranks(judged_trace(judged, world, name, batch_size).logits, labels) == 1
+        for name in evaluator_names(world)
+    }
+
+
 def answers(logits: Tensor) -> Tensor:
     """The one class [M] that stands first among `logits` [M, classes]; `NONE` where several tie."""
     first = logits.argmax(1)

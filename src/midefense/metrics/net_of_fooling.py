@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from midefense.datasets.placebos import PERMUTED, PLACEBOS
-from midefense.metrics.accuracy import ranks
+from midefense.metrics.accuracy import recognised
 from midefense.metrics.base import Judged, Measured, Metric, Placebo, World, over_classes
-from midefense.metrics.features import class_count, evaluator_names, judged_trace, require_names
+from midefense.metrics.features import class_count, evaluator_names, require_names
 from midefense.metrics.intervals import SHARE, Span, mean_interval
 from midefense.ranges import Count
 from midefense.types import refuse_unknown
@@ -63,7 +63,7 @@ class NetOfFooling(Metric):
         require_names(evaluators)
 
     def rows(self, judged: Judged, world: World) -> dict[str, Tensor]:
-        return self._hits(judged, world)
+        return {f"hit/{name}": hits for name, hits in recognised(judged, world, self.batch_size).items()}
 
     def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:
         return {
@@ -81,14 +81,6 @@ class NetOfFooling(Metric):
         names = evaluator_names(world)
         floors = {f"placebo_accuracy/{name}": 1 / class_count(world, name) for name in names}
         return floors | {f"leakage_net_of_fooling/{name}": 0.0 for name in names}
-
-    def _hits(self, judged: Judged, world: World) -> dict[str, Tensor]:
-        """Which images each evaluator recognises, bool [B]; ties count against the attack, as in `AttackAccuracy`."""
-        hits, labels = {}, judged.labels.to(world.device)
-        for name in evaluator_names(world):
-            class_count(world, name)
-            hits[f"hit/{name}"] = ranks(judged_trace(judged, world, name, self.batch_size).logits, labels) == 1
-        return hits
 
     def _numbers(self, name: str, hits: Tensor, labels: Tensor, world: World) -> dict[str, Measured]:
         stems = (f"leakage_net_of_fooling/{name}", f"placebo_accuracy/{name}")
@@ -110,7 +102,7 @@ class NetOfFooling(Metric):
             hits, labels = {f"hit/{one}": [none.bool()] for one in evaluator_names(world)}, [none]
             for judged in placebo.batches():
                 labels.append(judged.labels.to(world.device))
-                for one, found in self._hits(judged, world).items():
+                for one, found in self.rows(judged, world).items():
                     hits[one].append(found)
             for one in evaluator_names(world):
                 found = torch.cat(hits[f"hit/{one}"]), torch.cat(labels)

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from midefense.metrics.accuracy import ranks
+from midefense.metrics.accuracy import recognised
 from midefense.metrics.agreement import fleiss_kappa
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes, share_of_hits
-from midefense.metrics.features import class_count, evaluator_names, judged_trace, require_names
+from midefense.metrics.features import class_count, evaluator_names, require_names
 from midefense.metrics.intervals import SHARE, TAIL, jackknife_interval, mean_interval
 from midefense.metrics.net_of_fooling import with_failures
 from midefense.ranges import Count
@@ -58,11 +58,7 @@ class Panel(Metric):
             )
 
     def rows(self, judged: Judged, world: World) -> dict[str, Tensor]:
-        kept, labels = {}, judged.labels.to(world.device)
-        for name in evaluator_names(world):
-            class_count(world, name)
-            kept[f"hit/{name}"] = ranks(judged_trace(judged, world, name, self.batch_size).logits, labels) == 1
-        return kept
+        return {f"hit/{name}": hits for name, hits in recognised(judged, world, self.batch_size).items()}
 
     def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:
         hits = {name: rows[f"hit/{name}"] for name in evaluator_names(world)}

@@ -12,8 +12,9 @@ import math
 import torch
 from torch import Tensor
 
+from midefense.metrics.accuracy import recognised
 from midefense.metrics.base import Judged, Measured, Metric, World, share_of_hits
-from midefense.metrics.features import class_count, evaluator_names, judged_trace, require_names
+from midefense.metrics.features import class_count, evaluator_names, require_names
 from midefense.ranges import Count
 
 
@@ -50,13 +51,8 @@ class RestartAccuracy(Metric):
             "owner": judged.labels if judged.ids is None else judged.ids,
             "confidence": unknown if judged.target_confidence is None else judged.target_confidence,
         }
-        labels = judged.labels.to(world.device)[:, None]
-        for name in evaluator_names(world):
-            class_count(world, name)
-            logits = judged_trace(judged, world, name, self.batch_size).logits
-            # a class that ties with the one wanted counts as ahead of it, as in AttackAccuracy
-            kept[f"hit/{name}"] = (logits >= logits.gather(1, labels)).sum(1) == 1
-        return kept
+        hits = recognised(judged, world, self.batch_size)
+        return kept | {f"hit/{name}": own for name, own in hits.items()}
 
     def measure(self, rows: dict[str, Tensor], world: World) -> dict[str, Measured]:
         measured, confidence = {}, rows["confidence"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from midefense import seeds
-from midefense.metrics.accuracy import ranks
+from midefense.metrics.accuracy import ranks, recognised
 from midefense.metrics.base import Judged, Measured, Metric, World, over_classes, share_of_hits
 from midefense.metrics.disturbing import CHANGES, EVERYWHERE, Draws
 from midefense.metrics.features import (
@@ -23,7 +23,6 @@ from midefense.metrics.features import (
     batch_rows,
     class_count,
     evaluator_names,
-    judged_trace,
     network,
     require_names,
     shown_to,
@@ -74,10 +73,8 @@ class RobustAccuracy(Metric):
 
     def rows(self, judged: Judged, world: World) -> dict[str, Tensor]:
         kept = {}
-        labels = judged.labels.to(world.device)
-        for name in evaluator_names(world):
-            class_count(world, name)
-            kept[f"{AS_IT_IS}/{name}"] = ranks(judged_trace(judged, world, name, self.batch_size).logits, labels) == 1
+        for name, hits in recognised(judged, world, self.batch_size).items():
+            kept[f"{AS_IT_IS}/{name}"] = hits
             for change in self.changes:
                 kept[f"{change}/{name}"] = self._hits(judged, world, name, change)
         return kept

@@ -1,24 +1,9 @@
-"use strict";
 // The page works without this file, except for what it adds: search, filters, sorting, a choice of columns, two setups
 // side by side, and configurations. Everything it shows comes from #data and is placed as text, never as markup.
 
-const DATA = JSON.parse(document.getElementById("data").textContent);
 const NARROW = matchMedia("(max-width: 720px)");
 const NOT_MEASURED = "not measured in this row"; // rows.py says so of a metric that a result does not have
 const FEW = 8; // setups: above a longer table nothing is explained until it is asked for
-const at = place => DATA.texts[place];
-
-/** An element with attributes and children; texts are placed as texts. */
-function make(name, attributes = {}, ...children) {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (value === undefined || value === null || value === false) continue;
-    if (key === "on") element.addEventListener(...value);
-    else element.setAttribute(key, value === true ? "" : value);
-  }
-  element.append(...children.filter(child => child !== null && child !== undefined));
-  return element;
-}
 
 /** [key, value, key, value] as places of texts -> Map. */
 function pairs(places) {

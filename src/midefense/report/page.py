@@ -6,13 +6,12 @@ Table, plot and pictures are HTML; page.js filters, sorts and compares them, and
 from __future__ import annotations
 
 import math
-import string
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 from midefense.report.columns import Column, axes, columns
 from midefense.report.data import numbers, script_data
+from midefense.report.frame import TITLE, filled, framed, scripted
 from midefense.report.gallery import gallery
 from midefense.report.heat_map import heat_map
 from midefense.report.markup import Markup, breakable, join, tag, void
@@ -42,6 +41,11 @@ WORST_OF_RELEASES = (
 EMPTY = "No results yet. python evaluate.py dataset=digits architecture=cnn attack=pool_small makes one."
 APART = "The results below follow different protocols (evidence, references, evaluators, metrics). "
 
+PICKED = join(
+    tag("div", id="picked", class_="picked", role="status", hidden=True),
+    tag("dialog", id="compare", aria_label="Two setups side by side"),
+)
+
 
 def render(
     rows: Sequence[Row], broken: Sequence[Broken], place: Path, lead: str = "", untried: Sequence[Outcome] = ()
@@ -58,18 +62,19 @@ def render(
     counts = [(len(everyone), "setup"), (len(rows), "result"), (len(groups), "protocol")]
     apart = tag("p", APART, tag("b", "They are not ranked together."), class_="notice") if len(groups) > 1 else None
     first = tag("p", tag("b", lead), class_="notice") if lead else None
-    return string.Template(_source("page.html")).substitute(
-        style=_source("page.css"),
-        script=_source("page.js"),
-        counts=" · ".join(_count(*count) for count in counts),
+    content = filled(
+        "page.html",
         notices=join(first, skipped_list(broken), apart),
         sections=join(*sections) if sections else tag("p", EMPTY, class_="notice"),
-        data=script_data(groups, place),
     )
-
-
-def _source(name: str) -> str:
-    return resources.files("midefense.report").joinpath(name).read_text(encoding="utf-8")
+    return framed(
+        content,
+        heading=TITLE,
+        counts=" · ".join(_count(*count) for count in counts),
+        footer="The page is complete in itself; file links need the store beside it.",
+        styles=["page.css"],
+        end=join(PICKED, scripted(script_data(groups, place), "page.js")),
+    )
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,12 +1,9 @@
-"use strict";
 // Browses every result of a store. Texts stand in DATA.texts and are referred to by their places; a column is one value
 // where all results have the same, else a list with one value a result. Everything is placed as text, never as markup.
 
-const DATA = JSON.parse(document.getElementById("data").textContent);
 const PAGE = 50; // lines that are laid out at first, and at every further wish
 const MOST_VALUES = 300; // of a key that is offered as a filter; others are found by key=value in the search
 const NAMES = ["defense", "attack", "architecture", "dataset", "prior", "public", "access"];
-const at = place => DATA.texts[place];
 const byId = id => document.getElementById(id);
 const valueOf = (column, row) => Array.isArray(column) ? column[row] : column;
 
@@ -26,18 +23,6 @@ const VARYING = new Map([...COLUMNS].filter(([, column]) => Array.isArray(column
 const SHOWN_NAMES = NAMES.filter(name => name === "defense" || name === "attack" || VARYING.has(name));
 
 const state = { words: "", facets: new Map(), sort: "", falling: false, apart: false, columns: [], pair: [], most: PAGE };
-
-/** An element with attributes and children; texts are placed as texts. */
-function make(name, attributes = {}, ...children) {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (value === undefined || value === null || value === false) continue;
-    if (key === "on") element.addEventListener(...value);
-    else element.setAttribute(key, value === true ? "" : value);
-  }
-  element.append(...children.filter(child => child !== null && child !== undefined && child !== ""));
-  return element;
-}
 
 /** What a result says under a key; "" where it says nothing. */
 const said = (key, row) => COLUMNS.has(key) ? at(valueOf(COLUMNS.get(key), row)) : "";

@@ -9,13 +9,12 @@ Each file is whole in itself, so that a page can be sent alone.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 from midefense.report.figures import figures
 from midefense.report.files import save
+from midefense.report.frame import SIGNED, TITLE, filled, framed, scripted
 from midefense.report.identities import Shelf, shelves
 from midefense.report.markup import Markup, join, tag
 from midefense.report.page import skipped_list
@@ -25,8 +24,7 @@ from midefense.store.sweeps import Outcome
 from midefense.types import Refused
 
 INDEX = "index.html"
-TITLE = "Model inversion: attacks against defenses"
-SIGNED = b'<meta name="generator" content="midefense report">'  # in the head of every page
+FOOTER = "Files only: nothing on these pages is fetched from anywhere."
 OURS = ("index.html", "figures-*.html", "identities-*.html")  # what an earlier site left and a new one replaces
 
 
@@ -107,12 +105,8 @@ def _index(
     results = sum(len(setup.rows) for own in groups.values() for setup in own)
     setups, protocols = sum(map(len, groups.values())), len(groups)
     said = f"{results:,} results · {setups:,} setups · {protocols:,} protocol{'' if protocols == 1 else 's'}"
-    content = string.Template(_source("browse.html")).substitute(
-        notices=_notices(broken, results), links=_shelf_links(found)
-    )
-    data = tag("script", site_data(groups, place, links), type="application/json", id="data")
-    script = join(data, Markup("\n<script>\n"), Markup(_source("site.js")), Markup("</script>"))
-    return _page(TITLE, said, Markup(content), script)
+    content = filled("browse.html", notices=_notices(broken, results), links=_shelf_links(found))
+    return _page(TITLE, said, content, scripted(site_data(groups, place, links), "site.js"))
 
 
 def _notices(broken: Sequence[Broken], results: int) -> Markup:
@@ -132,16 +126,5 @@ def _shelf_links(found: Sequence[Shelf]) -> Markup:
     return join(*parts)
 
 
-def _page(title: str, counts: str, content: Markup, script: Markup | None = None) -> str:
-    return string.Template(_source("site.html")).substitute(
-        style=_source("page.css") + _source("site.css"),
-        title=join(title),
-        heading=join(title),
-        counts=join(counts),
-        content=content,
-        script=script or "",
-    )
-
-
-def _source(name: str) -> str:
-    return resources.files("midefense.report").joinpath(name).read_text(encoding="utf-8")
+def _page(heading: str, counts: str, content: Markup, end: Markup | None = None) -> str:
+    return framed(content, heading=heading, counts=counts, footer=FOOTER, styles=["page.css", "site.css"], end=end)

@@ -253,17 +253,18 @@ def _updates(
 ) -> Iterator[dict[str, Tensor]]:
     """One update for each batch of rows; yields its logs."""
     fabric = trainer.fabric
-    for index, rows in enumerate(batches):
-        batch = Batch(
-            images=images.floats(rows, fabric.device),
-            labels=images.labels[rows].to(fabric.device),
-            ids=images.ids[rows].to(fabric.device),
-            weight=torch.ones(len(rows), device=fabric.device),
-            rng=seeds.generator(seed, "train", "batch", epoch, index),
-        )
-        with rounded(trainer.recipe.precision, fabric.device), over_all_ranks(trainer.model, fabric.world_size):
-            told = trainer.train(batch, seed, epoch, index)
-        yield told
+    with over_all_ranks(trainer.model, fabric.world_size):
+        for index, rows in enumerate(batches):
+            batch = Batch(
+                images=images.floats(rows, fabric.device),
+                labels=images.labels[rows].to(fabric.device),
+                ids=images.ids[rows].to(fabric.device),
+                weight=torch.ones(len(rows), device=fabric.device),
+                rng=seeds.generator(seed, "train", "batch", epoch, index),
+            )
+            with rounded(trainer.recipe.precision, fabric.device):
+                told = trainer.train(batch, seed, epoch, index)
+            yield told
 
 
 def _require_test(test: Images | None) -> Images:
